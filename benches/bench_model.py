@@ -32,7 +32,6 @@ from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.split_backward import SplitGraph
-from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer
 
@@ -114,7 +113,8 @@ def side(
             max_tokens=config.max_tokens,
         )
 
-    step = TrainStep(model, TasksConfig(image_text=task), ObjectiveState(queue=queue))
+    step = TrainStep(model, TasksConfig(image_text=task))
+    step.state.trainings["image_text"].queue = queue
 
     def run() -> None:
         split = SplitGraph() if backward else None

@@ -1,11 +1,11 @@
 """Time to open a packed folder of ten million captions, and the memory that a rank takes for it.
 
 Command: python benches/bench_pack.py
-Peer: the index of version 1, which every rank holds in memory. Two processes, as ranks of one node,
-open the folder at the same time, choose and read samples of an epoch, and wait for one another. The
-memory is what `Private_*` of /proc/self/smaps_rollup grows by over the imports, the larger of the
-two ranks. The order of the samples is included: "uniform" holds a permutation of all records,
-"shards" that of 16 shards. The files are in the page cache.
+Peer: the same index, read into an array that every rank holds in memory. Two processes, as ranks of
+one node, open the folder at the same time, choose and read samples of an epoch, and wait for one
+another. The memory is what `Private_*` of /proc/self/smaps_rollup grows by over the imports, the
+larger of the two ranks. The order of the samples is included: "uniform" holds a permutation of all
+records, "shards" that of 16 shards. The files are in the page cache.
 """
 
 import argparse
@@ -21,14 +21,29 @@ from rows import interleave, refuse_debug_build, report
 RANK = """
 import json, sys, time
 from pathlib import Path
+import numpy as np
 from fiber.data import DataLoader, ImageTransform, Tokenizer, open_source
-from fiber.data.sampler import IndexSampler
+from fiber.data.storage import packed
+from fiber.data.storage.pack_index import ENTRY, IndexEntry
+
+class IndexInMemory:
+    def __init__(self, path, count):
+        self._entries = np.fromfile(path, dtype=ENTRY)
+    def __len__(self):
+        return len(self._entries)
+    def __getitem__(self, index):
+        return IndexEntry(*self._entries[index].item())
+    def numbers(self):
+        return self._entries["number"]
 
 def private_bytes():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
-folder, order, rank, samples = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder, order, index = sys.argv[1:4]
+rank, samples = map(int, sys.argv[4:])
+if index == "memory":
+    packed.FlatIndex = IndexInMemory
 tokenizer = Tokenizer.train(["a red cup"], 300)
 def sampler(records, order):
     loader = DataLoader(
@@ -55,11 +70,11 @@ input()
 """
 
 
-def measure(folder: Path, order: str, samples: int) -> tuple[float, float]:
+def measure(folder: Path, order: str, index: str, samples: int) -> tuple[float, float]:
     """Return the seconds to open a folder, and the bytes of private memory, of the larger rank."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(folder), order, str(rank), str(samples)],
+            [sys.executable, "-c", RANK, str(folder), order, index, str(rank), str(samples)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -91,19 +106,17 @@ def main() -> None:
     refuse_debug_build()
     peer = "index in memory, uniform"
     with tempfile.TemporaryDirectory() as name:
-        folders = {version: Path(name) / str(version) for version in (1, 2)}
-        images = max(1, options.captions // 10)
-        for version, folder in folders.items():
-            large_pack.write(folder, options.captions, images=images, version=version)
+        folder = Path(name) / "packed"
+        large_pack.write(folder, options.captions, images=max(1, options.captions // 10))
         sides = {
-            peer: (folders[1], "uniform"),
-            "flat index, uniform": (folders[2], "uniform"),
-            "flat index, shards": (folders[2], "shards"),
+            peer: ("uniform", "memory"),
+            "flat index, uniform": ("uniform", "flat"),
+            "flat index, shards": ("shards", "flat"),
         }
         memory: dict[str, list[float]] = {side: [] for side in sides}
 
         def run(side: str) -> float:
-            seconds, private = measure(*sides[side], options.samples)
+            seconds, private = measure(folder, *sides[side], options.samples)
             memory[side].append(private / 1e6)
             return seconds
 

@@ -29,13 +29,15 @@ def task_times(config: RunConfig, folder: str, samples: int) -> dict[str, float]
     streams = TaskLoaders(config, open_data(config, folder), processes, consumed={}, threads=0)
     found = {}
     for name in config.tasks.active():
-        for _ in range(-(-WARM_UP // streams.micro_batch_size)):
+        for _ in range(-(-WARM_UP // streams.micro_batch_sizes[name])):
             streams.next_batch(name)
-        batches = -(-samples // streams.micro_batch_size)
+        batches = -(-samples // streams.micro_batch_sizes[name])
         began = time.process_time()
         for _ in range(batches):
             streams.next_batch(name)
-        found[name] = 1000 * (time.process_time() - began) / (batches * streams.micro_batch_size)
+        found[name] = (
+            1000 * (time.process_time() - began) / (batches * streams.micro_batch_sizes[name])
+        )
     return found
 
 

@@ -27,7 +27,7 @@ from fiber.data.record import Record, RecordSet, record_in_epoch
 from fiber.demo.measures import sample
 from fiber.env import describe_machine
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.tasks import TASKS
+from fiber.evaluation.tasks import reader_of
 
 RESULTS = Path(__file__).with_name("results")
 SPLITS = ("val", "novel")
@@ -115,8 +115,7 @@ def _gray_image(size: tuple[int, int]) -> bytes:
 
 def measured_records(folder: Path, task: str, split: str, limit: int) -> list[Record]:
     """Read the records of a split that a task is evaluated on, the same for every run."""
-    _, reader, _ = TASKS[task]
-    records = reader(folder, split)
+    records = reader_of(task)(folder, split)
     if task != "caption":
         return sample(records, limit)
     # An image is captioned once and compared with all of its captions.

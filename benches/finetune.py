@@ -37,7 +37,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.data.record import Record
 from fiber.evaluation import baselines
-from fiber.evaluation.tasks import TASKS
+from fiber.evaluation.tasks import reader_of
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.train import train
 
@@ -129,7 +129,7 @@ def finetune(place: TaskPlace, measured: str, inputs: Inputs, seed: int) -> list
     task = FINETUNED[measured]
     config = config_of(task, seed, place.kind)
     (name,) = config.tasks.active()
-    _, reader, _ = TASKS[measured]
+    reader = reader_of(measured)
     output = place.runs / f"{measured}-{inputs}-{seed}"
     began = time.monotonic()
     train(
@@ -164,7 +164,7 @@ def finetune(place: TaskPlace, measured: str, inputs: Inputs, seed: int) -> list
 def guess(place: TaskPlace, measured: str) -> list[dict]:
     """Work out what chance and counting reach: rows like those of a run."""
     rows: list[dict] = []
-    _, reader, _ = TASKS[measured]
+    reader = reader_of(measured)
     training = reader(place.data, "train")
     for split in SPLITS:
         records = measured_records(place.data, measured, split, FINETUNED[measured].records)

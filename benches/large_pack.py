@@ -2,8 +2,7 @@
 
 Command: python benches/large_pack.py DIR --captions 10000000
 
-The images are the same few bytes, so ten million captions take 3 GB. `version=1` writes
-the index of earlier versions, the peer of `bench_pack.py`.
+The images are the same few bytes, so ten million captions take 3 GB.
 """
 
 import argparse
@@ -34,9 +33,7 @@ WORDS = ("red", "small", "wooden", "old", "wet", "round", "tall", "broken", "pai
 NOUNS = ("cup", "chair", "boat", "door", "lamp", "dog", "tower", "bicycle", "tree", "train")
 
 
-def write(
-    folder: Path, captions: int, *, images: int, shard_images: int = 5000, version: int = VERSION
-) -> None:
+def write(folder: Path, captions: int, *, images: int, shard_images: int = 5000) -> None:
     """Write a packed folder.
 
     Args:
@@ -44,13 +41,15 @@ def write(
         captions: number of records, in the order of their images.
         images: number of images, at most `captions`.
         shard_images: images of a shard.
-        version: 1 or 2.
     """
     if not 0 < images <= captions:
         raise ValueError(f"images is {images}; expected 1 to {captions}, the number of captions")
     (folder / "index").mkdir(parents=True)
     shards, places, crc32 = _write_shards(folder, images, shard_images)
-    indexes = _write_image_index(folder, places, crc32, version)
+    with _file(folder, f"index/train-{IMAGES}.bin") as file:
+        for shard, start, size in places:
+            file.write(pack_entry(start, size, shard, crc32))
+    indexes = [{"split": "train", "source": IMAGES, **file.entry()}]
     name = "index/train-captions"
     with _file(folder, f"{name}.jsonl") as text, _file(folder, f"{name}.bin") as locations:
         for first in range(0, captions, CHUNK):
@@ -65,11 +64,8 @@ def write(
             locations.write(b"".join(entries))
     part = {"source": "captions", "split": "train", "records": captions, **text.entry()}
     part |= {"counts": {}, "counts_of_objects": {}, "notes": [], "classes": [], "shared": []}
-    if version > 1:
-        indexes.append({"split": "train", "source": "captions", **locations.entry()})
-    else:
-        (folder / f"{name}.bin").unlink()
-    content = {"format": FORMAT, "version": version, "block_bytes": BLOCK_BYTES, "shards": shards}
+    indexes.append({"split": "train", "source": "captions", **locations.entry()})
+    content = {"format": FORMAT, "version": VERSION, "block_bytes": BLOCK_BYTES, "shards": shards}
     content |= {"indexes": indexes, "parts": [part], "files": []}
     content = {"fingerprint": fingerprint_of_content(content), **content}
     (folder / DESCRIPTION).write_text(json.dumps(content))
@@ -89,23 +85,6 @@ def _line(number: int, image: int) -> bytes:
 def _file(folder: Path, name: str) -> Iterator[HashedFile]:
     with (folder / name).open("wb") as file:
         yield HashedFile(file, name, BLOCK_BYTES)
-
-
-def _write_image_index(
-    folder: Path, places: list[tuple[int, int, int]], crc32: int, version: int
-) -> list[dict]:
-    """Write where the images are; return the descriptions of the files."""
-    if version > 1:
-        with _file(folder, f"index/train-{IMAGES}.bin") as file:
-            for shard, start, size in places:
-                file.write(pack_entry(start, size, shard, crc32))
-        return [{"split": "train", "source": IMAGES, **file.entry()}]
-    entries = []
-    for kind, numbers in (("pictures", places), ("crc32", [crc32] * len(places))):
-        with _file(folder, f"index/train-{kind}.json") as file:
-            file.write(json.dumps(numbers).encode())
-        entries.append({"split": "train", **file.entry()})
-    return entries
 
 
 def _write_shards(
@@ -136,10 +115,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--captions", type=int, default=10_000_000)
     parser.add_argument("--images", type=int)
-    parser.add_argument("--version", type=int, choices=(1, 2), default=2)
     options = parser.parse_args()
     images = options.images or max(1, options.captions // 10)
-    write(options.folder, options.captions, images=images, version=options.version)
+    write(options.folder, options.captions, images=images)
 
 
 if __name__ == "__main__":

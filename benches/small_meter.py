@@ -32,7 +32,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.data.record import Record
 from fiber.evaluation import baselines
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.tasks import TASKS
+from fiber.evaluation.tasks import reader_of
 from fiber.training.config.run import RunConfig, load_recipe
 from fiber.training.train import train
 
@@ -60,7 +60,7 @@ def config_of(seed: int) -> RunConfig:
 def train_and_measure(folder: Path, inputs: Inputs, seed: int) -> dict[tuple[str, str], float]:
     """Train one run; return the metric of each (task, split)."""
     data = {
-        name: SeenInputs(TASKS[task][1](folder, "train"), inputs) for name, task in SOURCES.items()
+        name: SeenInputs(reader_of(task)(folder, "train"), inputs) for name, task in SOURCES.items()
     }
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
@@ -85,7 +85,7 @@ def train_and_measure(folder: Path, inputs: Inputs, seed: int) -> dict[tuple[str
 def guess(folder: Path) -> dict[tuple[str, str], float]:
     """Return the metric of each (task, split) by counting the training split."""
     found = {}
-    training = {task: list(_all(TASKS[task][1](folder, "train"))) for task in ("vqa", "nlvr2")}
+    training = {task: list(_all(reader_of(task)(folder, "train"))) for task in ("vqa", "nlvr2")}
     for split in SPLITS:
         asked = {task: measured_records(folder, task, split, RECORDS[task]) for task in METRICS}
         found["vqa", split] = baselines.vqa_blind(

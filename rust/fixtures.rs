@@ -11,6 +11,7 @@ use crate::normalize::layout::{Dtype, Layout};
 use crate::resize::Filter;
 use crate::resize::alpha::Alpha;
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::masking::{Masker, MaskingConfig};
 use crate::transform::color_jitter::ColorJitter;
 use crate::transform::rand_augment::RandAugment;
 use crate::transform::{Geometry, Transform};
@@ -33,9 +34,15 @@ pub(crate) fn png(height: u32, width: u32) -> Vec<u8> {
 /// A config for 8 x 8 images.
 pub(crate) fn config(task: Task) -> LoaderConfig {
     let texts = ["the left cup", "the right cup", "a red dog", "the red dog"];
+    let tokenizer = Tokenizer::train(texts.into_iter(), 280).unwrap();
+    let masking = MaskingConfig {
+        probability: 0.15,
+        ..MaskingConfig::default()
+    };
+    let masker = Masker::new(&tokenizer, masking, Some(16)).unwrap();
     LoaderConfig {
         task,
-        tokenizer: Arc::new(Tokenizer::train(texts.into_iter(), 280).unwrap()),
+        tokenizer: Arc::new(tokenizer),
         transform: Transform {
             geometry: Geometry::Squash { size: 8 },
             method: Filter::Bicubic.into(),
@@ -47,7 +54,7 @@ pub(crate) fn config(task: Task) -> LoaderConfig {
         },
         max_tokens: 16,
         seed: 0,
-        mlm_probability: 0.15,
+        masker: Some(Arc::new(masker)),
         mirrored_answers: Vec::new(),
         on_error: OnError::Raise,
         accept_truncated: false,

@@ -136,6 +136,8 @@ pub(crate) struct PhiloxUniform {
 impl PhiloxUniform {
     /// Numbers per block; they are returned from the end of a block.
     const BLOCK: usize = 64;
+    /// Number of epochs before the numbers of [`Self::of_record`] repeat.
+    const EPOCHS: u64 = 1 << 16;
 
     /// The stream of a sample (`index` below 2^48); streams with different names are independent.
     #[must_use]
@@ -148,6 +150,13 @@ impl PhiloxUniform {
             philox,
             block: Vec::with_capacity(Self::BLOCK),
         }
+    }
+
+    /// The stream of a record (`index` below 2^32) in an epoch; epochs repeat after 2^16.
+    #[must_use]
+    pub fn of_record(seed: u64, stream: u64, epoch: u64, index: u64) -> Self {
+        let number = ((epoch % Self::EPOCHS) << 32).wrapping_add(index);
+        Self::new(seed, stream, number)
     }
 
     /// Uniform float in [0, 1).

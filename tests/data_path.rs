@@ -17,6 +17,7 @@ use fiber_core::normalize::layout::{Dtype, Layout};
 use fiber_core::resize::Filter;
 use fiber_core::resize::alpha::Alpha;
 use fiber_core::tokenizer::Tokenizer;
+use fiber_core::tokenizer::masking::{Masker, MaskingConfig, MlmUnit};
 use fiber_core::transform::color_jitter::ColorJitter;
 use fiber_core::transform::rand_augment::RandAugment;
 use fiber_core::transform::{Geometry, Transform};
@@ -24,9 +25,16 @@ use fiber_core::transform::{Geometry, Transform};
 const TEXT: &str = "the left cup stands on the right table";
 
 fn config(task: Task) -> LoaderConfig {
+    let tokenizer = Tokenizer::train([TEXT; 3].into_iter(), 300).unwrap();
+    let masking = MaskingConfig {
+        unit: MlmUnit::Token,
+        probability: 0.3,
+        seed: 7,
+    };
+    let masker = Masker::new(&tokenizer, masking, Some(12)).unwrap();
     LoaderConfig {
         task,
-        tokenizer: Arc::new(Tokenizer::train([TEXT; 3].into_iter(), 300).unwrap()),
+        tokenizer: Arc::new(tokenizer),
         transform: Transform {
             geometry: Geometry::RandomResizedCrop {
                 size: 16,
@@ -46,7 +54,7 @@ fn config(task: Task) -> LoaderConfig {
         },
         max_tokens: 12,
         seed: 7,
-        mlm_probability: 0.3,
+        masker: Some(Arc::new(masker)),
         mirrored_answers: Vec::new(),
         on_error: OnError::Raise,
         accept_truncated: false,
@@ -103,7 +111,7 @@ fn run(task: Task, paths: &[PathBuf], threads: usize) -> Result<Vec<Batch>, Erro
         .map(|(index, path)| record(index, path.clone()))
         .collect();
     for batch in records.chunks(4) {
-        session.submit(batch.to_vec());
+        session.submit(batch.to_vec(), None);
     }
     session.finish();
     let mut batches = Vec::new();

@@ -7,6 +7,8 @@ import pytest
 from fiber import doctor
 from fiber.doctor import Requirement
 from fiber.kernels.runtime import dispatch
+from fiber.models import families
+from fiber.models.architecture import Architecture
 
 
 @pytest.fixture
@@ -108,6 +110,31 @@ def test_a_broken_table_of_tile_sizes_is_a_fault(tmp_path, monkeypatch, capsys):
     table.write_text("[")
     assert doctor.main() == 1
     assert f"tile sizes   {table}, line 1: " in capsys.readouterr().out
+
+
+def test_model_families_of_other_packages_are_listed(tmp_path, monkeypatch, capsys, no_torch_rows):
+    folder = tmp_path / "other_package-2.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: other_package\nVersion: 2.0\n")
+    (folder / "entry_points.txt").write_text(
+        f"[{families.GROUP}]\n"
+        "absent = no_such_package.family:ARCHITECTURES\n"
+        f"toy = {__name__}:families_of_a_test\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    toy = Architecture.__new__(Architecture)
+    object.__setattr__(toy, "family", "toy")
+    monkeypatch.setattr(sys.modules[__name__], "families_of_a_test", (toy,), raising=False)
+    families.installed_families.cache_clear()
+    try:
+        assert doctor.main() == 1
+    finally:
+        families.installed_families.cache_clear()
+    out = capsys.readouterr().out
+    assert "  built in       meter, fiber\n" in out
+    assert f"  toy            other_package 2.0 ({__name__}:families_of_a_test)\n" in out
+    assert "! absent       other_package 2.0 (no_such_package.family:ARCHITECTURES): Module" in out
+    assert "model family 'absent' of other_package 2.0" in out
 
 
 def test_the_wheel_alone(tmp_path):

@@ -17,8 +17,9 @@ KERNELS = ROOT / "triton_kernels"
 # A file may import from its own part and from those to its left.
 PARTS = """
 _core bad_input messages inert_pickle config_io atomic_io terminal progress env config ops kernels
-metrics data visualize synthetic models checkpoints losses
-postprocess evaluation inference training recipes demo benchmarks doctor cli __main__
+metrics data tasks visualize synthetic models checkpoints losses
+postprocess evaluation inference training task_parts recipes demo benchmarks doctor cli
+task_commands __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.
@@ -76,8 +77,14 @@ def imports_of(source: str, module: str, is_package: bool, file: Path) -> list[I
 
 
 def part_of(module: str) -> str:
-    """`fiber.ops.boxes` -> `ops`; a name of the public face -> the part where it lives."""
-    name = module.split(".")[1]
+    """`fiber.ops.boxes` -> `ops`; a name of the public face -> the part where it lives.
+
+    A task has three places: its options, what trains and evaluates it, `task_parts`, and its
+    commands, `task_commands`, which use what `cli` shares. Only names in text lead to the last two.
+    """
+    name, *inner = module.split(".")[1:]
+    if name == "tasks" and len(inner) > 1 and (PACKAGE / "tasks" / inner[0]).is_dir():
+        return {"fields": name, "command": "task_commands"}.get(inner[1], "task_parts")
     return PUBLIC.get(name, name)
 
 
@@ -189,6 +196,13 @@ def test_there_is_no_cycle():
         ("import importlib\nimportlib.import_module(f'fiber.recipes.{n}')", "fiber.training.l", 0),
         ("from fiber import DecodeError\nimport torch", "fiber.data.loader", 0),
         ("from fiber.unheard_of import thing", "fiber.cli", 1),
+        ("from fiber.tasks.caption.fields import CaptionTask", "fiber.training.config.run", 0),
+        ("from fiber.tasks.caption.branches import caption_losses", "fiber.training.train", 1),
+        ("from fiber.training.train import train", "fiber.tasks.caption.train", 0),
+        ("from fiber.cli.arguments import pick", "fiber.tasks.caption.command", 0),
+        ("from fiber.cli.arguments import pick", "fiber.tasks.caption.train", 1),
+        ("from fiber.tasks.caption.command import add_command", "fiber.cli", 1),
+        ("from fiber.models import heads", "fiber.tasks.caption.fields", 1),
     ],
 )
 def test_the_check_itself(source, module, wrong):

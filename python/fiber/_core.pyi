@@ -23,10 +23,10 @@ __all__ = [
     "DecodeError",
     "ImageTransform",
     "Loader",
+    "LoaderRecord",
     "RandAugment",
     "Session",
     "Tokenizer",
-    "WholeWordMasking",
     "__version__",
     "apply_transform",
     "augment_image",
@@ -460,14 +460,18 @@ class Tokenizer:
         indices: Sequence[int],
         max_tokens: int | None = None,
         pad_to: int | None = None,
+        mlm_unit: str = "token",
     ) -> dict[str, Buffer]:
         """Encode B texts and mask tokens for MLM, as the loader does.
 
-        Each token that is not special is selected with probability `mlm_probability`. Of the
-        selected tokens, 80% become the mask token, 10% become a random token, and 10% are
-        unchanged. As in the published code, the random token may be special if fiber's models can
-        use the tokenizer. Random numbers depend only on `seed`, `epoch` and the text's sample index
-        in `indices`. Other arguments are as in `encode_batch`.
+        With `mlm_unit` "token", each token is selected with probability `mlm_probability`; with
+        "word", each word, with all of its tokens; with "position", `round(mlm_probability *
+        max_tokens)` of `max_tokens` positions are drawn without replacement, and those past the end
+        of the text have no effect. Special tokens are never selected. Of the selected tokens, 80%
+        become the mask token, 10% become a random token, and 10% are unchanged. As in the published
+        code, the random token may be special if fiber's models can use the tokenizer. Random
+        numbers depend only on `seed`, `epoch` and the text's sample index in `indices`. Other
+        arguments are as in `encode_batch`.
 
         Returns:
             "token_ids" and "text_mask" as in `encode_batch`, and "masked_ids" and "mlm_labels" of
@@ -475,8 +479,9 @@ class Tokenizer:
 
         Raises:
             ValueError: for the reasons listed in `encode_batch`; if `mlm_probability` is outside
-                [0, 1], or is positive but there is no mask token; or if `indices` does not have one
-                index per text.
+                [0, 1], or is positive but there is no mask token; if `indices` does not have one
+                index per text; if `mlm_unit` is "word" and `check_for_models` rejects the
+                tokenizer; or if it is "position" and `max_tokens` is None.
             MemoryError: for the reasons listed in `encode_batch`.
         """
 
@@ -504,42 +509,31 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]: ...
 
 @final
-class WholeWordMasking:
-    """Whole-word masking for MLM; `fiber.data.masking.WholeWords` wraps it for tensors.
+class LoaderRecord:
+    """A record that is converted for `Session`."""
 
-    Raises:
-        ValueError: if `probability`, the probability of selecting a word, is outside [0, 1], or
-            `Tokenizer.check_for_models` rejects the tokenizer.
-    """
+    @staticmethod
+    def from_record(
+        record: object,
+        *,
+        epoch: int,
+        index: int,
+        images: Sequence[str | PathLike[str] | bytes],
+        answers: Sequence[tuple[int, float]] | None,
+    ) -> LoaderRecord:
+        """Convert the attributes of a `fiber.data.Record` that batches need, by their names.
 
-    def __new__(
-        cls, tokenizer: Tokenizer, *, probability: float, seed: int
-    ) -> WholeWordMasking: ...
-    def word_numbers(self, token_ids: np.ndarray) -> Buffer:
-        """Assign a word index to each token of a C-contiguous (B, L) int64 array.
-
-        Returns:
-            (B, L) int64. Tokens of the same word share an index; special tokens have index -1.
-            Indices start at 0 and may have gaps.
-
-        Raises:
-            ValueError: if an id is outside the vocabulary, or the shape is wrong.
-        """
-
-    def mask(self, token_ids: np.ndarray, *, first_sample: int) -> tuple[Buffer, Buffer]:
-        """Select random words and mask their tokens.
-
-        Of these tokens, 80% become <mask>, 10% become a random token, and 10% are unchanged.
-        Masking is determined by the seed and the text's sample index, which is `first_sample` for
-        the first text.
-
-        Returns:
-            Model input ids and labels, each (B, L) int64; tokens that were not selected have the
-            label -100.
+        `images` are its images, read if they are lazy, and `answers` are pairs of (answer index,
+        score). Random numbers depend on `epoch` and `index`.
 
         Raises:
-            ValueError: for the reasons listed in `word_numbers`.
+            TypeError: if a field has the wrong type; the error gives the key and the field.
+            ValueError: if a text has a surrogate; the error gives the key and the field.
         """
+
+    @property
+    def key(self) -> str:
+        """Key of the record."""
 
 @final
 class Loader:
@@ -554,6 +548,8 @@ class Loader:
         max_tokens: int,
         seed: int,
         mlm_probability: float,
+        mlm_unit: str = "token",
+        mlm_seed: int | None = None,
         mirrored_answers: Sequence[int],
         threads: int,
         keep: int,
@@ -577,15 +573,14 @@ class Loader:
 class Session:
     """One pass over the data: records are submitted by batch, and batches are returned in order."""
 
-    def submit(self, records: Sequence[tuple[Any, ...]]) -> None:
+    def submit(self, records: Sequence[LoaderRecord], *, first_sample: int | None = None) -> None:
         """Submit the records of one batch and return immediately.
 
-        A record is (key, epoch, index, images, text, image_id, boxes_xyxy, char_spans, answers or
-        None, truth or None, annotated (height, width) or None); `answers` are (answer index, score)
-        pairs.
+        `first_sample` is the position of the batch's first sample in an endless stream, by which
+        whole words are then masked.
         """
 
-    def replace(self, records: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
+    def replace(self, records: Sequence[tuple[int, LoaderRecord]]) -> None:
         """Submit replacement records for the batch positions reported by `next`."""
 
     def finish(self) -> None:

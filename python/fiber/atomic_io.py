@@ -160,12 +160,12 @@ def check_regular_file(path: Path, max_bytes: int | None = None) -> None:
         FileNotFoundError: if the file does not exist.
         ValueError: if `path` is a folder, a pipe, a device or a socket, or the file is too large.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = _SPECIAL_FILES.get(stat.S_IFMT(found.st_mode), "a folder")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode), "a folder")
         raise ValueError(f"{path} is {kind}; expected a regular file")
-    if max_bytes is not None and found.st_size > max_bytes:
-        raise ValueError(f"{path} has {found.st_size} bytes; expected at most {max_bytes}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise ValueError(f"{path} has {status.st_size} bytes; expected at most {max_bytes}")
 
 
 def read_json(path: Path, max_bytes: int | None = None) -> Any:

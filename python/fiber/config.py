@@ -281,11 +281,10 @@ class FiberConfig:
             f" encoder, got {self.max_tokens}",
         )
         fused, depths = self.fusion.num_fused_layers, self.swin.depths
-        least, most = depths[3], min(self.roberta.num_layers, depths[2] + depths[3])
+        low, high = depths[3], min(self.roberta.num_layers, depths[2] + depths[3])
         require(
-            fused == 0 or least <= fused <= most,
-            f"fusion.num_fused_layers: expected 0 or {least} (all of stage 4) to {most},"
-            f" got {fused}",
+            fused == 0 or low <= fused <= high,
+            f"fusion.num_fused_layers: expected 0 or {low} (all of stage 4) to {high}, got {fused}",
         )
 
     @property
@@ -303,11 +302,28 @@ class FiberConfig:
         """Number of answers of the VQA head."""
         return self.image_text.num_answers
 
+    @property
+    def mlm_units(self) -> tuple[str, ...]:
+        """Units that MLM may mask."""
+        return ("token", "word", "position")
+
+    @property
+    def has_row_draws(self) -> bool:
+        """True, since dropout may be drawn by row."""
+        return True
+
     def with_vocabulary(self, vocab_size: int) -> FiberConfig:
         """Return a copy of the config with a new vocabulary size."""
-        return dataclasses.replace(
-            self, roberta=dataclasses.replace(self.roberta, vocab_size=vocab_size)
-        )
+        roberta = dataclasses.replace(self.roberta, vocab_size=vocab_size)
+        return dataclasses.replace(self, roberta=roberta)
+
+    def with_answers(self, count: int) -> FiberConfig:
+        """Return a copy of the config with a new number of answers of the VQA head."""
+        image_text = dataclasses.replace(self.image_text, num_answers=count)
+        return dataclasses.replace(self, image_text=image_text)
+
+    def check_published(self, prefix: str = "") -> None:
+        """Check what only published runs need of a config: nothing."""
 
     def with_image_size(self, image_size: int) -> FiberConfig:
         """Return a copy of a coarse-stage config with a new input size and a scaled window size.

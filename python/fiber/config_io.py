@@ -2,6 +2,10 @@
 
 These functions are used for JSON files and the command line. Errors suggest similar names for an
 unknown field and give the expected type of an invalid value.
+
+The metadata of a dataclass field may have two functions. `READ`: of (value, name of the field),
+makes the field from a plain value in place of its type; raises ValueError. `IS_STORED`: of the
+field, tells whether it is written.
 """
 
 from __future__ import annotations
@@ -14,11 +18,15 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fiber.messages import printable, shown, shown_names
 
 ConfigT = TypeVar("ConfigT")
+
+#: Keys of the metadata of a field.
+READ, IS_STORED = "fiber.read", "fiber.is_stored"
 
 #: Longer integers overflow in arithmetic with floats.
 _MAX_INT = 2**128
@@ -63,7 +71,27 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to a JSON-serializable dict."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(_plain(config)))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in _names(value, only_stored=True)}
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _names(config: Any, *, only_stored: bool) -> list[str]:
+    """List the fields of a config, without those of nested ones."""
+    names = []
+    for each in dataclasses.fields(config):
+        is_stored = each.metadata.get(IS_STORED)
+        if not only_stored or is_stored is None or is_stored(getattr(config, each.name)):
+            names.append(each.name)
+    return names
 
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") -> ConfigT:
@@ -74,14 +102,14 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
             type.
     """
     hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f.metadata.get(READ) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
         if not isinstance(name, str):
             raise ValueError(f"{where or 'config'}: expected names of fields, got {shown(name)}")
         if name not in known:
             raise ValueError(f"unknown field {shown(where + name)}: {nearest(name, sorted(known))}")
-        arguments[name] = _convert(hints[name], value, where + name)
+        arguments[name] = (known[name] or partial(_convert, hints[name]))(value, where + name)
     return cls(**arguments)
 
 
@@ -91,8 +119,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, where=where + ".")
     if origin in (typing.Union, types.UnionType):
-        if isinstance(value, dict) and all(map(dataclasses.is_dataclass, arguments)):
-            return from_dict(_of_family(arguments, value, where), value, where=where + ".")
         for option in arguments:
             with contextlib.suppress(ValueError):
                 return _convert(option, value, where)
@@ -130,16 +156,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: expected {name}, got {shown(value)} ({type(value).__name__})")
 
 
-def _of_family(classes: tuple[type, ...], value: dict[str, Any], where: str) -> type:
-    """Choose the config dataclass whose default of `family` a dict has, or the one without it."""
-    families = {getattr(cls, "family", None): cls for cls in classes}
-    family = value.get("family")
-    if (family is None or isinstance(family, str)) and family in families:
-        return families[family]
-    known = " or ".join(repr(name) for name in families if name is not None)
-    raise ValueError(f"{where}.family: expected {known} or no family, got {shown(family)}")
-
-
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:
     """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
@@ -151,6 +167,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
         ValueError: if a name is unknown (similar names are suggested) or a value is invalid.
     """
     hints = typing.get_type_hints(type(config))
+    readers = {f.name: f.metadata.get(READ) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     new: dict[str, Any] = {}
     deeper: dict[str, dict[str, Any]] = {}
     for dotted, value in changes.items():
@@ -163,7 +180,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
             deeper.setdefault(name, {})[rest] = value
         else:
             parsed = _parse(hints[name], value) if isinstance(value, str) else value
-            new[name] = _convert(hints[name], parsed, where + name)
+            new[name] = (readers[name] or partial(_convert, hints[name]))(parsed, where + name)
     for name, inner in deeper.items():
         old = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(old):
@@ -173,14 +190,14 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
 
 
-def field_names(config: Any, prefix: str = "") -> list[str]:
-    """List all fields of a config by dotted name, including nested ones."""
+def field_names(config: Any, prefix: str = "", *, only_stored: bool = False) -> list[str]:
+    """List the fields of a config by dotted name, including nested ones: all, or those written."""
     names = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        names.append(prefix + f.name)
+    for name in _names(config, only_stored=only_stored):
+        value = getattr(config, name)
+        names.append(prefix + name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            names += field_names(value, prefix + f.name + ".")
+            names += field_names(value, f"{prefix}{name}.", only_stored=only_stored)
     return names
 
 

@@ -13,12 +13,15 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import fiber
-from fiber import _core
+from fiber import _core, tasks
 from fiber.env import usable_cores
+from fiber.messages import printable
+from fiber.models import families
 
 #: Purpose of each extra, in listing order.
 EXTRAS = {
@@ -109,6 +112,12 @@ def main() -> int:
     else:
         _row("torch", "not installed; data can be read, but models cannot run", False)
 
+    print("\nmodel families")
+    problems += _family_rows()
+
+    print("\ntasks")
+    problems += _task_rows()
+
     print("\nextras")
     _extra_rows()
 
@@ -157,6 +166,34 @@ def _torch_rows() -> str | None:
         _row("tile sizes", str(error), False)
         return str(error)
     return None
+
+
+def _family_rows() -> list[str]:
+    """Print the model families, and describe those of other packages that cannot be used."""
+    _row("built in", ", ".join(families.FAMILIES))
+    if "torch" not in sys.modules:
+        for entry in families.entry_points():
+            package, target = families.package_of(entry), printable(entry.value, 200)
+            _row(printable(entry.name, 60), f"{package} ({target}), not imported without torch")
+        return []
+    with warnings.catch_warnings():
+        # The rows name what the warnings do.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = families.installed_families()
+    for each in found:
+        text = f"{each.package} ({each.target}){f': {each.error}' if each.error else ''}"
+        _row(printable(each.name, 60), text, not each.error)
+    return [f"model family {each}: {each.error}" for each in found if each.error]
+
+
+def _task_rows() -> list[str]:
+    """Print the tasks, and describe those of other packages that cannot be used."""
+    _row("built in", ", ".join(tasks.TASKS))
+    found = tasks.installed_tasks()
+    for each in found:
+        text = f"{each.package} ({each.target}){f': {each.error}' if each.error else ''}"
+        _row(printable(each.name, 60), text, not each.error)
+    return [f"task {each}: {each.error}" for each in found if each.error]
 
 
 def _extra_rows() -> None:

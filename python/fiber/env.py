@@ -16,7 +16,7 @@ def describe_machine() -> dict[str, str]:
     """Return the CPU model, torch's CPU settings, and the software versions."""
     import torch
 
-    own = provenance()
+    origin = provenance()
     return {
         "processor": _processor(),
         "cores": str(usable_cores()),
@@ -26,8 +26,8 @@ def describe_machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": version("torch"),
-        "fiber": own["fiber_version"],
-        "commit": own["commit"] or "not run from a clone",
+        "fiber": origin["fiber_version"],
+        "commit": origin["commit"] or "not run from a clone",
     }
 
 

@@ -336,7 +336,7 @@ class ContactSheet:
         """
         if self.is_empty:
             raise ValueError("no record can be read for the contact sheet; expected 1 or more")
-        order = {source: place for place, source in enumerate(self.ORDER)}
+        order = {source: rank for rank, source in enumerate(self.ORDER)}
         rows = sorted(self._rows, key=lambda row: order.get(row[0], len(order)))
         black, drawn = (0, 0, 0), []
         for source, split, records in rows[: self.ROWS]:
@@ -355,8 +355,8 @@ def _record_text(record: Record) -> str:
     text = record.text
     if len(record.labels) > 1 and record.boxes_xyxy:
         # If a prompt lists all classes, show only those in the image.
-        own = dict.fromkeys(record.labels[label] for label in record.box_labels)
-        text = text if len(record.labels) <= len(own) else ", ".join(own)
+        labels = dict.fromkeys(record.labels[label] for label in record.box_labels)
+        text = text if len(record.labels) <= len(labels) else ", ".join(labels)
     answers = record.answers or {}
     answer = max(answers, key=lambda answer: answers[answer], default="")
     truth = "" if record.truth is None else str(record.truth).lower()
@@ -370,20 +370,20 @@ def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
 
     square = PilImage.new("RGB", (side, side), (235, 235, 235))
     width = side // len(record.images)
-    for place, stored in enumerate(record.images):
+    for index, stored in enumerate(record.images):
         try:
             image = PilImage.fromarray(load_image(stored, **limits._asdict()))
         except (ValueError, OSError) as problem:
             text, font = drawable(str(problem), 12)
             lines = "\n".join(wrap_text(text, font, width - 12, 12))
-            ImageDraw.Draw(square).multiline_text((place * width + 6, 6), lines, (170, 0, 0), font)
+            ImageDraw.Draw(square).multiline_text((index * width + 6, 6), lines, (170, 0, 0), font)
             continue
         scale = min(width / image.width, side / image.height)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size)
-        if place == 0:
+        if index == 0:
             boxes = [[edge * scale for edge in box] for box in record.boxes_xyxy]
             labels = [record.labels[label] for label in record.box_labels] or [""] * len(boxes)
             draw_boxes(image, boxes, labels, record.box_labels or range(len(boxes)))
-        square.paste(image, (place * width + (width - size[0]) // 2, (side - size[1]) // 2))
+        square.paste(image, (index * width + (width - size[0]) // 2, (side - size[1]) // 2))
     return square

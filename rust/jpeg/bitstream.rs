@@ -189,6 +189,46 @@ fn find_stuffed(bytes: &[u8]) -> usize {
     at + rest.take_while(|&&byte| byte != 0xFF).count()
 }
 
+/// Restart interval and what is left of it, in MCUs; zero means no restarts.
+#[derive(Clone, Copy)]
+pub(super) struct Restarts {
+    interval: usize,
+    left: usize,
+}
+
+impl Restarts {
+    pub(super) fn new(interval: usize) -> Self {
+        Self {
+            interval,
+            left: interval,
+        }
+    }
+
+    /// If a restart marker precedes the next MCU, start the next interval and return true.
+    pub(super) fn is_due(&mut self) -> bool {
+        let is_due = self.interval > 0 && self.left == 0;
+        if is_due {
+            self.left = self.interval;
+        }
+        is_due
+    }
+
+    /// How many of `count` MCUs come before the next restart.
+    pub(super) fn run(&self, count: usize) -> usize {
+        if self.interval == 0 {
+            count
+        } else {
+            count.min(self.left)
+        }
+    }
+
+    pub(super) fn pass(&mut self, count: usize) {
+        if self.interval > 0 {
+            self.left -= count;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

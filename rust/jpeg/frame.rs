@@ -1,6 +1,6 @@
 //! Image geometry: components, blocks and MCUs.
 
-use super::markers::{broken, unsupported};
+use super::errors::{broken, unsupported};
 use crate::Error;
 
 /// Maximum number of blocks per MCU allowed by the standard.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::markers::broken;
+use super::errors::broken;
 use crate::Error;
 
 /// Number of index bits of the fast tables: two 4 KiB tables fit in the L1 cache.

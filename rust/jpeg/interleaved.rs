@@ -10,7 +10,7 @@ use super::bit_reader::{BitPosition, BitReader};
 use super::bitstream::Bitstream;
 use super::block::Block;
 use super::huffman::HuffmanTable;
-use super::simd::place;
+use super::simd::place::place;
 
 /// Codes per refill: 56 bits hold this many common codes.
 const CODES: usize = 3;

@@ -4,6 +4,7 @@
 //! truncated header is an error in both.
 
 use super::block::NATURAL_ORDER;
+use super::errors::{broken, unsupported};
 use super::frame::{Component, Frame, Scan, ScanComponent};
 use super::huffman::TableSpec;
 use crate::{Error, exif};
@@ -92,12 +93,14 @@ pub(super) enum Stop {
     End,
 }
 
-pub(super) fn broken(reason: impl std::fmt::Display) -> Error {
-    Error::decode(format!("JPEG: {reason}"))
-}
-
-pub(super) fn unsupported(what: impl std::fmt::Display) -> Error {
-    Error::unsupported(format!("JPEG: unsupported: {what}"))
+/// Look up a Huffman or quantization table by number.
+pub(super) fn table<'t, T>(
+    kind: &str,
+    tables: &'t [Option<T>; 4],
+    number: usize,
+) -> Result<&'t T, Error> {
+    let found = tables.get(number).and_then(Option::as_ref);
+    found.ok_or_else(|| broken(format!("{kind} table {number} is missing")))
 }
 
 impl Markers {

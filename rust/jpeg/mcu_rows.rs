@@ -2,12 +2,11 @@
 //! allocated.
 
 use super::block::Block;
-use super::color;
 use super::frame::Frame;
-use super::idct;
 use super::markers::ColorSpace;
+use super::pixels::upsample::{self, Upsampling};
+use super::pixels::{color, idct};
 use super::simd::Simd;
-use super::upsample::{self, Upsampling};
 
 /// Number of blocks transformed per call.
 const BLOCKS: usize = 32;
@@ -241,11 +240,17 @@ impl McuRows {
             match upsampling {
                 Upsampling::None => {}
                 Upsampling::Repeat { h, .. } => upsample::repeat(samples(near), h, &mut wide),
-                Upsampling::Wide => upsample::wide(simd, samples(near), &mut wide),
+                Upsampling::Wide => {
+                    let done = simd.wide(samples(near), &mut wide);
+                    upsample::wide(samples(near), &mut wide, done);
+                }
                 Upsampling::High => {
                     upsample::high(samples(near), samples(far), is_lower, &mut wide);
                 }
-                Upsampling::Both => upsample::both(simd, samples(near), samples(far), &mut wide),
+                Upsampling::Both => {
+                    let done = simd.both(samples(near), samples(far), &mut wide);
+                    upsample::both(samples(near), samples(far), &mut wide, done);
+                }
             }
             plane.wide = wide;
         }
@@ -256,6 +261,10 @@ impl McuRows {
                 _ => &plane.wide,
             };
         }
-        color::convert(simd, space, rows, out);
+        let done = match space {
+            ColorSpace::YCbCr => simd.convert(rows[0], rows[1], rows[2], out),
+            _ => 0,
+        };
+        color::convert(space, rows, out, done);
     }
 }

@@ -20,100 +20,28 @@ mod bit_reader;
 mod bitstream;
 mod block;
 mod block_smoothing;
-mod color;
 mod decoder;
+mod errors;
 mod frame;
 mod huffman;
-mod idct;
 mod interleaved;
 mod markers;
 mod mcu_rows;
 mod multi_scan;
+mod options;
+mod pixels;
 mod progressive;
 mod sequential;
 mod simd;
-mod upsample;
+mod state;
 
 use crate::Error;
 use crate::cpu_features::Instructions;
-use crate::decode_limits::DecodeLimits;
-use decoder::{DecoderState, StartedDecode};
+use decoder::StartedDecode;
 use markers::{Markers, Reader};
 use mcu_rows::Target;
-
-/// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo itself has no
-/// limit, but its fuzzers use this one.
-pub(crate) const MAX_SCANS: usize = 500;
-
-/// Output size as a fraction of the stored size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scale {
-    /// Full size.
-    #[default]
-    Full,
-    /// Half the height and width, rounded up.
-    Half,
-    /// A quarter of the height and width, rounded up.
-    Quarter,
-    /// An eighth of the height and width, rounded up.
-    Eighth,
-}
-
-impl Scale {
-    /// Divisor of height and width.
-    #[must_use]
-    pub fn divisor(self) -> usize {
-        match self {
-            Self::Full => 1,
-            Self::Half => 2,
-            Self::Quarter => 4,
-            Self::Eighth => 8,
-        }
-    }
-
-    /// Scaled size in pixels.
-    #[must_use]
-    pub fn apply(self, size: usize) -> usize {
-        size.div_ceil(self.divisor())
-    }
-}
-
-/// Header of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Height in rows.
-    pub height: usize,
-    /// Width in columns.
-    pub width: usize,
-    /// EXIF orientation, 1 (upright) to 8; 1 if missing.
-    pub orientation: u8,
-    /// True if the image is progressive.
-    pub is_progressive: bool,
-    /// Number of components: 1 for gray, 3 for color, 4 for CMYK.
-    pub components: usize,
-}
-
-/// Completeness of a decoded image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// All pixels come from the file.
-    Whole,
-    /// Some pixels were filled as in libjpeg-turbo, for the given reason.
-    Filled(String),
-}
-
-/// Decoding options.
-#[derive(Clone, Copy, Debug)]
-pub struct Request {
-    /// Output size.
-    pub scale: Scale,
-    /// First output row that is not needed; decoding stops there.
-    pub stop_row: Option<usize>,
-    /// Limits on the size in the file and on memory.
-    pub limits: DecodeLimits,
-    /// Bytes that the caller allocates for the output, counted in the limit.
-    pub output_bytes: usize,
-}
+pub use options::{Header, Request, Scale, Status};
+use state::DecoderState;
 
 /// Read the header of a file.
 ///

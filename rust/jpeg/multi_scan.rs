@@ -1,17 +1,21 @@
 //! Multi-scan files, whose coefficients are all collected before the first row is emitted.
 
-use super::MAX_SCANS;
-use super::bitstream::Bitstream;
+use super::bitstream::{Bitstream, Restarts};
 use super::block::Coefficients;
 use super::block_smoothing::Smoothing;
-use super::decoder::{DecodeWarnings, DecoderState, Output, latch_quantization, parts, table};
+use super::errors::broken;
 use super::frame::{Component, Frame, Scan};
 use super::huffman::TableCache;
-use super::markers::{Markers, Reader, Stop, broken};
+use super::markers::{Markers, Reader, Stop, table};
 use super::progressive::{self, KnownBits, ScanPass};
-use super::sequential::{CHUNK, Restarts, Sequence};
+use super::sequential::{self, CHUNK, Sequence};
 use super::simd::Simd;
+use super::state::{DecodeWarnings, DecoderState, Output, latch_quantization};
 use crate::Error;
+
+/// Maximum number of scans. Regular progressive files have about ten; libjpeg-turbo itself has no
+/// limit, but its fuzzers use this one.
+const MAX_SCANS: usize = 500;
 
 /// Bytes of the coefficients of all components.
 pub(super) fn coefficient_bytes(frame: &Frame) -> usize {
@@ -66,7 +70,7 @@ pub(super) fn decode(
                 state.rows.simd,
             )?;
         } else {
-            let parts = parts(&mut state.tables, frame, &scan, &markers)?;
+            let parts = sequential::parts(&mut state.tables, frame, &scan, &markers)?;
             let mut run = Sequence::new(parts, markers.restart_interval);
             let (wide, high) = mcus(frame, &scan);
             for row in 0..high {
@@ -171,11 +175,42 @@ fn progressive_scan(
     let (wide, high) = mcus(frame, pass.scan);
     let rows_per_mcu = only_component(frame, pass.scan).map_or(1, |component| component.v);
     for row in 0..high {
-        if pass.row(stream, coefficients, row, wide, simd)? {
+        if progressive_row(pass, stream, coefficients, row, wide, simd)? {
             last_good_row = row / rows_per_mcu;
         }
     }
     Ok(last_good_row)
+}
+
+/// Decode an MCU row of a progressive scan. Returns true if any of it had data.
+fn progressive_row(
+    pass: &mut ScanPass<'_>,
+    stream: &mut Bitstream<'_, '_>,
+    coefficients: &mut [Coefficients],
+    row: usize,
+    count: usize,
+    simd: Simd,
+) -> Result<bool, Error> {
+    let mut had_data = false;
+    let mut done = 0;
+    while done < count {
+        if pass.restarts.is_due() {
+            stream.restart();
+            pass.end_of_band = 0;
+            for part in &mut pass.parts {
+                part.prediction = 0;
+            }
+        }
+        let run = pass.restarts.run(count - done);
+        let end = done + run;
+        while done < end && !stream.is_exhausted {
+            had_data = true;
+            done += simd.progressive_run(pass, stream, coefficients, row, done..end)?;
+        }
+        done = end;
+        pass.restarts.pass(run);
+    }
+    Ok(had_data)
 }
 
 /// Emit rows once all coefficients are complete.

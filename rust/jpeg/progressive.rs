@@ -4,14 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::bit_reader::BitReader;
-use super::bitstream::Bitstream;
+use super::bitstream::{Bitstream, Restarts};
 use super::block::NATURAL_ORDER;
 use super::block::{Block, Coefficients};
+use super::errors::broken;
 use super::frame::Scan;
 use super::huffman::{HuffmanTable, extend};
-use super::markers::broken;
-use super::sequential::Restarts;
-use super::simd::Simd;
 use crate::Error;
 
 /// A component of a progressive scan.
@@ -90,37 +88,6 @@ pub(super) struct ScanPass<'s> {
 }
 
 impl ScanPass<'_> {
-    /// Decode an MCU row. Returns true if any of it had data.
-    pub(super) fn row(
-        &mut self,
-        stream: &mut Bitstream<'_, '_>,
-        coefficients: &mut [Coefficients],
-        row: usize,
-        count: usize,
-        simd: Simd,
-    ) -> Result<bool, Error> {
-        let mut had_data = false;
-        let mut done = 0;
-        while done < count {
-            if self.restarts.is_due() {
-                stream.restart();
-                self.end_of_band = 0;
-                for part in &mut self.parts {
-                    part.prediction = 0;
-                }
-            }
-            let run = self.restarts.run(count - done);
-            let end = done + run;
-            while done < end && !stream.is_exhausted {
-                had_data = true;
-                done += simd.progressive_run(self, stream, coefficients, row, done..end)?;
-            }
-            done = end;
-            self.restarts.pass(run);
-        }
-        Ok(had_data)
-    }
-
     /// Decode MCUs until the available data ends; return their number. `spread` is [`spread`] or an
     /// equivalent.
     #[allow(clippy::inline_always)] // Compiled for several instruction sets.

@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
-use super::Status;
-use super::bitstream::Bitstream;
+use super::bitstream::{Bitstream, Restarts};
 use super::block::{Block, Coefficients};
-use super::decoder::{self, DecodeWarnings, DecoderState, Output};
 use super::frame::{Frame, Scan};
-use super::huffman::HuffmanTable;
+use super::huffman::{HuffmanTable, TableCache};
 use super::interleaved::{MAX_PARTS, McuBlock, McuRun, McuRunEnd};
-use super::markers::{Markers, Reader, Stop};
+use super::markers::{Markers, Reader, Stop, table};
 use super::mcu_rows::McuRows;
+use super::options::Status;
 use super::simd::Simd;
+use super::state::{DecodeWarnings, DecoderState, Output, latch_quantization};
 use crate::Error;
 
 /// A component of a scan.
@@ -28,48 +28,33 @@ pub(super) struct ScanPart {
     pub(super) ac: Arc<HuffmanTable>,
 }
 
-/// Restart interval and what is left of it, in MCUs; zero means no restarts.
-#[derive(Clone, Copy)]
-pub(super) struct Restarts {
-    interval: usize,
-    left: usize,
-}
-
-impl Restarts {
-    pub(super) fn new(interval: usize) -> Self {
-        Self {
-            interval,
-            left: interval,
-        }
-    }
-
-    /// If a restart marker precedes the next MCU, start the next interval and return true.
-    pub(super) fn is_due(&mut self) -> bool {
-        let is_due = self.interval > 0 && self.left == 0;
-        if is_due {
-            self.left = self.interval;
-        }
-        is_due
-    }
-
-    /// How many of `count` MCUs come before the next restart.
-    pub(super) fn run(&self, count: usize) -> usize {
-        if self.interval == 0 {
-            count
-        } else {
-            count.min(self.left)
-        }
-    }
-
-    pub(super) fn pass(&mut self, count: usize) {
-        if self.interval > 0 {
-            self.left -= count;
-        }
-    }
-}
-
 /// MCUs per chunk, chosen so that their coefficients fit in the L1 cache.
 pub(super) const CHUNK: usize = 32;
+
+/// Set up the components of a sequential scan.
+pub(super) fn parts(
+    cache: &mut TableCache,
+    frame: &Frame,
+    scan: &Scan,
+    markers: &Markers,
+) -> Result<Vec<ScanPart>, Error> {
+    frame.check_scan(scan)?;
+    let mut parts = Vec::with_capacity(scan.components.len());
+    for part in &scan.components {
+        let Some(component) = frame.components.get(part.index) else {
+            continue;
+        };
+        let is_alone = scan.components.len() == 1;
+        parts.push(ScanPart {
+            index: part.index,
+            h: if is_alone { 1 } else { component.h },
+            v: if is_alone { 1 } else { component.v },
+            dc: cache.table(table("Huffman", &markers.dc, part.dc)?, true)?,
+            ac: cache.table(table("Huffman", &markers.ac, part.ac)?, false)?,
+        });
+    }
+    Ok(parts)
+}
 
 /// A sequential scan, decoded in chunks of MCUs, with blocks in scan order.
 pub(super) struct Sequence {
@@ -234,8 +219,8 @@ impl<'p> SingleScanDecode<'p> {
         reader: Reader<'p>,
         output: Output<'p>,
     ) -> Result<Self, Error> {
-        let parts = decoder::parts(&mut state.tables, &frame, scan, &markers)?;
-        decoder::latch_quantization(&mut state.rows, &frame, scan, &markers)?;
+        let parts = parts(&mut state.tables, &frame, scan, &markers)?;
+        latch_quantization(&mut state.rows, &frame, scan, &markers)?;
         let mut image = Self {
             sequence: Sequence::new(parts, markers.restart_interval),
             stream: Bitstream::new(reader, &mut state.window),

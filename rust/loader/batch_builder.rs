@@ -38,6 +38,8 @@ pub struct BatchBuilder {
     pending: usize,
     image_slots: Option<ImageSlots>,
     skipped: Vec<Skipped>,
+    /// Position of the first sample in an endless stream, if it is from one.
+    first_sample: Option<u64>,
 }
 
 /// A prepared sample that is to be decoded.
@@ -158,7 +160,12 @@ impl SampleState {
 }
 
 impl BatchBuilder {
-    pub fn new(count: usize, config: &LoaderConfig, pool: &Arc<BufferPool>) -> Self {
+    pub fn new(
+        count: usize,
+        first_sample: Option<u64>,
+        config: &LoaderConfig,
+        pool: &Arc<BufferPool>,
+    ) -> Self {
         Self {
             states: (0..count).map(|_| SampleState::Pending).collect(),
             pending: count,
@@ -168,6 +175,7 @@ impl BatchBuilder {
                 // another batch may have been freed.
                 .and_then(|size| ImageSlots::new(count, size, config, pool).ok()),
             skipped: Vec::new(),
+            first_sample,
         }
     }
 
@@ -314,7 +322,7 @@ impl BatchBuilder {
             let block = block.ok_or_else(in_use)?;
             images = Some(without_gaps(block, &kept, record_bytes));
         }
-        let mut batch = collate::collate(&samples, images, size, config)?;
+        let mut batch = collate::collate(&samples, images, size, self.first_sample, config)?;
         batch.statuses = statuses;
         batch.skipped = std::mem::take(&mut self.skipped);
         Ok(Box::new(batch))
@@ -364,7 +372,7 @@ mod tests {
     #[test]
     fn only_the_last_pending_sample_returns_true() {
         let (config, pool) = (config(Task::ImageText), BufferPool::new(1));
-        let mut builder = BatchBuilder::new(3, &config, &pool);
+        let mut builder = BatchBuilder::new(3, None, &config, &pool);
         let bad = || SampleState::Failed(Error::Worker(String::new()).in_record("a"));
         assert!(!builder.record_outcome(2, bad()));
         assert!(matches!(builder.advance(&config, &pool), NextStep::Wait));
@@ -384,7 +392,7 @@ mod tests {
         let (mut config, pool) = (config(Task::ImageText), BufferPool::new(1));
         for policy in [OnError::Skip, OnError::Resample] {
             config.on_error = policy;
-            let mut builder = BatchBuilder::new(1, &config, &pool);
+            let mut builder = BatchBuilder::new(1, None, &config, &pool);
             let error = Error::Memory {
                 bytes: 1,
                 what: "a test".to_owned(),

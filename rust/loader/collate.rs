@@ -7,7 +7,8 @@ use crate::loader::decode_into::ImageStatus;
 use crate::loader::record::Task;
 use crate::loader::sample::Sample;
 use crate::normalize::layout::Layout;
-use crate::tokenizer::masking::IGNORED_LABEL;
+use crate::tokenizer::SpecialTokens;
+use crate::tokenizer::masking::{IGNORED_LABEL, TextPlace};
 use crate::try_alloc;
 
 /// A batch in plain memory, with `B` samples, `L` tokens and `G` boxes.
@@ -54,6 +55,10 @@ pub struct Batch {
     pub truncated_boxes: usize,
     /// Boxes dropped because the crop left too little of them.
     pub cropped_boxes: usize,
+    /// Texts of more than `max_tokens` tokens.
+    pub truncated_texts: usize,
+    /// Texts without a token that is not special.
+    pub wordless_texts: usize,
 }
 
 /// A bad sample that was dropped.
@@ -68,10 +73,13 @@ pub struct Skipped {
 }
 
 /// Collate samples in order; `images` holds their pixels, padded to `size` = (height, width).
+/// Texts are masked here because their number in a stream, from `first_sample`, is that of their
+/// row.
 pub(crate) fn collate(
     samples: &[&Sample],
     images: Option<PooledBuffer>,
     size: (usize, usize),
+    first_sample: Option<u64>,
     config: &LoaderConfig,
 ) -> Result<Batch, Error> {
     let lengths = samples.iter().map(|sample| sample.token_ids.len());
@@ -82,14 +90,18 @@ pub(crate) fn collate(
         ..Batch::default()
     };
     batch.reserve(samples, config)?;
-    for sample in samples {
+    let special_tokens = config.tokenizer.special_tokens();
+    for (row, sample) in (0..).zip(samples) {
         batch.keys.push(sample.key.clone());
         let pair = |(height, width)| [integer(height), integer(width)];
         batch.image_sizes.extend(pair(sample.image_size));
         batch.original_sizes.extend(pair(sample.original_size));
-        collate_text(sample, config.tokenizer.special_tokens().pad, &mut batch);
+        batch.add_text(sample, special_tokens);
         match config.task {
-            Task::ImageText => batch.image_ids.push(sample.image_id),
+            Task::ImageText => {
+                batch.image_ids.push(sample.image_id);
+                batch.mask(sample, first_sample.map(|first: u64| first + row), config)?;
+            }
             Task::Question => {
                 let targets = &mut batch.targets;
                 let start = targets.len();
@@ -115,8 +127,12 @@ impl Batch {
         let (size, tokens) = (samples.len(), self.num_tokens);
         let boxes = samples.iter().map(|it| it.boxes_xyxy.len()).sum::<usize>();
         let answers = config.mirrored_answers.len();
-        let is_masked = samples.iter().any(|it| !it.masked_ids.is_empty());
-        let (texts, masked) = (size * tokens, if is_masked { size * tokens } else { 0 });
+        let texts = size * tokens;
+        let masked = if config.task == Task::ImageText {
+            texts
+        } else {
+            0
+        };
         let what = || {
             format!(
                 "a batch of {size} records with {tokens} tokens, {answers} answers and {boxes} boxes \
@@ -131,6 +147,47 @@ impl Batch {
         try_alloc::reserve(&mut self.boxes_xyxy, 4 * boxes, what)?;
         try_alloc::reserve(&mut self.positive_map, boxes * tokens, what)
     }
+
+    /// Append a text, padded to the longest one.
+    fn add_text(&mut self, sample: &Sample, tokens: &SpecialTokens) {
+        let ids = sample.token_ids.iter();
+        let padding = self.num_tokens - ids.len();
+        self.token_ids.extend(ids.clone().map(|&id| i64::from(id)));
+        self.token_ids
+            .extend(std::iter::repeat_n(i64::from(tokens.pad), padding));
+        self.text_mask.extend(ids.clone().map(|_| true));
+        self.text_mask.extend(std::iter::repeat_n(false, padding));
+        self.truncated_texts += usize::from(sample.is_truncated);
+        self.wordless_texts += usize::from(ids.clone().all(|&id| tokens.is_special(id)));
+    }
+
+    /// Append the inputs and labels for MLM of the last text.
+    fn mask(
+        &mut self,
+        sample: &Sample,
+        in_stream: Option<u64>,
+        config: &LoaderConfig,
+    ) -> Result<(), Error> {
+        let start = self.masked_ids.len();
+        self.masked_ids
+            .extend_from_slice(self.token_ids.get(start..).unwrap_or_default());
+        self.mlm_labels.resize(self.masked_ids.len(), IGNORED_LABEL);
+        let (Some(masker), Some(inputs), Some(labels)) = (
+            &config.masker,
+            self.masked_ids.get_mut(start..),
+            self.mlm_labels.get_mut(start..),
+        ) else {
+            return Ok(());
+        };
+        let place = TextPlace {
+            epoch: sample.epoch,
+            index: sample.index,
+            in_stream,
+        };
+        let tokens = config.tokenizer.special_tokens();
+        let outcome = masker.mask(&sample.token_ids, place, tokens, inputs, labels);
+        outcome.map_err(|error| error.in_record(&sample.key))
+    }
 }
 
 /// (B, 3, H, W) or another layout; see [`Batch::image_shape`].
@@ -144,24 +201,6 @@ pub(crate) fn image_shape(count: usize, size: (usize, usize), config: &LoaderCon
         Layout::Hwc => [size.0, size.1, 3],
     });
     shape
-}
-
-fn collate_text(sample: &Sample, pad_id: u32, batch: &mut Batch) {
-    let padding = batch.num_tokens - sample.token_ids.len();
-    let pad = |ids: &[u32], output: &mut Vec<i64>| {
-        output.extend(ids.iter().map(|&id| i64::from(id)));
-        output.extend(std::iter::repeat_n(i64::from(pad_id), padding));
-    };
-    pad(&sample.token_ids, &mut batch.token_ids);
-    let mask = (0..batch.num_tokens).map(|position| position < sample.token_ids.len());
-    batch.text_mask.extend(mask);
-    if !sample.masked_ids.is_empty() {
-        pad(&sample.masked_ids, &mut batch.masked_ids);
-        let labels = sample.mlm_labels.iter();
-        let labels = labels.map(|label| label.map_or(IGNORED_LABEL, i64::from));
-        let padded = labels.chain(std::iter::repeat_n(IGNORED_LABEL, padding));
-        batch.mlm_labels.extend(padded);
-    }
 }
 
 fn collate_boxes(sample: &Sample, batch: &mut Batch) {
@@ -184,9 +223,12 @@ fn integer(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::fixtures::config;
     use crate::loader::buffer_pool::BufferPool;
+    use crate::tokenizer::masking::{Masker, MaskingConfig, MlmUnit};
 
     fn sample(height: usize, width: usize, tokens: usize, boxes: usize) -> Sample {
         Sample {
@@ -205,7 +247,7 @@ mod tests {
         let samples = [sample(3, 5, 2, 1), sample(1, 1, 4, 2)];
         let block = BufferPool::new(0).take(2 * 3 * 4 * 8 * 4, String::new).ok();
         let samples: Vec<&Sample> = samples.iter().collect();
-        let batch = collate(&samples, block, (4, 8), &config(Task::Grounding)).unwrap();
+        let batch = collate(&samples, block, (4, 8), None, &config(Task::Grounding)).unwrap();
         assert_eq!(batch.image_shape, [2, 3, 4, 8]);
         assert_eq!(batch.image_sizes, [3, 5, 1, 1]);
         assert_eq!(batch.original_sizes, [6, 5, 2, 1]);
@@ -221,8 +263,47 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_counted_and_masked_by_their_row() {
+        let mut config = config(Task::ImageText);
+        let masking = MaskingConfig {
+            unit: MlmUnit::Word,
+            probability: 0.5,
+            seed: 3,
+        };
+        let masker = Arc::new(Masker::new(&config.tokenizer, masking, None).unwrap());
+        config.masker = Some(Arc::clone(&masker));
+        let words: Vec<u32> = (10..22).collect();
+        let samples: Vec<Sample> = [&words[..], &[0, 2], &words[..4]]
+            .into_iter()
+            .map(|ids| Sample {
+                token_ids: ids.to_vec(),
+                is_truncated: ids.len() > 4,
+                ..Sample::default()
+            })
+            .collect();
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let batch = collate(&samples, None, (0, 0), Some(7), &config).unwrap();
+        assert_eq!((batch.truncated_texts, batch.wordless_texts), (1, 1));
+        let (mut inputs, mut labels) = (batch.token_ids.clone(), vec![IGNORED_LABEL; 36]);
+        for (row, sample) in (0..).zip(&samples) {
+            let place = TextPlace {
+                in_stream: Some(7 + row),
+                ..TextPlace::default()
+            };
+            let start = 12 * usize::try_from(row).unwrap();
+            let row = start..start + 12;
+            let (inputs, labels) = (&mut inputs[row.clone()], &mut labels[row]);
+            let tokens = config.tokenizer.special_tokens();
+            masker
+                .mask(&sample.token_ids, place, tokens, inputs, labels)
+                .unwrap();
+        }
+        assert_eq!((batch.masked_ids, batch.mlm_labels), (inputs, labels));
+    }
+
+    #[test]
     fn no_samples_make_an_empty_batch() {
-        let batch = collate(&[], None, (0, 0), &config(Task::Reasoning)).unwrap();
+        let batch = collate(&[], None, (0, 0), None, &config(Task::Reasoning)).unwrap();
         assert_eq!(batch.image_shape, [0, 2, 3, 0, 0]);
         assert!(batch.images.is_none() && batch.keys.is_empty());
     }
@@ -234,7 +315,7 @@ mod tests {
         let mut first = sample(1, 1, 2, 0);
         first.answers = vec![(2, 0.5), (0, 1.0)];
         let second = sample(1, 1, 2, 0);
-        let batch = collate(&[&first, &second], None, (1, 1), &config).unwrap();
+        let batch = collate(&[&first, &second], None, (1, 1), None, &config).unwrap();
         let expected: [f32; 6] = [1.0, 0.0, 0.5, 0.0, 0.0, 0.0];
         assert!(
             batch
@@ -251,7 +332,7 @@ mod tests {
         config.mirrored_answers = vec![0; 1 << 24];
         let one = sample(1, 1, 0, 0);
         let samples = vec![&one; 1 << 21];
-        let error = collate(&samples, None, (1, 1), &config).unwrap_err();
+        let error = collate(&samples, None, (1, 1), None, &config).unwrap_err();
         let message = error.to_string();
         assert!(message.contains("2097152 records with 0 tokens, 16777216 answers"));
         assert!(message.ends_with("use a smaller batch_size"));

@@ -7,6 +7,7 @@ use crate::error::named;
 use crate::loader::record::Task;
 use crate::normalize::layout::{Dtype, Layout};
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::masking::Masker;
 use crate::transform::Transform;
 
 /// Configuration of a loader.
@@ -22,8 +23,8 @@ pub struct LoaderConfig {
     pub max_tokens: usize,
     /// Seed of all random numbers.
     pub seed: u64,
-    /// Probability of picking a token for MLM.
-    pub mlm_probability: f64,
+    /// MLM masking of texts of at most `max_tokens`, for [`Task::ImageText`].
+    pub masker: Option<Arc<Masker>>,
     /// For each answer, its counterpart for the mirrored image.
     pub mirrored_answers: Vec<usize>,
     /// Policy for bad samples.

@@ -19,7 +19,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::Error;
-use crate::error::check_probability;
 use crate::loader::batch_builder::BatchBuilder;
 use crate::loader::buffer_pool::BufferPool;
 use crate::loader::collate::{Batch, Skipped};
@@ -29,7 +28,6 @@ use crate::loader::record::{Record, Task};
 use crate::loader::workers::{
     BatchOutcome, Job, JobKind, QueuedBatch, SampleRef, SessionState, WorkerPool, lock,
 };
-use crate::tokenizer::masking;
 
 /// Worker threads and their config.
 pub struct Loader {
@@ -71,11 +69,6 @@ impl Loader {
             config.transform.geometry.check_boxes()?;
         }
         config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
-        check_probability("mlm_probability", config.mlm_probability)?;
-        if config.task == Task::ImageText {
-            let special_tokens = config.tokenizer.special_tokens();
-            masking::check_mask_token(special_tokens, config.mlm_probability)?;
-        }
         let count = if threads == 0 {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         } else {
@@ -147,10 +140,12 @@ impl Drop for Loader {
 }
 
 impl Session {
-    /// Submit the records of one batch.
-    pub fn submit(&self, records: Vec<Record>) {
+    /// Submit the records of one batch. `first_sample` is the position of the first one in an
+    /// endless stream, see [`TextPlace::in_stream`](crate::tokenizer::masking::TextPlace).
+    pub fn submit(&self, records: Vec<impl Into<Arc<Record>>>, first_sample: Option<u64>) {
         let workers = &self.workers;
-        let builder = BatchBuilder::new(records.len(), &workers.config, &workers.pool);
+        let size = records.len();
+        let builder = BatchBuilder::new(size, first_sample, &workers.config, &workers.pool);
         let batch = Arc::new(Mutex::new(builder));
         {
             let mut queue = lock(&self.state.queue);
@@ -167,13 +162,13 @@ impl Session {
             return;
         }
         let jobs = records.into_iter().enumerate();
-        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record));
+        let jobs = jobs.map(|(index, record)| self.job(&batch, index, record.into()));
         lock(&workers.jobs).to_prepare.extend(jobs);
         workers.changed.notify_all();
     }
 
     /// Submit replacements for the samples of [`Next::Replace`].
-    pub fn replace(&self, records: Vec<(usize, Record)>) {
+    pub fn replace(&self, records: Vec<(usize, Arc<Record>)>) {
         let batch = match lock(&self.state.queue).slots.front() {
             Some(slot) => Arc::clone(&slot.batch),
             None => return,
@@ -185,14 +180,14 @@ impl Session {
         self.workers.changed.notify_all();
     }
 
-    fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Record) -> Job {
+    fn job(&self, batch: &Arc<Mutex<BatchBuilder>>, index: usize, record: Arc<Record>) -> Job {
         Job {
             sample: SampleRef {
                 session: Arc::clone(&self.state),
                 batch: Arc::clone(batch),
                 index,
             },
-            kind: JobKind::Prepare(Box::new(record)),
+            kind: JobKind::Prepare(record),
         }
     }
 
@@ -302,7 +297,7 @@ mod tests {
     fn an_empty_batch_comes_out_empty() {
         let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
-        session.submit(Vec::new());
+        session.submit(Vec::<Record>::new(), None);
         let Ok(Next::Batch(batch)) = session.next(LONG) else {
             panic!("no batch");
         };
@@ -320,7 +315,7 @@ mod tests {
                 record.images = vec![StoredImage::Bytes(Arc::new(png(side, side)))];
                 record
             });
-            session.submit(records.collect());
+            session.submit(records.collect(), None);
         }
         session.finish();
         let keys = keys(&session);
@@ -336,9 +331,9 @@ mod tests {
         let session = loader.open();
         let mut bad = record("bad");
         bad.images = vec![StoredImage::Bytes(Arc::new(Vec::new()))];
-        session.submit(vec![record("a")]);
-        session.submit(vec![record("b"), bad]);
-        session.submit(vec![record("c")]);
+        session.submit(vec![record("a")], None);
+        session.submit(vec![record("b"), bad], None);
+        session.submit(vec![record("c")], None);
         assert!(matches!(session.next(LONG), Ok(Next::Batch(_))));
         let error = session.next(LONG).unwrap_err();
         assert!(error.to_string().starts_with("record 'bad': "), "{error}");
@@ -353,7 +348,7 @@ mod tests {
         let session = loader.open();
         let mut bad = record("bad");
         bad.images = vec![StoredImage::Path("no/such.png".into())];
-        session.submit(vec![record("a"), bad, record("b")]);
+        session.submit(vec![record("a"), bad, record("b")], None);
         let Ok(Next::Batch(batch)) = session.next(LONG) else {
             panic!("no batch");
         };
@@ -383,8 +378,8 @@ mod tests {
         // 144 TB in total.
         let mut records = vec![with_size(1, 1); 1200];
         (records[0], records[1]) = (with_size(1, 100_000), with_size(100_000, 1));
-        session.submit(records);
-        session.submit(vec![with_size(3, 3)]);
+        session.submit(records, None);
+        session.submit(vec![with_size(3, 3)], None);
         session.finish();
         let error = session.next(LONG).unwrap_err();
         assert!(error.is_memory(), "{error}");
@@ -398,14 +393,14 @@ mod tests {
     fn closing_drops_queued_batches() {
         let loader = Loader::new(config(Task::ImageText), 1, 2).unwrap();
         let session = loader.open();
-        (0..100).for_each(|_| session.submit(vec![record("a")]));
+        (0..100).for_each(|_| session.submit(vec![record("a")], None));
         session.close();
         assert!(matches!(session.next(LONG), Ok(Next::End)));
-        session.submit(vec![record("late")]);
+        session.submit(vec![record("late")], None);
         assert!(matches!(session.next(LONG), Ok(Next::End)));
         // The same threads serve the next session.
         let session = loader.open();
-        session.submit(vec![record("b")]);
+        session.submit(vec![record("b")], None);
         session.finish();
         assert_eq!(keys(&session), [["b"]]);
     }
@@ -421,8 +416,5 @@ mod tests {
                 ..
             })
         ));
-        let mut wrong = config(Task::ImageText);
-        wrong.mlm_probability = f64::NAN;
-        assert!(Loader::new(wrong, 1, 2).is_err());
     }
 }

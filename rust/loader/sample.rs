@@ -1,4 +1,4 @@
-//! Prepare a record: read image headers, sample transforms, map boxes, tokenize and mask.
+//! Prepare a record: read image headers, sample transforms, map boxes and tokenize.
 
 use crate::Error;
 use crate::boxes::BoxXyxy;
@@ -7,7 +7,6 @@ use crate::loader::probed_image::ProbedImage;
 use crate::loader::record::{Record, Task};
 use crate::rng::{Purpose, Rng};
 use crate::tokenizer::Encoded;
-use crate::tokenizer::masking::mask_token;
 use crate::tokenizer::spans::{self, CharSpan, Mirrored};
 use crate::transform::params::SampledTransform;
 use crate::try_alloc;
@@ -33,15 +32,16 @@ impl PreparedSample {
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
     pub key: String,
+    pub epoch: u64,
+    /// Index of the record.
+    pub index: u64,
     /// (height, width) of the first image after its transform.
     pub image_size: (usize, usize),
     /// (height, width) of the first stored image.
     pub original_size: (usize, usize),
     pub token_ids: Vec<u32>,
-    /// Token ids after MLM masking.
-    pub masked_ids: Vec<u32>,
-    /// MLM labels: the original ids of picked tokens.
-    pub mlm_labels: Vec<Option<u32>>,
+    /// True if the text has more tokens than fit.
+    pub is_truncated: bool,
     pub image_id: i64,
     /// (answer index, soft score).
     pub answers: Vec<(usize, f32)>,
@@ -56,7 +56,14 @@ pub struct Sample {
     pub cropped_boxes: usize,
 }
 
-/// Prepare a record: probe its images, sample their transforms, map boxes, tokenize and mask.
+impl Sample {
+    fn set_text(&mut self, encoded: Encoded) {
+        self.token_ids = encoded.ids;
+        self.is_truncated = encoded.is_truncated;
+    }
+}
+
+/// Prepare a record: probe its images, sample their transforms, map boxes and tokenize.
 pub fn prepare_sample(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Error> {
     prepare(config, record).map_err(|error| error.in_record(&record.key))
 }
@@ -65,6 +72,8 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
     check(config, record)?;
     let mut sample = Sample {
         key: record.key.clone(),
+        epoch: record.epoch,
+        index: record.index,
         image_id: record.image_number(),
         truth: record.truth.unwrap_or(false),
         ..Sample::default()
@@ -99,14 +108,11 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
     match config.task {
         Task::Grounding => {}
         // Not mirrored, because "left" refers to the left one of the two images.
-        Task::Reasoning => sample.token_ids = encode(config, &record.text)?.ids,
+        Task::Reasoning => sample.set_text(encode(config, &record.text)?),
         Task::ImageText | Task::Question => {
             let text = mirror_if(flipped, &record.text);
-            sample.token_ids = encode(config, &text.text)?.ids;
+            sample.set_text(encode(config, &text.text)?);
         }
-    }
-    if config.task == Task::ImageText {
-        mask(config, record, &mut sample);
     }
     if let Some(answers) = &record.answers {
         let mirrored = |answer: usize| config.mirrored_answers.get(answer).filter(|_| flipped);
@@ -176,19 +182,8 @@ fn ground(
             sample.truncated_boxes += 1;
         }
     }
-    sample.token_ids = encoded.ids;
+    sample.set_text(encoded);
     Ok(())
-}
-
-/// Mask tokens for MLM; see [`crate::tokenizer::masking`].
-fn mask(config: &LoaderConfig, record: &Record, sample: &mut Sample) {
-    let mut rng = rng(config, record, Purpose::MaskedWords);
-    let special_tokens = config.tokenizer.special_tokens();
-    for &id in &sample.token_ids {
-        let (masked, asked) = mask_token(special_tokens, id, config.mlm_probability, &mut rng);
-        sample.mlm_labels.push(asked.then_some(id));
-        sample.masked_ids.push(masked);
-    }
 }
 
 fn mirror_if(flipped: bool, text: &str) -> Mirrored {
@@ -201,8 +196,6 @@ fn mirror_if(flipped: bool, text: &str) -> Mirrored {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::cast_precision_loss)] // Small numbers.
-
     use super::*;
     use crate::fixtures::{config, record};
     use crate::loader::decode_into::{DecodeRequest, ImageDecoder};
@@ -239,7 +232,6 @@ mod tests {
         record.text = String::new();
         let sample = sample_of(&config(Task::ImageText), &record);
         assert_eq!(sample.token_ids, [0, 2]);
-        assert_eq!(sample.mlm_labels, [None, None]);
     }
 
     #[test]
@@ -316,7 +308,7 @@ mod tests {
         let mut config = config(Task::Grounding);
         config.max_tokens = 3;
         let sample = sample_of(&config, &record("a"));
-        assert_eq!(sample.token_ids.len(), 3);
+        assert!(sample.token_ids.len() == 3 && sample.is_truncated);
         assert_eq!((sample.boxes_xyxy.len(), sample.truncated_boxes), (0, 1));
     }
 
@@ -335,42 +327,5 @@ mod tests {
         record.images.push(record.images[0].clone());
         assert!(message(Task::Reasoning, &record).starts_with("record 'a': truth: "));
         assert!(message(Task::ImageText, &record).starts_with("record 'a': images: 2"));
-    }
-
-    #[test]
-    fn masking_keeps_its_proportions() {
-        let mut config = config(Task::ImageText);
-        config.max_tokens = 1000;
-        let mut record = record("a");
-        record.text = "the left cup ".repeat(300);
-        let mask_id = config.tokenizer.special_tokens().mask.unwrap();
-        let (mut words, mut picked, mut masked, mut same) = (0, 0, 0, 0);
-        for index in 0..20 {
-            record.index = index;
-            let sample = sample_of(&config, &record);
-            words += sample.token_ids.len() - 2;
-            for (position, label) in sample.mlm_labels.iter().enumerate() {
-                let (id, now) = (sample.token_ids[position], sample.masked_ids[position]);
-                match label {
-                    Some(label) => {
-                        assert_eq!(*label, id);
-                        picked += 1;
-                        masked += usize::from(now == mask_id);
-                        same += usize::from(now == id);
-                    }
-                    None => assert_eq!(now, id),
-                }
-            }
-            assert_eq!(sample.mlm_labels[0], None);
-            assert_eq!(sample.mlm_labels.last(), Some(&None));
-        }
-        // Four standard deviations around 15 %, 80 % and a little over 10 %.
-        let near = |count: usize, of: usize, rate: f64| {
-            let (count, of) = (count as f64, of as f64);
-            (count - of * rate).abs() < 4.0 * (of * rate * (1.0 - rate)).sqrt()
-        };
-        assert!(near(picked, words, 0.15), "{picked} of {words}");
-        assert!(near(masked, picked, 0.8), "{masked} of {picked}");
-        assert!(near(same, picked, 0.1 + 0.1 / 280.0), "{same} of {picked}");
     }
 }

@@ -31,8 +31,8 @@ pub(crate) struct SampleRef {
 }
 
 pub(crate) enum JobKind {
-    /// Read and prepare the record; boxed because it is the larger variant.
-    Prepare(Box<Record>),
+    /// Read and prepare the record.
+    Prepare(Arc<Record>),
     /// Decode the images of a prepared sample into the batch.
     Decode(PendingDecode),
 }
@@ -266,10 +266,10 @@ mod tests {
                 jobs.to_prepare.push_back(Job {
                     sample: SampleRef {
                         session: Arc::default(),
-                        batch: Arc::new(Mutex::new(BatchBuilder::new(0, &config, &pool))),
+                        batch: Arc::new(Mutex::new(BatchBuilder::new(0, None, &config, &pool))),
                         index,
                     },
-                    kind: JobKind::Prepare(Box::new(record("a"))),
+                    kind: JobKind::Prepare(Arc::new(record("a"))),
                 });
             }
             let states: Vec<_> = jobs
@@ -305,7 +305,7 @@ mod tests {
                 jobs: Mutex::default(),
                 changed: Condvar::new(),
             };
-            let builder = BatchBuilder::new(1, &workers.config, &workers.pool);
+            let builder = BatchBuilder::new(1, None, &workers.config, &workers.pool);
             let batch = Arc::new(Mutex::new(builder));
             let session = Arc::<SessionState>::default();
             lock(&session.queue).slots.push_back(QueuedBatch {
@@ -318,7 +318,7 @@ mod tests {
                     batch,
                     index: 0,
                 },
-                kind: JobKind::Prepare(Box::new(record("a"))),
+                kind: JobKind::Prepare(Arc::new(record("a"))),
             };
             let mut decoder = ImageDecoder::new(&workers.config).unwrap();
             workers.run_jobs(vec![job], &mut decoder);

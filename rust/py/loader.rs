@@ -1,29 +1,24 @@
 //! Bindings for the loader.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::PyDict;
 
 use super::arrays::Buffer;
 use super::pixels::limits;
-use super::text::named_text;
+use super::record::LoaderRecord;
 use super::tokenizer::Tokenizer;
 use super::transform::ImageTransform;
-use crate::boxes::BoxXyxy;
 use crate::decode_limits::MAX_PIXELS;
-use crate::error::shown;
 use crate::loader::collate::Batch;
 use crate::loader::config::{LoaderConfig, OnError};
-use crate::loader::record::{Record, StoredImage, Task};
+use crate::loader::record::Task;
 use crate::loader::{self, Next};
 use crate::normalize::layout::{Dtype, Layout};
 use crate::rng::{self, Purpose, Rng};
-use crate::tokenizer::spans::CharSpan;
+use crate::tokenizer::masking::{Masker, MaskingConfig, MlmUnit};
 
 /// Timeout of a single wait; between waits, Python handles signals such as Ctrl-C.
 const SLICE: Duration = Duration::from_millis(50);
@@ -50,29 +45,10 @@ struct BatchFields {
     dtype: Dtype,
 }
 
-/// Fields of a record: key, epoch, index, images, text, image id, boxes, spans, answers, truth,
-/// annotated size.
-type PlainRecord<'py> = (
-    String,
-    u64,
-    u64,
-    Vec<Bound<'py, PyAny>>,
-    String,
-    String,
-    Vec<BoxXyxy>,
-    Vec<Vec<CharSpan>>,
-    Option<Vec<(usize, f32)>>,
-    Option<bool>,
-    Option<(usize, usize)>,
-);
-
-/// Those of them that are texts.
-const TEXTS: [(usize, &str); 3] = [(0, "key"), (4, "text"), (5, "image_id")];
-
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, background, dtype, layout, max_pixels = MAX_PIXELS, max_decode_bytes = None))]
+    #[pyo3(signature = (batch_type, tokenizer, transform, *, max_tokens, seed, mlm_probability, mlm_unit = "token", mlm_seed = None, mirrored_answers, threads, keep, on_error, accept_truncated, scaled_decoding, apply_orientation, background, dtype, layout, max_pixels = MAX_PIXELS, max_decode_bytes = None))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn new(
         batch_type: &str,
@@ -81,6 +57,8 @@ impl Loader {
         max_tokens: usize,
         seed: u64,
         mlm_probability: f64,
+        mlm_unit: &str,
+        mlm_seed: Option<u64>,
         mirrored_answers: Vec<usize>,
         threads: usize,
         keep: usize,
@@ -101,13 +79,23 @@ impl Loader {
             num_answers: mirrored_answers.len(),
             dtype,
         };
+        let masking = MaskingConfig {
+            unit: MlmUnit::from_name(mlm_unit)?,
+            probability: mlm_probability,
+            seed: mlm_seed.unwrap_or(seed),
+        };
+        masking.check()?;
+        let tokenizer = Arc::clone(&tokenizer.inner);
+        let masker = (task == Task::ImageText)
+            .then(|| Masker::new(&tokenizer, masking, Some(max_tokens)))
+            .transpose()?;
         let config = LoaderConfig {
             task,
-            tokenizer: Arc::clone(&tokenizer.inner),
+            tokenizer,
             transform: transform.inner.clone(),
             max_tokens,
             seed,
-            mlm_probability,
+            masker: masker.map(Arc::new),
             mirrored_answers,
             on_error: OnError::from_name(on_error)?,
             accept_truncated,
@@ -142,18 +130,17 @@ impl Loader {
 #[pymethods]
 impl Session {
     /// Submit the records of one batch without blocking.
-    fn submit(&self, records: Vec<Bound<'_, PyTuple>>) -> PyResult<()> {
-        let records = records.iter().map(to_record).collect::<PyResult<_>>()?;
-        self.inner.submit(records);
-        Ok(())
+    #[pyo3(signature = (records, *, first_sample = None))]
+    fn submit(&self, records: Vec<PyRef<'_, LoaderRecord>>, first_sample: Option<u64>) {
+        let records: Vec<_> = records.iter().map(|it| it.shared()).collect();
+        self.inner.submit(records, first_sample);
     }
 
     /// Submit replacements for the bad samples reported by `next`.
-    fn replace(&self, records: Vec<(usize, Bound<'_, PyTuple>)>) -> PyResult<()> {
+    fn replace(&self, records: Vec<(usize, PyRef<'_, LoaderRecord>)>) {
         let records = records.iter();
-        let records = records.map(|(place, record)| Ok((*place, to_record(record)?)));
-        self.inner.replace(records.collect::<PyResult<_>>()?);
-        Ok(())
+        let records = records.map(|(place, record)| (*place, record.shared()));
+        self.inner.replace(records.collect());
     }
 
     /// Signal that no more batches will be submitted.
@@ -238,6 +225,8 @@ impl BatchFields {
         fields.set_item("skipped", skipped)?;
         fields.set_item("truncated_boxes", batch.truncated_boxes)?;
         fields.set_item("cropped_boxes", batch.cropped_boxes)?;
+        fields.set_item("truncated_texts", batch.truncated_texts)?;
+        fields.set_item("wordless_texts", batch.wordless_texts)?;
         Ok(fields)
     }
 }
@@ -253,47 +242,4 @@ pub fn permutation(py: Python<'_>, count: usize, seed: u64, epoch: u64) -> PyRes
 #[pyfunction]
 pub fn draw_below(bound: u64, seed: u64, epoch: u64, index: u64, attempt: u8) -> u64 {
     Rng::new(seed, epoch, index, Purpose::Replacement(attempt)).below(bound)
-}
-
-fn to_record(plain: &Bound<'_, PyTuple>) -> PyResult<Record> {
-    let fields = plain.extract::<PlainRecord<'_>>().map_err(|error| {
-        let key = plain.get_item(0).map(|key| key.to_string());
-        let key = shown(&key.unwrap_or_default());
-        for (place, name) in TEXTS {
-            let text = plain.get_item(place).ok();
-            let what = format!("record '{key}': {name}");
-            if let Some(Err(error)) = text.map(|text| named_text(what, &text))
-                && error.is_instance_of::<PyValueError>(plain.py())
-            {
-                return error;
-            }
-        }
-        let named = PyTypeError::new_err(format!("record '{key}': {error}"));
-        named.set_cause(plain.py(), Some(error));
-        named
-    })?;
-    Ok(Record {
-        key: fields.0,
-        epoch: fields.1,
-        index: fields.2,
-        images: fields.3.iter().map(to_stored).collect::<PyResult<_>>()?,
-        text: fields.4,
-        image_id: fields.5,
-        boxes_xyxy: fields.6,
-        char_spans: fields.7,
-        answers: fields.8,
-        truth: fields.9,
-        image_size: fields.10,
-    })
-}
-
-/// Bytes are the contents of an image file; everything else is a path.
-fn to_stored(image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
-    if let Ok(bytes) = image.cast::<PyBytes>() {
-        Ok(StoredImage::Bytes(Arc::new(PyBackedBytes::from(
-            bytes.clone(),
-        ))))
-    } else {
-        Ok(StoredImage::Path(image.extract::<PathBuf>()?))
-    }
 }

@@ -13,6 +13,7 @@ mod jpeg;
 mod loader;
 mod pixels;
 mod rand_augment;
+mod record;
 mod text;
 mod tokenizer;
 mod transform;
@@ -35,7 +36,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<color_jitter::ColorJitter>()?;
     module.add_class::<rand_augment::RandAugment>()?;
     module.add_class::<tokenizer::Tokenizer>()?;
-    module.add_class::<tokenizer::WholeWordMasking>()?;
+    module.add_class::<record::LoaderRecord>()?;
     module.add_class::<loader::Loader>()?;
     module.add_class::<loader::Session>()?;
     module.add_function(wrap_pyfunction!(image::probe_image, module)?)?;

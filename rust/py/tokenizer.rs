@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::arrays::{Buffer, numbers};
+use super::arrays::Buffer;
 use super::text::{json_of, text_of, texts_of};
 use crate::Error;
-use crate::tokenizer::batch::{self, BatchOptions};
-use crate::tokenizer::masking::{self, Masking};
+use crate::tokenizer::batch::{self, BatchMasking, BatchOptions};
+use crate::tokenizer::masking::{MaskingConfig, MlmUnit};
 use crate::tokenizer::spans::CharSpan;
 use crate::tokenizer::{TokenOverrides, Tokenizer as Inner};
 
@@ -150,10 +148,11 @@ impl Tokenizer {
     #[pyo3(signature = (text, *, max_tokens = None))]
     fn encode(
         &self,
+        py: Python<'_>,
         #[pyo3(from_py_with = text_of)] text: PyBackedStr,
         max_tokens: Option<usize>,
     ) -> PyResult<(Vec<u32>, Vec<CharSpan>)> {
-        let encoded = self.inner.encode(&text, max_tokens)?;
+        let encoded = py.detach(|| self.inner.encode(&text, max_tokens))?;
         Ok((encoded.ids, encoded.offsets))
     }
 
@@ -177,7 +176,7 @@ impl Tokenizer {
     }
 
     /// Encode texts to padded arrays, with MLM masking.
-    #[pyo3(signature = (texts, *, mlm_probability, seed, epoch, indices, max_tokens = None, pad_to = None))]
+    #[pyo3(signature = (texts, *, mlm_probability, seed, epoch, indices, max_tokens = None, pad_to = None, mlm_unit = "token"))]
     #[allow(clippy::too_many_arguments)] // Keyword arguments in Python.
     fn encode_masked_batch<'py>(
         &self,
@@ -189,10 +188,14 @@ impl Tokenizer {
         indices: Vec<u64>,
         max_tokens: Option<usize>,
         pad_to: Option<usize>,
+        mlm_unit: &str,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let masking = Masking {
-            probability: mlm_probability,
-            seed,
+        let masking = BatchMasking {
+            config: MaskingConfig {
+                unit: MlmUnit::from_name(mlm_unit)?,
+                probability: mlm_probability,
+                seed,
+            },
             epoch,
             indices,
         };
@@ -209,11 +212,13 @@ impl Tokenizer {
     #[pyo3(signature = (text, char_spans, *, max_tokens = None))]
     fn positive_map(
         &self,
+        py: Python<'_>,
         #[pyo3(from_py_with = text_of)] text: PyBackedStr,
         char_spans: Vec<Vec<CharSpan>>,
         max_tokens: Option<usize>,
     ) -> PyResult<Buffer> {
-        let (rows, tokens) = self.inner.positive_map(&text, &char_spans, max_tokens)?;
+        let (rows, tokens) =
+            py.detach(|| self.inner.positive_map(&text, &char_spans, max_tokens))?;
         Buffer::new(rows, &[char_spans.len(), tokens])
     }
 
@@ -265,49 +270,4 @@ impl Tokenizer {
         }
         Ok(fields)
     }
-}
-
-/// Whole-word masking for MLM.
-#[pyclass(module = "fiber._core", frozen)]
-pub struct WholeWordMasking {
-    inner: masking::WholeWordMasking,
-}
-
-#[pymethods]
-impl WholeWordMasking {
-    #[new]
-    #[pyo3(signature = (tokenizer, *, probability, seed))]
-    fn new(tokenizer: &Tokenizer, probability: f64, seed: u64) -> PyResult<Self> {
-        let inner = masking::WholeWordMasking::new(&tokenizer.inner, probability, seed)?;
-        Ok(Self { inner })
-    }
-
-    /// Assign a word index to each token: (B, L) int64, -1 for special tokens.
-    fn word_numbers(&self, py: Python<'_>, token_ids: PyBuffer<i64>) -> PyResult<Buffer> {
-        let shape = text_shape(&token_ids)?;
-        let ids = numbers("token_ids", &token_ids)?;
-        let found = py.detach(|| self.inner.word_numbers(ids, shape[1]))?;
-        Buffer::new(found, &shape)
-    }
-
-    /// Mask words; return model input ids and labels, each (B, L) int64.
-    #[pyo3(signature = (token_ids, *, first_sample))]
-    fn mask(
-        &self,
-        py: Python<'_>,
-        token_ids: PyBuffer<i64>,
-        first_sample: u64,
-    ) -> PyResult<(Buffer, Buffer)> {
-        let shape = text_shape(&token_ids)?;
-        let ids = numbers("token_ids", &token_ids)?;
-        let (inputs, labels) = py.detach(|| self.inner.mask(ids, shape[1], first_sample))?;
-        Ok((Buffer::new(inputs, &shape)?, Buffer::new(labels, &shape)?))
-    }
-}
-
-fn text_shape(token_ids: &PyBuffer<i64>) -> PyResult<[usize; 2]> {
-    token_ids.shape().try_into().map_err(|_| {
-        let found = token_ids.shape();
-        PyValueError::new_err(format!("token_ids: shape {found:?}; expected (B, L)"))
-    })
 }

@@ -3,8 +3,17 @@
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::byte_level::Tokens;
-use crate::tokenizer::masking::{IGNORED_LABEL, Masking};
+use crate::tokenizer::masking::{IGNORED_LABEL, Masker, MaskingConfig, TextPlace};
 use crate::try_alloc;
+
+/// MLM masking of a batch of texts, the same as the loader's for records with these indices.
+#[derive(Clone, Debug, Default)]
+pub struct BatchMasking {
+    pub config: MaskingConfig,
+    pub epoch: u64,
+    /// Record index of each text.
+    pub indices: Vec<u64>,
+}
 
 #[derive(Clone, Debug, Default)]
 pub struct BatchOptions {
@@ -15,7 +24,7 @@ pub struct BatchOptions {
     /// Return character offsets.
     pub offsets: bool,
     /// MLM masking, if requested.
-    pub masking: Option<Masking>,
+    pub masking: Option<BatchMasking>,
 }
 
 /// A batch in plain memory, with `B` texts and `L` tokens.
@@ -40,9 +49,10 @@ pub fn encode<T: AsRef<str>>(
     texts: &[T],
     options: &BatchOptions,
 ) -> Result<TextBatch, Error> {
-    if let Some(masking) = &options.masking {
-        masking.check(texts.len(), tokenizer.special_tokens())?;
-    }
+    let masker = match &options.masking {
+        Some(masking) => Some(masker_of(tokenizer, texts.len(), masking, options)?),
+        None => None,
+    };
     let mut tokens = Tokens::default();
     let all = texts.iter().map(AsRef::as_ref);
     let counts = tokenizer.encode_into(all, options.max_tokens, options.offsets, &mut tokens)?;
@@ -61,12 +71,12 @@ pub fn encode<T: AsRef<str>>(
             texts.len()
         )
     };
-    let masked = if options.masking.is_some() { size } else { 0 };
+    let num_masked = if options.masking.is_some() { size } else { 0 };
     let mut batch = TextBatch {
         num_tokens: length,
         token_ids: try_alloc::filled(i64::from(tokenizer.special_tokens().pad), size, what)?,
         text_mask: try_alloc::filled(false, size, what)?,
-        mlm_labels: try_alloc::filled(IGNORED_LABEL, masked, what)?,
+        mlm_labels: try_alloc::filled(IGNORED_LABEL, num_masked, what)?,
         ..TextBatch::default()
     };
     if options.offsets {
@@ -92,26 +102,54 @@ pub fn encode<T: AsRef<str>>(
             to.copy_from_slice(&[i64::from(start), i64::from(end)]);
         }
     }
-    if let Some(masking) = &options.masking {
+    if let (Some(masking), Some(masker)) = (&options.masking, &masker) {
         try_alloc::reserve(&mut batch.masked_ids, size, what)?;
         batch.masked_ids.clone_from(&batch.token_ids);
-        masking.mask_rows(
-            &tokens.ids,
-            &counts,
-            tokenizer.special_tokens(),
-            length,
-            &mut batch.masked_ids,
-            &mut batch.mlm_labels,
-        );
+        let inputs = batch.masked_ids.chunks_exact_mut(length.max(1));
+        let rows = inputs.zip(batch.mlm_labels.chunks_exact_mut(length.max(1)));
+        let mut ids = tokens.ids.as_slice();
+        for (((inputs, labels), &count), &index) in rows.zip(&counts).zip(&masking.indices) {
+            let (text, rest) = ids.split_at_checked(count).unwrap_or_default();
+            ids = rest;
+            let place = TextPlace {
+                epoch: masking.epoch,
+                index,
+                in_stream: None,
+            };
+            masker.mask(text, place, tokenizer.special_tokens(), inputs, labels)?;
+        }
     }
     Ok(batch)
 }
 
+/// Check the options of masking, and prepare it.
+fn masker_of(
+    tokenizer: &Tokenizer,
+    texts: usize,
+    masking: &BatchMasking,
+    options: &BatchOptions,
+) -> Result<Masker, Error> {
+    let indices = masking.indices.len();
+    masking.config.check()?;
+    if indices != texts {
+        return Err(Error::argument(
+            "indices",
+            format!("{indices} indices; expected one for each of {texts} texts"),
+        ));
+    }
+    Masker::new(tokenizer, masking.config, options.max_tokens)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
     use crate::fixtures::{config, record};
-    use crate::loader::record::Task;
+    use crate::loader::record::{Record, Task};
+    use crate::loader::{Loader, Next};
+    use crate::tokenizer::masking::MlmUnit;
     use crate::tokenizer::roberta::PAD_ID;
 
     #[test]
@@ -159,38 +197,44 @@ mod tests {
 
     #[test]
     fn masking_equals_the_loaders() {
-        let mut config = config(Task::ImageText);
-        (config.seed, config.mlm_probability) = (5, 0.4);
-        let mut record = record("a");
-        record.epoch = 2;
-        let texts = ["the left cup and the red dog", "a right cup", "<mask> the"];
-        let options = BatchOptions {
-            max_tokens: Some(config.max_tokens),
-            masking: Some(Masking {
+        for unit in [MlmUnit::Token, MlmUnit::Word, MlmUnit::Position] {
+            let mut config = config(Task::ImageText);
+            let masking = MaskingConfig {
+                unit,
                 probability: 0.4,
                 seed: 5,
+            };
+            let masker = Masker::new(&config.tokenizer, masking, Some(config.max_tokens));
+            config.masker = Some(Arc::new(masker.unwrap()));
+            let texts = ["the left cup and the red dog", "a right cup", "<mask> the"];
+            let options = BatchOptions {
+                max_tokens: Some(config.max_tokens),
+                masking: Some(BatchMasking {
+                    config: masking,
+                    epoch: 2,
+                    indices: vec![7, 8, 9],
+                }),
+                ..BatchOptions::default()
+            };
+            let batch = encode(&config.tokenizer, &texts, &options).unwrap();
+            let records = (7..).zip(texts).map(|(index, text)| Record {
                 epoch: 2,
-                indices: vec![7, 8, 9],
-            }),
-            ..BatchOptions::default()
-        };
-        let batch = encode(&config.tokenizer, &texts, &options).unwrap();
-        let mut masked = 0;
-        for (row, text) in texts.iter().enumerate() {
-            record.index = 7 + row as u64;
-            record.text = (*text).to_owned();
-            let sample = crate::loader::sample::prepare_sample(&config, &record)
-                .unwrap()
-                .sample;
-            let pairs = sample.masked_ids.iter().zip(&sample.mlm_labels);
-            for (place, (&seen, label)) in pairs.enumerate() {
-                let at = row * batch.num_tokens + place;
-                assert_eq!(batch.masked_ids[at], i64::from(seen));
-                assert_eq!(batch.mlm_labels[at], label.map_or(IGNORED_LABEL, i64::from));
-                masked += usize::from(label.is_some());
-            }
+                index,
+                text: text.to_owned(),
+                ..record("a")
+            });
+            let loader = Loader::new(config, 1, 1).unwrap();
+            let session = loader.open();
+            session.submit(records.collect(), None);
+            let Ok(Next::Batch(expected)) = session.next(Duration::from_secs(20)) else {
+                panic!("no batch");
+            };
+            assert_eq!(batch.token_ids, expected.token_ids);
+            assert_eq!(batch.masked_ids, expected.masked_ids, "{unit:?}");
+            assert_eq!(batch.mlm_labels, expected.mlm_labels, "{unit:?}");
+            let picked = batch.mlm_labels.iter().filter(|&&it| it != IGNORED_LABEL);
+            assert!(picked.count() > 2, "{unit:?}");
         }
-        assert!(masked > 2);
     }
 
     #[test]
@@ -213,9 +257,12 @@ mod tests {
         assert!(wide.ends_with(&format!(
             "1 texts of {length} tokens; use fewer texts or a smaller pad_to"
         )));
-        let masking = |probability| Masking {
-            probability,
-            ..Masking::default()
+        let masking = |probability| BatchMasking {
+            config: MaskingConfig {
+                probability,
+                ..MaskingConfig::default()
+            },
+            ..BatchMasking::default()
         };
         let none = wrong(None, None, Some(masking(0.5)));
         assert!(message(none).starts_with("indices: 0 indices; expected one for each of 1"));

@@ -24,6 +24,8 @@ pub(crate) struct Tokens {
     pub ids: Vec<u32>,
     /// (start, end) of each token; empty unless requested.
     pub spans: Vec<(u32, u32)>,
+    /// Number of texts that were truncated.
+    pub truncated_texts: usize,
 }
 
 /// The settings in a `tokenizer.json` other than the merges.
@@ -161,6 +163,7 @@ impl ByteLevel {
             self.encode_piece::<SPANS>(text, 0, limit, &code_points, workspace, tokens);
         }
         workspace.code_points = code_points;
+        tokens.truncated_texts += usize::from(tokens.ids.len() > limit);
         tokens.ids.truncate(limit);
         tokens.spans.truncate(limit);
         push_special(&self.rules.after, tokens);

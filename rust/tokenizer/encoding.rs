@@ -17,6 +17,8 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Code point spans without leading spaces.
     pub offsets: Vec<CharSpan>,
+    /// True if the text has more tokens.
+    pub is_truncated: bool,
 }
 
 impl Encoded {
@@ -24,6 +26,7 @@ impl Encoded {
         Self {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
+            is_truncated: false,
         }
     }
 
@@ -35,6 +38,7 @@ impl Encoded {
             let words = limit.saturating_sub(after);
             self.ids.drain(words..words + surplus);
             self.offsets.drain(words..words + surplus);
+            self.is_truncated = true;
         }
     }
 }
@@ -68,6 +72,7 @@ impl Tokenizer {
             return Ok(Encoded {
                 offsets: offsets.collect(),
                 ids: tokens.ids,
+                is_truncated: tokens.truncated_texts > 0,
             });
         }
         let mut encoded = self.encode_whole(text)?;
@@ -83,10 +88,13 @@ impl Tokenizer {
         self.check_text(text)?;
         let limit = limit.saturating_sub(self.special_tokens.template.added);
         self.guarded(|| {
-            let encoding = first_tokens(&inner.encode_char_offsets(text, true)?, limit);
+            let whole = inner.encode_char_offsets(text, true)?;
+            let encoding = first_tokens(&whole, limit);
             let processor = self.inner.get_post_processor();
             let processed = processor.map(|it| it.process(encoding.clone(), None, true));
-            Ok(Encoded::of(&processed.unwrap_or(Ok(encoding))?))
+            let mut encoded = Encoded::of(&processed.unwrap_or(Ok(encoding))?);
+            encoded.is_truncated = whole.len() > limit;
+            Ok(encoded)
         })
     }
 
@@ -144,6 +152,7 @@ impl Tokenizer {
                         .spans
                         .extend(spans.map(|&(start, end)| (number(start), number(end))));
                 }
+                tokens.truncated_texts += usize::from(encoded.is_truncated);
                 Ok(encoded.ids.len())
             })
             .collect()
@@ -180,6 +189,7 @@ mod tests {
         let whole = Encoded {
             ids: vec![0, 5, 6, 2],
             offsets: vec![(0, 0), (0, 1), (1, 3), (0, 0)],
+            is_truncated: false,
         };
         for limit in [None, Some(4)] {
             let mut same = whole.clone();
@@ -188,6 +198,7 @@ mod tests {
         }
         cut.clone_from(&whole);
         cut.cut(Some(3), 1);
+        assert!(cut.is_truncated);
         assert_eq!(
             (cut.ids, cut.offsets),
             (vec![0, 5, 2], vec![(0, 0), (0, 1), (0, 0)])

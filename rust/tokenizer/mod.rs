@@ -11,7 +11,7 @@ mod char_class;
 mod encoding;
 mod json;
 mod limits;
-pub(crate) mod masking;
+pub mod masking;
 mod pretokenizer;
 mod prompt_cache;
 mod roberta;
@@ -353,6 +353,14 @@ mod tests {
         assert_eq!(cut.ids[3], END_ID);
         assert_eq!(cut.offsets[3], (0, 0));
         assert!(tokenizer.encode("a", Some(1)).is_err());
+        let long = "a red cup ".repeat(40);
+        for text in ["a red cup and a dog", &long] {
+            let count = tokenizer.encode(text, None).unwrap().ids.len();
+            for limit in [2, count - 1, count, count + 1] {
+                let encoded = tokenizer.encode(text, Some(limit)).unwrap();
+                assert_eq!(encoded.is_truncated, limit < count, "{limit} of {count}");
+            }
+        }
     }
 
     #[test]
@@ -377,6 +385,12 @@ mod tests {
         assert_eq!(encode(None), [1, 2, 0, 1, 2]);
         assert_eq!(encode(Some(2)), [1, 0, 1]);
         assert_eq!(encode(Some(1)), [0]);
+        // Repeated, a text can have more tokens than the limit without losing one.
+        let is_truncated = |limit| tokenizer.encode("red cup", limit).unwrap().is_truncated;
+        assert_eq!(
+            [None, Some(3), Some(2)].map(is_truncated),
+            [false, false, true]
+        );
         let map = tokenizer.positive_map("red cup", &[vec![(0, 2)]], Some(2));
         assert_eq!(map.unwrap(), (vec![true, false, true], 3));
         assert!(tokenizer.encode("red", Some(0)).is_err());

@@ -162,6 +162,7 @@ mod tests {
         Encoded {
             ids: ids.to_vec(),
             offsets: (0..ids.len()).map(|n| (3 * n, 3 * n + 2)).collect(),
+            is_truncated: false,
         }
     }
 

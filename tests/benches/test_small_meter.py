@@ -29,13 +29,13 @@ def test_rows_of_all_inputs_have_every_metric(bench, scenes, monkeypatch):
 
 
 def test_blind_runs_see_gray_images_of_the_same_size(bench, scenes):
-    records = bench.TASKS["nlvr2"][1](scenes, "val")
+    records = bench.reader_of("nlvr2")(scenes, "val")
     seen = bench.SeenInputs(records, bench.TEXT)[0]
     assert (seen.text, seen.truth) == (records[0].text, records[0].truth)
     images = [Image.open(io.BytesIO(data)) for data in seen.images]
     assert len(images) == 2
     assert all(image.getcolors() == [(image.width * image.height, (128,) * 3)] for image in images)
-    captions = bench.SeenInputs(bench.TASKS["retrieval"][1](scenes, "val"), bench.TEXT)
+    captions = bench.SeenInputs(bench.reader_of("retrieval")(scenes, "val"), bench.TEXT)
     assert Image.open(io.BytesIO(captions[0].images[0])).size == (96, 96)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from fiber.benchmarks import measure
 from fiber.benchmarks.measure import levels_from_pillow, measure_workload
 from fiber.benchmarks.peers import BY_NAME
-from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, Task, fine_size
+from fiber.benchmarks.peers.task import FINE_MEAN, FINE_STD, MEAN, STD, PeerTask, fine_size
 from fiber.benchmarks.processes import EpochCost, PeerError
 from fiber.benchmarks.workloads import Workload
 from fiber.data import Tokenizer
@@ -19,7 +19,7 @@ WORKLOAD = Workload(kind="boxes", work="boxes", output="float32", title="boxes",
 
 
 def task(work, files=()):
-    return Task(
+    return PeerTask(
         work=work,
         output="float32",
         variant="",

@@ -11,7 +11,7 @@ import pytest
 
 from fiber.benchmarks import processes
 from fiber.benchmarks.peers import BY_NAME, Peer
-from fiber.benchmarks.peers.task import Task, fine_size, padded_side
+from fiber.benchmarks.peers.task import PeerTask, fine_size, padded_side
 from fiber.benchmarks.processes import (
     PeerError,
     PeerProcess,
@@ -21,7 +21,7 @@ from fiber.benchmarks.processes import (
 )
 
 NUMPY = BY_NAME["numpy"]
-BOXES = Task(
+BOXES = PeerTask(
     work="boxes",
     output="float32",
     variant="",
@@ -42,7 +42,7 @@ def alive(pid: int) -> bool:
 
 def test_task_round_trips_through_json():
     text = json.dumps(asdict(BOXES))
-    assert json.dumps(asdict(Task(**json.loads(text)))) == text
+    assert json.dumps(asdict(PeerTask(**json.loads(text)))) == text
 
 
 def test_an_epoch_is_counted_and_measured(tmp_path):

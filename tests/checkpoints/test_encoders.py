@@ -8,7 +8,7 @@ import torch
 
 from fiber.checkpoints.encoders import encoder_states, load_encoder
 from fiber.config import FiberConfig, RobertaConfig, SwinConfig, preset
-from fiber.models.encoders.swin import resize_bias_table
+from fiber.models.encoders.position_interpolation import resize_bias_table
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.fiber.keys import FIRST_CONVOLUTION

@@ -9,7 +9,7 @@ from fiber.checkpoints.init_from import initialize
 from fiber.checkpoints.model_dir import StoredModel, load_model, read_tensors
 from fiber.config import preset
 from fiber.config_io import replace_fields
-from fiber.models.encoders.swin import resize_bias_table
+from fiber.models.encoders.position_interpolation import resize_bias_table
 from fiber.models.registry import build_model
 from tests.golden import COARSE
 from tests.training.micro_runs import coarse_config, run

@@ -16,7 +16,7 @@ from fiber.checkpoints.provenance import TrainedOn, absolute, seen_before
         {"data_path": None, "data": {"split": "train"}},
         {"data_path": "/d"},
     ],
-    ids=["nothing", "a saved model", "an older run", "records", "no split"],
+    ids=["nothing", "a saved model", "no data path", "records", "no split"],
 )
 def test_configs_without_training_data_are_unknown(config):
     assert TrainedOn.read(config) is None

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 
 from fiber.checkpoints.torch_file import read_checkpoint
-from fiber.checkpoints.torch_file import read_state as read_state_of_run
 from tests.hostile_cases import two_directories
 
 #: Memory of this process in pages.
@@ -224,22 +223,6 @@ def test_dtypes_that_are_not_supported_are_named(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(2).to(torch.float8_e4m3fn)}}, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=r"tensors of torch\.float8_e4m3fn are not supported"):
         read_state(tmp_path / "a.ckpt")
-
-
-def test_nested_states_are_read_as_saved(tmp_path):
-    content = {"state": {0: {"step": torch.tensor(3.0), "m": torch.rand(2, 3)}}, "lr": (0.9, None)}
-    torch.save(content, tmp_path / "a.pt")
-    found = read_state_of_run(tmp_path / "a.pt")
-    assert found["lr"] == (0.9, None) and found["state"][0]["step"] == 3
-    assert torch.equal(found["state"][0]["m"], content["state"][0]["m"])
-    found["state"][0]["m"].zero_()
-    assert read_state_of_run(tmp_path / "a.pt")["state"][0]["m"].any()
-
-
-def test_a_small_file_does_not_describe_large_tensors(tmp_path):
-    torch.save({"m": torch.zeros(1).expand(10**8)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt describes tensors larger than its \d+ bytes"):
-        read_state_of_run(tmp_path / "a.pt")
 
 
 def test_plain_pickles_are_rejected(tmp_path):

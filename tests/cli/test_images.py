@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.config_io import replace_fields
-from fiber.inference.model import SCORE_THRESHOLD
+from fiber.inference.model import SCORE_THRESHOLD, Model
 from fiber.models.fiber.image_text import FiberImageText
 
 from .output import error_line, lines
@@ -153,8 +154,6 @@ class TestPictureCommands:
         scores = [answer["score"] for answer in result["answers"]]
         assert len(scores) == 2
         assert scores == sorted(scores, reverse=True)
-        from PIL import Image
-
         saved = Image.open("out/a.png")
         assert saved.width == 90
         assert saved.height > 70
@@ -182,6 +181,46 @@ class TestPictureCommands:
         (result,) = lines(capsys)
         assert result["text"] == "a red circle"
         assert 0 <= result["score"] <= 1
+
+    def test_reason(self, desk, capsys):
+        asked = ["a.jpg", "more/a.jpg", "both images show a circle"]
+        assert main(["reason", *asked]) == 0
+        (result,) = lines(capsys)
+        assert list(result) == ["left", "right", "model", "statement", "truth"]
+        assert [result["left"], result["right"], result["statement"]] == asked
+        assert result["model"] == "runs/demo/coarse"
+        expected = fiber.load("runs/demo/coarse", device="cpu").reason(
+            (asked[0], asked[1]), asked[2]
+        )
+        assert result["truth"] is expected
+
+    def test_reason_about_a_left_and_a_right_image(self, desk, capsys, monkeypatch):
+        Image.new("RGBA", (40, 100), (0, 0, 255, 128)).save("tall.png")
+
+        def left_is_tall(model, pair, statement):
+            return pair[0].shape[0] == 100
+
+        monkeypatch.setattr(Model, "reason", left_is_tall)
+        for pair, truth in ((["a.jpg", "tall.png"], False), (["tall.png", "a.jpg"], True)):
+            assert main(["reason", *pair, "it is tall", "--save", "out"]) == 0
+            (result,) = lines(capsys)
+            assert result["truth"] is truth
+        # Next to each other, with the text below.
+        saved = Image.open("out/tall.png")
+        assert saved.width == 40 + 8 + 90
+        assert saved.height > 100
+        assert saved.getpixel((20, 90)) == (0, 0, 255)
+        assert saved.getpixel((44, 50)) == saved.getpixel((100, 90)) == (255, 255, 255)
+        assert saved.getpixel((50, 3)) != (255, 255, 255)
+        assert Path("out/a.png").exists()
+
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(["reason", "a.jpg", "tall.png", "it is tall"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "a.jpg  (90 x 70 pixels)",
+            "tall.png  (40 x 100 pixels)",
+            "  false  it is tall",
+        ]
 
     @pytest.mark.parametrize("flags", [[], ["--no-rerank"]], ids=["itm", "itc"])
     def test_search(self, desk, capsys, flags):
@@ -302,6 +341,12 @@ class TestBadInput:
                 "other.pth: the file contains no published",
             ),
             (["search", "", "a.jpg"], "text 0 is empty"),
+            (["reason", "a.jpg", "none.jpg", "dog"], "none.jpg: no such image"),
+            (["reason", "dog", "a.jpg", "b.jpg"], "expected the order LEFT RIGHT STATEMENT"),
+            (["reason", "a.jpg", "more", "dog"], "more is a folder; expected an image file"),
+            (["reason", "a.jpg", "corrupt.jpg", "dog"], "corrupt.jpg: "),
+            (["reason", "a.jpg", "b.jpg", " "], "statement 0 is empty"),
+            (["reason", "a.jpg", "b.jpg", "a", "--model", "runs/demo/fine"], "head 'nlvr2'"),
             (["match", "a.jpg", "dog", "--model", "none"], "none"),
             (["match", "a.jpg", "dog", "--model", "a.jpg"], "a.jpg"),
             (["match", "a.jpg", "dog", "--device", "toaster"], "toaster"),
@@ -327,9 +372,21 @@ class TestBadInput:
         assert "run `fiber train vqav2` (see also `fiber recipes`)" in message
 
     @pytest.mark.parametrize(
+        ("arguments", "head"),
+        [(["reason", "a.jpg", "b.jpg", "a dog"], "nlvr2"), (["entail", "a.jpg", "a dog"], "snli")],
+    )
+    def test_no_model_with_the_head(self, desk, capsys, arguments, head):
+        shutil.rmtree("runs/demo/coarse")
+        assert main(arguments) == 2
+        message = error_line(capsys)
+        assert "pass --model" in message
+        assert f"'{head}'" in message
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["ground", "--phrases", "dog"], "IMAGE"),
+            (["reason", "a.jpg", "b.jpg"], "required: STATEMENT"),
             (["ground", "a.jpg", "--phrases", " ; "], "--phrases: expected one or more .* ' ; '"),
             (["ground", "a.jpg", "--phrases", ""], "--phrases: expected one or more .* ''"),
             (["ground", "a.jpg", "--phrases", "a; ;b"], "--phrases: .*without empty .* 'a; ;b'"),

@@ -14,9 +14,9 @@ import fiber.demo
 from fiber.cli import main
 from fiber.data import RemoteError, open_source, pack, sources
 from fiber.evaluation.context import EvalContext
-from fiber.evaluation.tasks import TASKS
 from fiber.synthetic import scenes, stamps
 from fiber.synthetic.scenes import generate
+from fiber.tasks import all_evaluations
 
 from .output import error_line
 
@@ -227,7 +227,7 @@ class TestEval:
             main(["eval", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         assert "Evaluate a model on a split of a dataset" in shown
-        assert f"one of {', '.join(TASKS)}" in shown
+        assert f"one of {', '.join(all_evaluations())}" in shown
 
     def test_metrics_and_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
@@ -285,7 +285,9 @@ class TestEval:
 
     def test_ctrl_c_leaves_no_predictions(self, desk, capsys, monkeypatch):
         generate("runs/scenes", train=0, val=4, novel=0)
-        monkeypatch.setattr("fiber.evaluation.grounding._ground", stop_with(KeyboardInterrupt()))
+        monkeypatch.setattr(
+            "fiber.tasks.grounding.evaluate._ground", stop_with(KeyboardInterrupt())
+        )
         arguments = ["eval", "runs/demo/fine", "refcoco", "--data", "runs/scenes"]
         Path("out").mkdir()
         assert main([*arguments, "--output", "out/found.json"]) == 130

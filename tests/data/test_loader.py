@@ -208,17 +208,6 @@ def test_grounding_without_any_box(tokenizer):
     assert batch.positive_map.shape == (0, batch.token_ids.shape[1])
 
 
-def test_boxes_without_tokens_are_counted(tokenizer):
-    boxed = record(0, text=TEXT, boxes_xyxy=((0, 0, 9, 9),) * 2,
-                   char_spans=(((0, 3),), ((34, 37),)))  # fmt: skip
-    loader = make(
-        tokenizer, [boxed], "grounding", max_tokens=4, transform=ImageTransform.squash(16)
-    )
-    (batch,) = loader.epoch()
-    assert batch.boxes_per_image.tolist() == [1] and batch.positive_map.any(1).all()
-    assert (loader.truncated_boxes, loader.cropped_boxes) == (1, 0)
-
-
 def test_boxes_that_a_crop_cuts_away_are_counted(tokenizer):
     corners = ((0, 0, 4, 4), (28, 20, 32, 24))
     records = [record(i, boxes_xyxy=corners, char_spans=(((0, 3),),) * 2) for i in range(20)]
@@ -293,10 +282,12 @@ def test_chosen_batches_of_an_epoch_are_those_of_the_whole(tokenizer, chosen):
     assert sum(loader.statuses.values()) == sum(map(len, found))  # The others are not read.
 
 
+@pytest.mark.parametrize("unit", ["token", "word", "position"])
 @pytest.mark.parametrize("done", [1, 5, 6, 11])
-def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer, done):
-    whole = samples(take(make(tokenizer, shuffle=True).stream(), 14))
-    resumed = make(tokenizer, shuffle=True).stream(start=done * 4)
+def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer, done, unit):
+    options = {"shuffle": True, "mlm_unit": unit, "mlm_probability": 0.5}
+    whole = samples(take(make(tokenizer, **options).stream(), 14))
+    resumed = make(tokenizer, **options).stream(start=done * 4)
     assert samples(take(resumed, 14 - done)) == whole[done * 4 :]
 
 
@@ -427,6 +418,9 @@ def test_the_warning_points_at_the_line_that_iterates(tokenizer, skipping):
     [
         ({"batch_size": 0}, r"batch_size.*0.*1"),
         ({"seed": 1 << 64}, r"seed.*18446744073709551616.*2 .. 64"),
+        ({"mlm_seed": -1}, r"mlm_seed is -1; expected 0"),
+        ({"mlm_seed": 1 << 64}, r"mlm_seed.*18446744073709551616.*2 .. 64"),
+        ({"mlm_unit": "letter"}, r"mlm_unit is 'letter'; expected 'token', 'word' or 'position'"),
         ({"prefetch": 0}, r"prefetch.*0"),
         ({"threads": -1}, r"threads.*-1"),
         ({"image_dtype": "int8"}, r"image_dtype.*'int8'.*'float32'.*'float16'"),

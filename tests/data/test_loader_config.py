@@ -33,6 +33,8 @@ def tokenizer() -> Tokenizer:
         {"transform": "squash"},
         {"mlm_probability": "x"},
         {"mlm_probability": None},
+        {"mlm_seed": "7"},
+        {"mlm_seed": True},
         {"answers": 5},
         {"answers": "yes"},
         {"answers": ("yes", 1)},

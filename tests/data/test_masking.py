@@ -1,15 +1,14 @@
-import dataclasses
 import json
 import math
 import random
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
-from fiber.data import ImageTextBatch, Tokenizer
-from fiber.data.masking import PaddedPositions, WholeWords
+from fiber.data import Tokenizer
+from fiber.data.rng import Rng
 from tests.golden import METER
 
 #: Outputs of the first implementation, in Python with numpy's Philox: numbers, masked ids, labels.
@@ -25,44 +24,49 @@ def tokenizer(request):
     return Tokenizer.train([TEXT] * 20, request.param)
 
 
-def whole_words(tokenizer, probability=0.5, seed=0):
-    return WholeWords(tokenizer, probability=probability, seed=seed)
+def masked(tokenizer, texts, unit="word", *, probability=0.5, seed=0, first=0, epoch=0, **options):
+    """Token ids, masked ids and labels of texts, whose samples are numbered from `first`."""
+    indices = [first + row for row in range(len(texts))]
+    options |= {"mlm_probability": probability, "seed": seed, "epoch": epoch, "indices": indices}
+    batch = tokenizer.encode_masked_batch(texts, mlm_unit=unit, **options)
+    return [np.asarray(batch[name]) for name in ("token_ids", "masked_ids", "mlm_labels")]
 
 
-def batch_of(tokenizer, texts, max_tokens=None):
-    rows = [tokenizer.encode(text, max_tokens=max_tokens)[0] for text in texts]
-    longest = max(map(len, rows), default=0)
-    ids = torch.tensor([row + [1] * (longest - len(row)) for row in rows], dtype=torch.int64)
-    count = len(texts)
-    sizes = torch.ones(count, 2, dtype=torch.int64)
-    return ImageTextBatch(
-        keys=tuple(map(str, range(count))),
-        images=torch.zeros(count, 3, 1, 1),
-        image_sizes=sizes,
-        original_sizes=sizes,
-        token_ids=ids,
-        text_mask=ids != 1,
-        image_ids=torch.arange(count),
-        masked_ids=ids,
-        mlm_labels=torch.full_like(ids, -100),
-    )
+def word_numbers(tokenizer, text, max_tokens=None):
+    """A number for each token that tokens of a word share, -1 for special tokens.
+
+    Tokens of a word are picked together for every sample, those of two words by chance.
+    """
+    _, _, labels = masked(tokenizer, [text] * 80, max_tokens=max_tokens)
+    numbers = {}
+    return [
+        numbers.setdefault(picked.tobytes(), len(numbers)) if picked.any() else -1
+        for picked in (labels != -100).T
+    ]
+
+
+def renumbered(numbers):
+    """The same, in the order of the first tokens, without the gaps."""
+    known = {}
+    return [-1 if number < 0 else known.setdefault(number, len(known)) for number in numbers]
 
 
 @pytest.mark.parametrize("text", ["", "   "], ids=["empty", "spaces"])
 def test_a_text_without_words_loses_nothing(tokenizer, text):
-    batch = batch_of(tokenizer, [text])
-    assert (whole_words(tokenizer).word_numbers(batch.token_ids)[:, [0, -1]] == -1).all()
-    masked = whole_words(tokenizer, 1.0).mask(batch_of(tokenizer, [""]), first_sample=0)
-    assert torch.equal(masked.masked_ids, masked.token_ids)
-    assert (masked.mlm_labels == -100).all()
+    numbers = word_numbers(tokenizer, text)
+    assert numbers[0] == numbers[-1] == -1
+    ids, inputs, labels = masked(tokenizer, [""], probability=1.0)
+    assert np.array_equal(inputs, ids)
+    assert (labels == -100).all()
+    assert masked(tokenizer, [])[0].shape == (0, 0)
 
 
 def test_words_are_found_however_finely_they_are_cut(tokenizer):
-    ids = batch_of(tokenizer, [TEXT]).token_ids
-    numbers = whole_words(tokenizer).word_numbers(ids)[0].tolist()
+    ids = tokenizer.encode(TEXT)[0]
+    numbers = word_numbers(tokenizer, TEXT)
     assert numbers[0] == numbers[-1] == -1
     words = {}
-    for token, number in zip(ids[0, 1:-1].tolist(), numbers[1:-1], strict=True):
+    for token, number in zip(ids[1:-1], numbers[1:-1], strict=True):
         words.setdefault(number, []).append(token)
     found = [tokenizer.decode(tokens).strip() for tokens in words.values()]
     # A lone space that was not joined to its word is a token of its own.
@@ -70,81 +74,89 @@ def test_words_are_found_however_finely_they_are_cut(tokenizer):
 
 
 def test_a_word_is_picked_whole_and_padding_never(tokenizer):
-    words = whole_words(tokenizer)
-    batch = batch_of(tokenizer, [TEXT, "a small circle", TEXT])
-    numbers = words.word_numbers(batch.token_ids)
-    masked = words.mask(batch, first_sample=5)
-    picked = masked.mlm_labels != -100
+    texts = [TEXT, "a small circle", TEXT]
+    ids, inputs, labels = masked(tokenizer, texts, first=5)
+    picked = labels != -100
     assert picked.any() and not picked.all()
-    assert not picked[numbers == -1].any()
-    for row in range(3):
-        for word in set(numbers[row].tolist()):
-            assert len(set(picked[row][numbers[row] == word].tolist())) == 1
-    assert torch.equal(masked.mlm_labels[picked], batch.token_ids[picked])
-    assert torch.equal(masked.masked_ids[~picked], batch.token_ids[~picked])
+    for row, text in enumerate(texts):
+        numbers = np.array(word_numbers(tokenizer, text))
+        assert not picked[row, len(numbers) :].any()
+        assert not picked[row, : len(numbers)][numbers == -1].any()
+        for word in set(numbers.tolist()):
+            assert len(set(picked[row, : len(numbers)][numbers == word].tolist())) == 1
+    assert np.array_equal(labels[picked], ids[picked])
+    assert np.array_equal(inputs[~picked], ids[~picked])
 
 
 def test_draws_depend_on_the_sample_and_the_seed_alone():
     tokenizer = Tokenizer.train([TEXT] * 20, 300)
-    batch = batch_of(tokenizer, [TEXT] * 4)
-    words = whole_words(tokenizer)
-    masked = words.mask(batch, first_sample=8)
-    later = words.mask(batch_of(tokenizer, [TEXT] * 2), first_sample=10)
-    assert torch.equal(masked.masked_ids[2:], later.masked_ids)
-    assert not torch.equal(masked.masked_ids[0], masked.masked_ids[1])
-    other = whole_words(tokenizer, seed=1).mask(batch, first_sample=8)
-    assert not torch.equal(masked.mlm_labels, other.mlm_labels)
+    _, inputs, labels = masked(tokenizer, [TEXT] * 4, first=8)
+    _, later, _ = masked(tokenizer, [TEXT] * 2, first=10)
+    assert np.array_equal(inputs[2:], later)
+    assert not np.array_equal(inputs[0], inputs[1])
+    _, _, other = masked(tokenizer, [TEXT] * 4, first=8, seed=1)
+    assert not np.array_equal(labels, other)
+    _, _, other = masked(tokenizer, [TEXT] * 4, first=8, epoch=1)
+    assert not np.array_equal(labels, other)
 
 
 def test_proportions():
     tokenizer = Tokenizer.train([TEXT] * 20, 300)
-    batch = batch_of(tokenizer, [TEXT] * 800)
-    words = whole_words(tokenizer, 0.15)
-    masked = words.mask(batch, first_sample=0)
-    numbers = words.word_numbers(batch.token_ids)
-    count = len(set(numbers[0].tolist())) - 1
-    picked = masked.mlm_labels != -100
-    starts = numbers.diff(dim=1, prepend=torch.full((800, 1), -2)) != 0
-    share = (picked & starts & (numbers >= 0)).sum() / (800 * count)
+    ids, inputs, labels = masked(tokenizer, [TEXT] * 800, probability=0.15)
+    numbers = np.array(word_numbers(tokenizer, TEXT))
+    count = len(set(numbers.tolist())) - 1
+    picked = labels != -100
+    starts = (np.diff(numbers, prepend=-2) != 0) & (numbers >= 0)
+    share = (picked & starts).sum() / (800 * count)
     # Three standard deviations of a binomial share.
     assert abs(share - 0.15) < 3 * (0.15 * 0.85 / (800 * count)) ** 0.5
-    seen = (masked.masked_ids == tokenizer.mask_id)[picked].float().mean()
+    seen = (inputs == tokenizer.mask_id)[picked].mean()
     assert abs(seen - 0.8) < 3 * (0.8 * 0.2 / int(picked.sum())) ** 0.5
-    same = (masked.masked_ids == batch.token_ids)[picked].float().mean()
+    same = (inputs == ids)[picked].mean()
     # A token drawn at random is the original one once in a vocabulary.
     assert abs(same - 0.1) < 3 * (0.1 * 0.9 / int(picked.sum())) ** 0.5 + 1 / 300
 
 
-def test_a_wrong_probability_is_named():
+@pytest.mark.parametrize("unit", ["token", "word", "position"])
+def test_wrong_arguments_are_named(unit):
     tokenizer = Tokenizer.train([TEXT], 261)
     with pytest.raises(ValueError, match=r"probability.*1.5.*0.*1"):
-        whole_words(tokenizer, 1.5)
+        masked(tokenizer, ["a"], unit, probability=1.5, max_tokens=8)
+    for seed in (-1, 2**64):
+        with pytest.raises(OverflowError):
+            masked(tokenizer, ["a"], unit, seed=seed, max_tokens=8)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_out_of_range_is_named(seed):
-    with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
-        whole_words(Tokenizer.train([TEXT], 261), seed=seed)
+def test_an_unknown_unit_and_a_missing_length_are_named():
+    tokenizer = Tokenizer.train([TEXT], 261)
+    with pytest.raises(ValueError, match=r"mlm_unit: 'letter'; expected 'token', 'word' or"):
+        masked(tokenizer, ["a"], "letter")
+    with pytest.raises(ValueError, match=r"max_tokens: None; expected .* 'position'"):
+        masked(tokenizer, ["a"], "position")
 
 
-def crc(tensor):
-    return zlib.crc32(tensor.numpy().astype("<i8").tobytes())
+def crc(array):
+    return zlib.crc32(array.astype("<i8").tobytes())
 
 
 @pytest.mark.parametrize("size", [261, 300, 400])
 def test_recorded_outputs_of_many_seeds(size):
     tokenizer = Tokenizer.train([TEXT] * 20, size)
-    few, many = (batch_of(tokenizer, RECORDED["texts"] * times) for times in (1, 40))
-    numbers = whole_words(tokenizer).word_numbers(few.token_ids)
-    assert numbers.tolist() == RECORDED["numbers"][str(size)]
-    masked = whole_words(tokenizer, seed=3).mask(few, first_sample=11)
+    texts = RECORDED["texts"]
+    for text, recorded in zip(texts, RECORDED["numbers"][str(size)], strict=True):
+        numbers = word_numbers(tokenizer, text)
+        assert set(recorded[len(numbers) :]) <= {-1}
+        assert numbers == renumbered(recorded[: len(numbers)])
+    _, inputs, labels = masked(tokenizer, texts, seed=3, first=11)
     (expected,) = (rows for of, *rows in RECORDED["rows"] if of == size)
-    assert [masked.masked_ids.tolist(), masked.mlm_labels.tolist()] == expected
+    assert [inputs.tolist(), labels.tolist()] == expected
     cases = [case for of, *case in RECORDED["sums"] if of == size]
     assert len(cases) == 48
     for probability, seed, first, *sums in cases:
-        masked = whole_words(tokenizer, probability, seed).mask(many, first_sample=first)
-        assert [crc(masked.masked_ids), crc(masked.mlm_labels)] == sums, (probability, seed, first)
+        _, inputs, labels = masked(
+            tokenizer, texts * 40, probability=probability, seed=seed, first=first
+        )
+        assert [crc(inputs), crc(labels)] == sums, (probability, seed, first)
 
 
 def test_recorded_outputs_of_random_texts():
@@ -153,19 +165,8 @@ def test_recorded_outputs_of_random_texts():
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=draw.randrange(0, 30))) for _ in range(300)]
     tokenizer = Tokenizer.train(texts, 500)
-    batch = batch_of(tokenizer, texts, max_tokens=40)
-    masking = whole_words(tokenizer, 0.3, 9)
-    masked = masking.mask(batch, first_sample=123456)
-    found = [masking.word_numbers(batch.token_ids), masked.masked_ids, masked.mlm_labels]
-    assert [crc(tensor) for tensor in found] == RECORDED["random"]
-
-
-def test_ids_outside_the_vocabulary_are_refused(tokenizer):
-    batch = batch_of(tokenizer, ["a"])
-    for wrong in (-1, tokenizer.vocab_size):
-        batch.token_ids[0, 1] = wrong
-        with pytest.raises(ValueError, match=f"token_ids: {wrong}; expected 0 to"):
-            whole_words(tokenizer).mask(batch, first_sample=0)
+    _, *found = masked(tokenizer, texts, probability=0.3, seed=9, first=123456, max_tokens=40)
+    assert [crc(array) for array in found] == RECORDED["random"][1:]
 
 
 #: Number of draws that were recorded, positions of a padded text, and selected positions.
@@ -178,18 +179,28 @@ COUNTED = {
 }
 
 
-def positions(tokenizer, *, max_tokens=PADDED, probability=0.15, seed=0):
-    return PaddedPositions(tokenizer, probability=probability, max_tokens=max_tokens, seed=seed)
+def positions(tokenizer, texts, *, max_tokens=PADDED, probability=0.15, **options):
+    return masked(
+        tokenizer, texts, "position", probability=probability, max_tokens=max_tokens, **options
+    )
 
 
-def text_of(tokenizer, tokens, rows, columns=None):
-    """A batch of the loader: `tokens` tokens a text with <s> and </s>, padded to `columns`."""
-    batch = batch_of(tokenizer, [""] * rows)
-    ids = torch.full((rows, columns or tokens), tokenizer.pad_id)
-    ids[:, :tokens] = torch.tensor([0, *range(10, 8 + tokens), 2])
-    changes = {"token_ids": ids, "masked_ids": ids, "mlm_labels": torch.full_like(ids, -100)}
-    samples = tuple((0, row) for row in range(rows))
-    return dataclasses.replace(batch, **changes, text_mask=ids != tokenizer.pad_id, samples=samples)
+def naive_positions(tokenizer, text, *, max_tokens, probability, seed, epoch, index):
+    """What the first implementation did, in Python."""
+    ids = tokenizer.encode(text, max_tokens=max_tokens)[0]
+    inputs, labels = list(ids), [-100] * len(ids)
+    rng = Rng.of_record(seed, 251, epoch, index)
+    drawn = rng.permuted(max_tokens)
+    for _ in range(round(probability * max_tokens)):
+        position = next(drawn)
+        kind, other = rng.random(), rng.integer(tokenizer.vocab_size)
+        if position < len(ids) and ids[position] not in tokenizer.special_ids:
+            labels[position] = ids[position]
+            if kind < 0.8:
+                inputs[position] = tokenizer.mask_id
+            elif kind < 0.9:
+                inputs[position] = other
+    return [inputs, labels]
 
 
 def share_of(count, words):
@@ -203,20 +214,43 @@ def small():
     return Tokenizer.train([TEXT] * 20, 300)
 
 
+def letters(tokenizer, tokens):
+    """A text of `tokens` tokens, with <s> and </s>."""
+    text = "z" * (tokens - 2)
+    assert len(tokenizer.encode(text)[0]) == tokens
+    return text
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**63 + 1, 2**64 - 1])
+def test_positions_are_those_of_numpys_generator(small, seed):
+    """Including more than one block of random numbers, and epochs that repeat."""
+    texts = [TEXT, "", "<pad> a <mask>", letters(small, 40)]
+    for probability, max_tokens in ((0.15, 50), (0.5, 5), (1.0, 64), (0.0, 9)):
+        for epoch, first in ((0, 0), (3, 2**32 - 9), (2**16 + 1, 7)):
+            options = {"max_tokens": max_tokens, "probability": probability, "seed": seed}
+            ids, inputs, labels = positions(small, texts, epoch=epoch, first=first, **options)
+            for row, text in enumerate(texts):
+                expected = naive_positions(small, text, epoch=epoch, index=first + row, **options)
+                rest = [small.pad_id] * (ids.shape[1] - len(expected[0]))
+                assert inputs[row].tolist() == expected[0] + rest
+                assert labels[row].tolist() == expected[1] + [-100] * len(rest)
+
+
 def test_positions_of_empty_texts_and_batches(small):
-    masked = positions(small, probability=1.0).mask(text_of(small, 2, 3))
-    assert (masked.mlm_labels == -100).all()
-    assert positions(small).mask(text_of(small, 5, 0)).masked_ids.shape == (0, 5)
-    whole = positions(small, probability=1.0).mask(text_of(small, 9, 2, 12))
-    assert ((whole.mlm_labels != -100).sum(1) == 7).all()
+    _, _, labels = positions(small, [""] * 3, probability=1.0)
+    assert (labels == -100).all()
+    assert positions(small, [])[1].shape == (0, 0)
+    _, _, labels = positions(small, [letters(small, 9)] * 2, probability=1.0, pad_to=12)
+    assert ((labels != -100).sum(1) == 7).all()
 
 
 @pytest.mark.parametrize("text", COUNTED)
 def test_positions_are_drawn_as_in_the_published_code(small, text):
     recorded = COUNTED[text]
-    masked = positions(small).mask(text_of(small, recorded["tokens"], DRAWS))
+    ids, inputs, labels = positions(small, [letters(small, recorded["tokens"])] * DRAWS)
     words = recorded["tokens"] - 2
-    counts = torch.bincount((masked.mlm_labels != -100).sum(1), minlength=SELECTED + 1).tolist()
+    picked = labels != -100
+    counts = np.bincount(picked.sum(1), minlength=SELECTED + 1).tolist()
     assert len(counts) == SELECTED + 1
     theirs = recorded["picked_counts_of_4000"]
     for count, ours in enumerate(counts):
@@ -225,10 +259,9 @@ def test_positions_are_drawn_as_in_the_published_code(small, text):
         # Three standard deviations of ours, and of the difference of two counts.
         assert abs(ours - DRAWS * share) <= 3 * deviation + 1e-9
         assert abs(ours - theirs.get(str(count), 0)) <= 3 * 2**0.5 * deviation + 1e-9
-    picked = masked.mlm_labels != -100
     number = int(picked.sum())
-    seen = (masked.masked_ids == small.mask_id)[picked].float().mean()
-    same = (masked.masked_ids == masked.token_ids)[picked].float().mean()
+    seen = (inputs == small.mask_id)[picked].mean()
+    same = (inputs == ids)[picked].mean()
     for ours, expected, name in ((seen, 0.8, "mask_share"), (same, 0.1, "same_share")):
         deviation = (expected * (1 - expected) / number) ** 0.5
         # A random token is <mask> or the original one once in a vocabulary.
@@ -237,40 +270,30 @@ def test_positions_are_drawn_as_in_the_published_code(small, text):
 
 
 def test_eight_of_fifty_positions_and_never_a_special_token(small):
-    assert (positions(small).count, positions(small, max_tokens=40).count) == (SELECTED, 6)
-    batch = text_of(small, PADDED, 300)
     # Unknown words and <mask> in a text are special, too.
-    special = torch.tensor([0, 1, 2, 3, small.mask_id])
-    batch.token_ids[:, 20:25] = special
-    masked = positions(small).mask(batch)
-    picked = masked.mlm_labels != -100
-    assert not picked[torch.isin(batch.token_ids, special)].any()
-    assert torch.equal(masked.mlm_labels[picked], batch.token_ids[picked])
-    assert torch.equal(masked.masked_ids[~picked], batch.token_ids[~picked])
+    text = "z" * 19 + "<s><pad></s><unk><mask>" + "z" * 24
+    ids, inputs, labels = positions(small, [text] * 300)
+    special = [0, 1, 2, 3, small.mask_id]
+    assert ids.shape == (300, PADDED) and ids[0, 20:25].tolist() == special
+    picked = labels != -100
+    assert not picked[np.isin(ids, special)].any()
+    assert np.array_equal(labels[picked], ids[picked])
+    assert np.array_equal(inputs[~picked], ids[~picked])
     assert picked.sum(1).max() == SELECTED
     # 43 of the 50 positions hold words.
     mean, deviation = SELECTED * 43 / 50, (SELECTED * 43 / 50 * 7 / 50 * 42 / 49 / 300) ** 0.5
-    assert abs(picked.sum(1).float().mean() - mean) < 3 * deviation
+    assert abs(picked.sum(1).mean() - mean) < 3 * deviation
+    _, _, labels = positions(small, [letters(small, 40)] * 300, max_tokens=40, probability=0.15)
+    assert (labels != -100).sum(1).max() == 6
 
 
 def test_positions_depend_on_the_sample_and_the_seed_alone(small):
-    batch = text_of(small, 20, 4)
-    masked = positions(small).mask(batch)
-    later = dataclasses.replace(text_of(small, 20, 2, 31), samples=((0, 2), (1, 3)))
-    again = positions(small).mask(later)
-    assert torch.equal(masked.masked_ids[2], again.masked_ids[0, :20])
-    assert not torch.equal(masked.mlm_labels[3], again.mlm_labels[1, :20])
-    assert not torch.equal(masked.mlm_labels[0], masked.mlm_labels[1])
-    other = positions(small, seed=1).mask(batch)
-    assert not torch.equal(masked.mlm_labels, other.mlm_labels)
-
-
-def test_wrong_arguments_of_positions_are_named(small):
-    with pytest.raises(ValueError, match=r"probability is 1\.5"):
-        positions(small, probability=1.5)
-    with pytest.raises(ValueError, match="seed is -1"):
-        positions(small, seed=-1)
-    with pytest.raises(ValueError, match="0 samples for 2 texts"):
-        positions(small).mask(batch_of(small, [TEXT] * 2))
-    with pytest.raises(ValueError, match=r"51 tokens.*50"):
-        positions(small).mask(text_of(small, 20, 1, 51))
+    text = letters(small, 20)
+    _, inputs, labels = positions(small, [text] * 4)
+    _, again, _ = positions(small, [text] * 2, first=2, pad_to=31)
+    assert np.array_equal(inputs[2:], again[:, :20])
+    _, _, later = positions(small, [text] * 4, epoch=1)
+    assert not np.array_equal(labels[3], later[3])
+    assert not np.array_equal(labels[0], labels[1])
+    _, _, other = positions(small, [text] * 4, seed=1)
+    assert not np.array_equal(labels, other)

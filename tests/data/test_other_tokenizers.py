@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fiber.data import Collator, ImageTransform, Tokenizer
-from fiber.data.masking import WholeWords
 from fiber.synthetic.scenes import generate
 from tests.data.loader_records import CROP, RECORDS, make
 
@@ -85,7 +84,9 @@ def test_what_models_cannot_read_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=f"^{READ}{REFUSED[name]}"):
         tokenizer.check_for_models()
     with pytest.raises(ValueError, match=REFUSED[name]):
-        WholeWords(tokenizer, probability=0.15, seed=0)
+        tokenizer.encode_masked_batch(
+            [], mlm_unit="word", mlm_probability=0.0, seed=0, epoch=0, indices=[]
+        )
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=REFUSED[name]):
         generate(tmp_path / "scenes", train=1, val=0, novel=0, tokenizer=tmp_path)

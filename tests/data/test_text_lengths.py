@@ -1,11 +1,12 @@
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.data.text_lengths import LengthTracker, TextCounts, has_words, is_longer, text_warnings
+from fiber.data.text_lengths import has_words, is_longer, text_counts, text_warnings
 
 
 class Letters:
@@ -22,15 +23,18 @@ class Letters:
 LETTERS: Any = Letters()
 
 
-def noted(*texts, max_tokens=4):
-    records = [Record(key=text, images=(b"",), text=text) for text in texts]
-    return LengthTracker(records, LETTERS, max_tokens)
+def counted(truncated=0, wordless=0, /, **statuses):
+    loader: Any = SimpleNamespace(
+        config=SimpleNamespace(max_tokens=4),
+        statuses=Counter(statuses),
+        truncated_texts=truncated,
+        wordless_texts=wordless,
+    )
+    return text_counts(loader)
 
 
 def test_no_text():
-    counts = TextCounts(noted())
-    counts.add((), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.bool))
-    assert counts.lines() == []
+    assert counted() == []
     assert text_warnings([], None, 4) == []  # type: ignore[arg-type]
 
 
@@ -41,29 +45,17 @@ def test_words_are_what_is_no_special_token():
     assert has_words([0, 4, 2], special) and has_words([0, 10, 2], special)
 
 
-def test_counts_by_hand():
-    records = noted("", "ab", ".", "abc", "x")
-    counts = TextCounts(records)
-    assert [records[index].text for index in range(len(records))] == ["", "ab", ".", "abc", "x"]
-    # A text that just fits fills its row as one does that was cut.
-    ids = torch.tensor([[0, 2, 1, 1], [0, 4, 5, 2], [0, 9, 2, 1], [0, 4, 5, 2]])
-    mask = torch.arange(4) < torch.tensor([[2], [4], [3], [4]])
-    counts.add(("", "ab", ".", "abc"), ids, mask)
-    # What stands behind the end of a text is none of its words.
-    counts.add(("x",), torch.tensor([[0, 2, 6]]), torch.tensor([[True, True, False]]))
-    # A second time is counted as such.
-    counts.add(("abc",), ids[3:], mask[3:])
-    assert counts.lines() == [
+def test_counts_are_of_the_texts_that_were_used():
+    # An image may be truncated, too; skipped records have no text.
+    statuses = {"ok": 5, "truncated": 1, "missing": 7, "invalid": 2}
+    assert counted(2, 3, **statuses) == [
         "3 of 6 texts had no words; they were used as is",
         "2 of 6 texts were longer than the 4 tokens of model.max_tokens and were truncated",
     ]
+    assert counted(0, 1, ok=2) == ["1 of 2 texts had no words; they were used as is"]
 
 
-def test_records_that_were_read_and_are_longer_are_noted():
-    records = noted("abc", "ab", "abcd")
-    assert records.longer == set()
-    assert records[1].key == "ab" and records.longer == set()
-    assert records[2].key == "abcd" and records.longer == {"abcd"}
+def test_longer_texts():
     assert is_longer("abc", LETTERS, 4) and not is_longer("abc", LETTERS, 5)
 
 

@@ -9,11 +9,11 @@ import torch
 from fiber import _core
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
-from fiber.data import load_image, sources
+from fiber.data import load_image
 from fiber.data.record import Record, TrueObjects
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.tasks import TASKS
 from fiber.models.registry import build_model, inference_transform
+from fiber.tasks import find_evaluation
 from tests.training.micro_runs import all_records, colour_of
 
 ANSWERS = ("red", "green", "blue", "white", "grey")
@@ -81,8 +81,8 @@ def detection_records(pictures):
 
 
 def measure(task, models, pictures, **options):
-    model = models["fine" if TASKS[task][0] == "grounding" else "coarse"]
-    is_detection = TASKS[task][1] is sources.detection
+    model = models["fine" if "grounding" in find_evaluation(task).heads else "coarse"]
+    is_detection = find_evaluation(task).source == "detection"
     records = detection_records(pictures) if is_detection else records_for(task, pictures)
     return evaluate(model, task, data=records, rerank=False, threads=1, **options)
 

@@ -16,18 +16,18 @@ from fiber.config import preset
 from fiber.data import Tokenizer, load_image
 from fiber.data.datasets.resolve import open_source
 from fiber.data.record import Record, TrueObjects
-from fiber.evaluation import detection
 from fiber.evaluation.context import EvalContext
-from fiber.evaluation.detection import (
+from fiber.evaluation.evaluate import evaluate
+from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
+from fiber.models.registry import build_model, inference_transform
+from fiber.postprocess import FoundBoxes
+from fiber.tasks.grounding import detection
+from fiber.tasks.grounding.detection import (
     _lvis_boxes,
     detect,
     detection_records,
     encode_classes,
 )
-from fiber.evaluation.evaluate import evaluate
-from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
-from fiber.models.registry import build_model, inference_transform
-from fiber.postprocess import FoundBoxes
 
 #: Ids as in COCO: with gaps, and not in the order of the file.
 CLASSES = {17: "cat", 3: "car", 88: "teddy bear"}

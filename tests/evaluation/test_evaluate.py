@@ -7,8 +7,9 @@ import torch
 from fiber.data import load_image
 from fiber.data.record import Record
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.image_text import wrong_texts
-from fiber.evaluation.tasks import TASKS, PermutedImages, fusion_off
+from fiber.evaluation.tasks import PermutedImages, fusion_off
+from fiber.tasks import all_evaluations
+from fiber.tasks.image_text.evaluate import wrong_texts
 from tests.evaluation.measured import (
     assert_close,
     detection_records,
@@ -23,7 +24,7 @@ def test_no_records_are_refused(models):
 
 
 #: Tasks of the models here; tests/training/test_meter.py evaluates entailment.
-FIBER_TASKS = [task for task in TASKS if task != "snli"]
+FIBER_TASKS = [task for task in all_evaluations() if task != "snli"]
 
 
 @pytest.mark.parametrize("task", FIBER_TASKS)

@@ -11,11 +11,11 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.evaluation import grounding
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_giou
 from fiber.models.registry import build_model
 from fiber.postprocess import FoundBoxes
+from fiber.tasks.grounding import evaluate as grounding
 
 MAN, DOG, FAR = [0.0, 0.0, 40.0, 20.0], [50.0, 0.0, 70.0, 20.0], [70.0, 40.0, 90.0, 60.0]
 

@@ -14,9 +14,9 @@ from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.datasets.odinw import ODINW_13, find_set, open_set
 from fiber.data.prompts.classes import ClassName
-from fiber.evaluation import detection
 from fiber.evaluation.evaluate import evaluate
 from fiber.models.registry import build_model
+from fiber.tasks.grounding import detection
 
 
 @pytest.fixture(scope="module")

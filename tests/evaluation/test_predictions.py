@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from fiber.data.record import Record
-from fiber.evaluation import image_text
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import published_score
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import END_ID, Captions, beam_search
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.tasks.caption import evaluate as caption_evaluation
+from fiber.tasks.image_text import evaluate as image_text_evaluation
 from tests.evaluation.measured import (
     ANSWERS,
     assert_close,
@@ -135,7 +136,9 @@ def test_caption_metrics_by_hand(models, pictures, tokenizer, monkeypatch):
     longest = max(len(tokenizer.encode(text)[0]) for text in said)
     ids = [tokenizer.encode(text)[0][1:] for text in said]
     ids = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in ids])
-    monkeypatch.setattr(image_text, "beam_search", lambda *_, **__: Captions(ids, torch.zeros(2)))
+    monkeypatch.setattr(
+        caption_evaluation, "beam_search", lambda *_, **__: Captions(ids, torch.zeros(2))
+    )
     shown = [
         dataclasses.replace(record, key=f"{record.key}/{text}", text=text)
         for record, texts in zip(records, wrote, strict=True)
@@ -156,13 +159,15 @@ def test_caption_metrics_by_hand(models, pictures, tokenizer, monkeypatch):
 
 def test_pictures_that_share_a_number_keep_their_names():
     names = ["train/000012.jpg", "val/000012.jpg", "val/13.jpg", "c4"]
-    assert image_text._image_numbers(names) == [*names[:2], 13, 4]
+    assert caption_evaluation._image_numbers(names) == [*names[:2], 13, 4]
 
 
 def test_swapped_captions_by_hand(models, pictures, monkeypatch):
     # Each picture prefers its own caption, but caption 0 prefers the wrong picture.
     scores = np.tile([0.9, 0.1, 0.95, 0.99], 3)
-    monkeypatch.setattr(image_text, "_match_scores", lambda logits: scores[: len(logits)])
+    monkeypatch.setattr(
+        image_text_evaluation, "_match_scores", lambda logits: scores[: len(logits)]
+    )
     metrics = measure("winoground", models, pictures)
     assert (metrics["text"], metrics["image"], metrics["group"]) == (1.0, 0.0, 0.0)
 

@@ -13,12 +13,11 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.evaluation import retrieval
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
-from fiber.evaluation.tasks import TASKS
 from fiber.models.registry import build_model
-from fiber.training.config.run import CHOSEN_BY
+from fiber.tasks import all_evaluations, find_evaluation
+from fiber.tasks.image_text import retrieval
 from tests.evaluation.measured import detection_records, new_models, records_for
 from tests.losses.two_ranks import run_on_ranks
 from tests.models.encoders.test_swin import randomise
@@ -27,7 +26,7 @@ from tests.training.test_meter import TINY
 
 #: Task, heads of another model than that of `new_models`, options.
 CASES = {
-    **{name: (name, None, {}) for name in TASKS if name != "snli"},
+    **{name: (name, None, {}) for name in all_evaluations() if name != "snli"},
     "retrieval by ITC alone": ("retrieval", None, {"rerank": False}),
     "retrieval with three candidates": ("retrieval", None, {"candidates": 3}),
     "retrieval by ITM alone": ("retrieval", ("itm",), {}),
@@ -69,7 +68,7 @@ def fiber_models(tokenizer):
 
 
 def records_of(task, pictures):
-    if TASKS[task].reader.__name__ == "detection":
+    if find_evaluation(task).source == "detection":
         return detection_records(pictures)
     records = records_for(task, pictures)
     if task == "snli":
@@ -90,7 +89,7 @@ def measured(pictures, output, batch_sizes, processes=ONE_PROCESS):
         # Several blocks of queries.
         patch.setattr(retrieval, "QUERIES_AT_ONCE", 4)
         for name, (task, heads, options) in CASES.items():
-            stage = "fine" if TASKS[task].head == "grounding" else "coarse"
+            stage = "fine" if "grounding" in find_evaluation(task).heads else "coarse"
             model = models[stage] if heads is None else meter(tokenizer, heads)
             for size in batch_sizes:
                 found[f"{name}, {size}"] = evaluate(
@@ -133,7 +132,7 @@ def predictions_in(folder):
 
 
 def test_every_validation_task_is_measured():
-    assert set(CHOSEN_BY) == {task for task, _, _ in CASES.values()}
+    assert set(all_evaluations()) == {task for task, _, _ in CASES.values()}
 
 
 # One batch of all records leaves the other processes without any.

@@ -13,8 +13,8 @@ from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.retrieval import retrieval
 from fiber.models.registry import build_model
+from fiber.tasks.image_text.retrieval import retrieval
 from tests.evaluation.measured import pixels_of
 from tests.metrics.recall import recall_at_k
 from tests.models.encoders.test_swin import randomise

@@ -15,24 +15,18 @@ from fiber.data.datasets.resolve import open_source
 from fiber.data.storage import pack_description
 from fiber.data.storage.pack_description import DESCRIPTION
 from fiber.data.storage.shard_order import ShardGroups
-from tests.data.earlier_packs import as_version_1
+from tests.data.signed_packs import line_index
 from tests.fuzz import arrow_files, seeds, tar_files
 
+#: The records of a pack, and their index.
+LINES, LINE_INDEX = "index/train-detection.jsonl", "index/train-detection.bin"
 #: The files of a pack, in the order of an input's first byte.
 PACK_FILES = (
     "pack.json",
-    "index/train-detection.jsonl",
+    LINES,
     "index/train-images.bin",
     "train-000000.tar",
-    "index/train-detection.bin",
-)
-#: The same for a pack of version 1.
-PACK_FILES_1 = (
-    "pack.json",
-    "index/train-detection.jsonl",
-    "index/train-pictures.json",
-    "train-000000.tar",
-    "index/train-crc32.json",
+    LINE_INDEX,
 )
 #: Inputs whose first byte is less get the checksums of a pack that was written like this.
 _UNSIGNED = 128
@@ -40,20 +34,13 @@ _UNSIGNED = 128
 
 def packs(data: bytes, folder: Path) -> bool:
     """Read a pack of which one file is replaced; the first byte chooses file and checksums."""
-    return _read_pack(data, folder, PACK_FILES)
-
-
-def packs_version_1(data: bytes, folder: Path) -> bool:
-    """Read a pack of version 1; see `packs`."""
-    return _read_pack(data, folder, PACK_FILES_1)
-
-
-def _read_pack(data: bytes, folder: Path, names: tuple[str, ...]) -> bool:
     if not data:
         return False
-    root, replaced = folder / "packed", names[data[0] % len(names)]
-    files = sound_pack(names) | {replaced: data[1:]}
+    root, replaced = folder / "packed", PACK_FILES[data[0] % len(PACK_FILES)]
+    files = sound_pack() | {replaced: data[1:]}
     if data[0] < _UNSIGNED:
+        if replaced == LINES:
+            files[LINE_INDEX] = line_index(files[LINES].splitlines(keepends=True))
         files[DESCRIPTION] = signed(files)
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +67,7 @@ def signed(files: dict[str, bytes]) -> bytes:
         for entry in (*description["indexes"], *description["parts"]):
             content = files[entry["file"]]
             entry["sha256"] = hashlib.sha256(content).hexdigest()
-            if description["version"] > 1:
-                entry |= {"bytes": len(content), "crc32s": [zlib.crc32(content)]}
+            entry |= {"bytes": len(content), "crc32s": [zlib.crc32(content)]}
         description["fingerprint"] = pack_description.fingerprint_of_content(description)
         return json.dumps(description).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -89,19 +75,17 @@ def signed(files: dict[str, bytes]) -> bytes:
 
 
 @cache
-def sound_pack(names: tuple[str, ...]) -> dict[str, bytes]:
+def sound_pack() -> dict[str, bytes]:
+    """The files of a pack."""
     with tempfile.TemporaryDirectory() as name:
         seeds.write_pack(Path(name))
-        folder = Path(name) / "packed"
-        if names is PACK_FILES_1:
-            as_version_1(folder)
-        return {each: (folder / each).read_bytes() for each in names}
+        return {each: (Path(name) / "packed" / each).read_bytes() for each in PACK_FILES}
 
 
-def pack_seeds(names: tuple[str, ...] = PACK_FILES) -> list[bytes]:
+def pack_seeds() -> list[bytes]:
     """Each file of a sound pack."""
-    files = sound_pack(names)
-    return [bytes([number]) + files[name] for number, name in enumerate(names)]
+    files = sound_pack()
+    return [bytes([number]) + files[name] for number, name in enumerate(PACK_FILES)]
 
 
 def loader_states(data: bytes, folder: Path) -> bool:

@@ -81,7 +81,6 @@ TARGETS = {
     "containers": Target(checkpoints.containers, _containers),
     "model_dirs": Target(checkpoints.model_dirs, lambda: list(seeds.model_dirs())),
     "packs": Target(data.packs, data.pack_seeds),
-    "packs_version_1": Target(data.packs_version_1, lambda: data.pack_seeds(data.PACK_FILES_1)),
     "loader_states": Target(data.loader_states, data.state_seeds),
     "tars": Target(data.tars, data.tar_seeds),
     "tables": Target(data.tables, data.table_seeds),

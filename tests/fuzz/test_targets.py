@@ -16,7 +16,7 @@ from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS, corpus, mutant
 
 ALL = TARGETS | RUST_TARGETS
 #: Mutants of each target here; a second or two of them.
-MUTANTS = {"model_dirs": 60, "containers": 100, "packs": 100, "packs_version_1": 100}
+MUTANTS = {"model_dirs": 60, "containers": 100, "packs": 100}
 #: Drawn inputs of each structured target.
 STRUCTURED = 40
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses import itc_queue
 from fiber.losses.itc import itc_loss
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import hard_negatives
@@ -199,14 +198,3 @@ def test_two_ranks_write_what_one_process_writes(tmp_path):
     assert torch.equal(torch.cat([found["images"] for found in ranks]), expected["images"])
     for found, slots in zip(ranks, ([4, 0, 4, 3], [4]), strict=True):
         assert torch.equal(found["some"], expected["images"][slots])
-
-
-def test_a_queue_of_all_images_is_split(monkeypatch):
-    """Checkpoints of earlier versions have the images of all ranks."""
-    whole = queue_of(5, pairs(3), pairs(2, seed=1))
-    monkeypatch.setattr(itc_queue, "world_size", lambda: 2)
-    monkeypatch.setattr(itc_queue, "rank", lambda: 1)
-    own = queue_of(5)
-    own.load_state_dict(whole.state_dict())
-    assert own.held == (3, 2)
-    assert torch.equal(own.images, whole.images[3:])

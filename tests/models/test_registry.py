@@ -1,4 +1,4 @@
-"""A model family is registered by one entry: checkpoints are saved, loaded and recognized."""
+"""A package adds a model family by an entry point: its models are saved, loaded and recognized."""
 
 import dataclasses
 import json
@@ -17,12 +17,15 @@ from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.config import preset
 from fiber.config_io import from_dict, to_dict
 from fiber.data import ImageTransform
-from fiber.models import registry
+from fiber.models import families
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, weight_and_bias
 from fiber.models.registry import (
     Architecture,
+    Network,
+    architecture_of,
     build_empty,
     build_model,
+    encoder_format,
     inference_transform,
     recognize,
 )
@@ -54,7 +57,7 @@ class ToyBackbone(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width)
 
 
-class ToyNetwork(nn.Module):
+class ToyNetwork(Network):
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -70,17 +73,17 @@ def image_keys(config, layout):
 
 def toy_keys(config):
     return {
-        **image_keys(config, EncoderLayout("vit_model.")),
-        "backbone.words.weight": ("text_transformer.words",),
+        **image_keys(config, EncoderLayout("toy_image.")),
+        "backbone.words.weight": ("toy_text.words",),
         # Published as two layers.
-        "vqa_head.weight": ("cross_modal.first", "cross_modal.rest"),
-        "vqa_head.bias": ("cross_modal.bias",),
+        "vqa_head.weight": ("toy_head.first", "toy_head.rest"),
+        "vqa_head.bias": ("toy_head.bias",),
     }
 
 
 def infer_toy(state, stored):
     config = from_dict(ToyConfig, stored["toy"])
-    if state["vit_model.conv.weight"].shape[0] != config.width:
+    if state["toy_image.conv.weight"].shape[0] != config.width:
         raise ValueError(f"width {config.width} contradicts the tensors")
     return config
 
@@ -98,15 +101,14 @@ TOY = Architecture(
     title="Toy",
     config_class=ToyConfig,
     network=ToyNetwork,
-    # FIBER's files also have names with vit_model.
-    recognizes=lambda names: any(name.startswith("cross_modal.") for name in names),
+    recognizes=lambda names: any(name.startswith("toy_head.") for name in names),
     published_key="model",
     published_channel_order="bgr",
     first_convolution="backbone.patches.weight",
     infer_config=infer_toy,
     stored_config=lambda config: {"toy": to_dict(config)},
     keys=toy_keys,
-    ignored_key=lambda name, config: "a buffer" if name == "vit_model.buffer" else None,
+    ignored_key=lambda name, config: "a buffer" if name == "toy_image.buffer" else None,
     encoders=(
         EncoderFormat(
             name="clip",
@@ -124,9 +126,39 @@ TOY = Architecture(
 )
 
 
+ARCHITECTURES = (TOY,)
+#: Entry points that cannot be used, and why.
+TAKEN = (dataclasses.replace(TOY, family="fiber"),)
+NO_TUPLE = 7
+UNUSABLE = {
+    "absent": ("no_such_package.of_a_family:ARCHITECTURES", "no_such_package"),
+    "later": (f"{__name__}:NO_SUCH_NAME", "NO_SUCH_NAME"),
+    "number": (f"{__name__}:NO_TUPLE", "expected a tuple of Architecture, got 7"),
+    "taken": (f"{__name__}:TAKEN", "'fiber' exists already"),
+}
+
+
 @pytest.fixture
-def toy(monkeypatch):
-    monkeypatch.setattr(registry, "ARCHITECTURES", (TOY, *registry.ARCHITECTURES))
+def install(tmp_path, monkeypatch):
+    """Install packages with entry points, as (name, target) pairs, for the time of a test."""
+
+    def put(package, **targets):
+        folder = tmp_path / "packages" / f"{package}-1.5.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Name: {package}\nVersion: 1.5\n")
+        lines = [f"[{families.GROUP}]", *(f"{name} = {target}" for name, target in targets.items())]
+        (folder / "entry_points.txt").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(folder.parent)
+        families.installed_families.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    families.installed_families.cache_clear()
+
+
+@pytest.fixture
+def toy(install):
+    install("toy_package", toy=f"{__name__}:ARCHITECTURES")
     torch.manual_seed(0)
     return build_model(ToyConfig(num_answers=4))
 
@@ -161,9 +193,57 @@ def test_other_families_are_unaffected(toy, tmp_path):
     assert recognize(fine_keys("v3")).title == "fine FIBER"
 
 
+def test_families_that_cannot_be_used_are_named_and_break_nothing(toy, tmp_path, install):
+    save_model(toy, tmp_path / "toy")
+    install("other_package", **{name: target for name, (target, _) in UNUSABLE.items()})
+    with pytest.warns(RuntimeWarning) as record:
+        check_equal(load_model(tmp_path / "toy").network, toy)
+    lines = [str(each.message) for each in record]
+    for line, (name, (target, why)) in zip(lines, UNUSABLE.items(), strict=True):
+        assert f"{name!r} of other_package 1.5 ({target})" in line
+        assert why in line
+        assert "\n" not in line
+    config = tmp_path / "toy" / "config.json"
+    config.write_text(config.read_text().replace('"toy"', '"absent"'))
+    with pytest.raises(ValueError, match=r"'absent'.* or 'toy'; .*no_such_package"):
+        load_model(tmp_path / "toy")
+
+
+def test_entry_points_are_not_read_for_models_of_this_package(tmp_path, monkeypatch):
+    def read():
+        raise AssertionError("entry points were read")
+
+    families.installed_families.cache_clear()
+    monkeypatch.setattr(families, "entry_points", read)
+    micro = build_model(preset("micro"))
+    save_model(micro, tmp_path / "micro")
+    assert architecture_of(load_model(tmp_path / "micro").config).stage == "coarse"
+    write_published(micro, tmp_path / "micro.pth")
+    assert isinstance(read_init(tmp_path / "micro.pth"), StoredModel)
+    write_encoders(micro, tmp_path / "encoders")
+    report = initialize(micro, read_init(tmp_path / "encoders"))
+    assert report.taken
+    assert encoder_format(fine_keys("v3")) is None
+
+
+def test_configs_of_this_package_are_read_without_their_networks(toy):
+    assert list(families.CONFIGS) == list(families.FAMILIES)
+    for name in families.FAMILIES:
+        for entry in families.own_architectures(name):
+            assert entry.family == name
+            config = families.read_config({} if name == "fiber" else {"family": name})
+            assert type(config) is entry.config_class
+    assert families.read_config(to_dict(toy.config)) == toy.config
+    assert families.read_config(toy.config) is toy.config
+    for value, shown in ((7, "7"), ("toy", "'toy'"), (ToyConfig, "<type>")):
+        with pytest.raises(ValueError, match=rf"run\.model: .*{shown}"):
+            families.read_config(value, "run.model")
+
+
 def test_unknown_family_is_rejected(toy, tmp_path, monkeypatch):
     save_model(toy, tmp_path / "toy")
     monkeypatch.undo()
+    families.installed_families.cache_clear()
     with pytest.raises(ValueError, match=r"'toy'.*fiber"):
         load_model(tmp_path / "toy")
 
@@ -172,7 +252,7 @@ def test_unknown_family_is_rejected(toy, tmp_path, monkeypatch):
 def test_published_file_is_recognized(toy, tmp_path, suffix):
     path = tmp_path / f"toy{suffix}"
     state = write_published(toy, path)
-    assert torch.equal(state["vit_model.conv.weight"], toy.backbone.patches.weight.flip(1))
+    assert torch.equal(state["toy_image.conv.weight"], toy.backbone.patches.weight.flip(1))
     assert recognize(state) is TOY
     stored = read_model(path)
     assert stored.config == dataclasses.replace(toy.config, channel_order="bgr")
@@ -186,11 +266,11 @@ def test_published_file_is_recognized(toy, tmp_path, suffix):
 
 def test_mismatched_published_file_is_rejected(toy, tmp_path):
     state = write_published(toy, tmp_path / "toy.pth")
-    state |= {"vit_model.buffer": torch.zeros(1), "unheard.of": torch.zeros(1)}
-    del state["cross_modal.bias"]
+    state |= {"toy_image.buffer": torch.zeros(1), "unheard.of": torch.zeros(1)}
+    del state["toy_head.bias"]
     settings = {"config": TOY.stored_config(toy.config)}
     torch.save({"model": state, "hyper_parameters": settings}, tmp_path / "toy.pth")
-    with pytest.raises(ValueError, match=r"(?s)2 .*missing cross_modal.bias.*unknown unheard.of"):
+    with pytest.raises(ValueError, match=r"(?s)2 .*missing toy_head.bias.*unknown unheard.of"):
         read_model(tmp_path / "toy.pth")
 
 

@@ -18,8 +18,8 @@ from fiber.config import IMAGE_TEXT_HEADS, FiberConfig, ImageTextConfig, Roberta
 from fiber.data import ImageTransform, RandAugment
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores
 from fiber.metrics.vqa import normalize_answer, published_score
+from fiber.models.encoders.position_interpolation import resize_bias_table
 from fiber.models.encoders.roberta import TextEmbeddings
-from fiber.models.encoders.swin import resize_bias_table
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.transforms import MOVING_OPERATIONS

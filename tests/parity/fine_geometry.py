@@ -38,7 +38,7 @@ from fiber.ops.boxes import (
     paired_giou,
     to_inclusive,
 )
-from fiber.postprocess.find import suppress
+from fiber.ops.nms import nms
 from fiber.training.config.run import load_recipe
 from fiber.training.optim import lr_factor
 from tests.box_deltas import encode_deltas
@@ -302,7 +302,7 @@ def _suppression(comparison: Comparison, case: Reading) -> None:
     boxes, scores = half_open(case["boxes"]), torch.tensor(case["scores"])
     labels = torch.tensor(case["labels"])
     for threshold, expected in case["keep_ascending"].items():
-        kept = suppress(boxes, scores, labels, float(threshold))
+        kept = nms(boxes, scores, labels, float(threshold))
         _equal(comparison, f"ml_nms.{threshold}", kept.sort().values.tolist(), expected)
 
 
@@ -310,9 +310,9 @@ def _suppression_at_the_threshold(comparison: Comparison, case: Reading) -> None
     """Boxes as the note describes them, which are not recorded: an IoU of exactly 0.6."""
     boxes = half_open([[0, 0, 9, 9], [0, 0, 9, 5], [50, 50, 59, 59]])
     scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.ones(3, dtype=torch.int64)
-    kept = suppress(boxes, scores, labels, 0.599)
+    kept = nms(boxes, scores, labels, 0.599)
     _equal(comparison, "ml_nms_boundary.0.599", kept.tolist(), case["keep_at_0.599"])
-    kept = suppress(boxes, scores, labels, 0.6)
+    kept = nms(boxes, scores, labels, 0.6)
     _equal(comparison, "ml_nms_boundary.note", kept.tolist(), [0, 1, 2])
 
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fiber.losses.language import entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
-from fiber.models.encoders.clip import resize_position_table
-from fiber.models.encoders.swin import resize_bias_tables
+from fiber.models.encoders.position_interpolation import resize_bias_tables, resize_position_table
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import RankingTask, TasksConfig
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.image_text import labeled_itm_loss
+from fiber.training.objectives.pairs import labeled_itm_loss
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison

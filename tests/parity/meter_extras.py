@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fiber import _core
-from fiber.data import ImageTextBatch, ImageTransform, RandAugment, Tokenizer
-from fiber.data.masking import PaddedPositions
-from fiber.models.encoders.clip import resize_position_table
+from fiber.data import ImageTransform, RandAugment, Tokenizer
+from fiber.models.encoders.position_interpolation import resize_position_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.preprocess import image_options
 from fiber.training.config.run import OptimConfig
@@ -218,15 +217,24 @@ def _compare_masking(
     """
     draws, probability = 4000, 0.15
     tokenizer = Tokenizer.train([], 300)
-    masking = PaddedPositions(
-        tokenizer, probability=probability, max_tokens=MAX_TOKENS, seed=MASKING_SEED
-    )
     group = comparison.group("masked positions, deviations", DEVIATIONS)
     for name, recorded in numbers.items():
         if not name.startswith("whole-word collator"):
             continue
-        masked = masking.mask(_texts(recorded["tokens"], draws))
-        picked = masked.mlm_labels != -100
+        # With <s> and </s>; each letter is a token.
+        text = "z" * (recorded["tokens"] - 2)
+        arrays = tokenizer.encode_masked_batch(
+            [text] * draws,
+            mlm_unit="position",
+            mlm_probability=probability,
+            seed=MASKING_SEED,
+            epoch=0,
+            indices=range(draws),
+            max_tokens=MAX_TOKENS,
+        )
+        names = ("token_ids", "masked_ids", "mlm_labels")
+        ids, masked, labels = (torch.tensor(np.asarray(arrays[name])) for name in names)
+        picked = labels != -100
         shares = [count / draws for count in recorded["hypergeometric_8_of_50"]]
         counts = torch.bincount(picked.sum(1), minlength=len(shares)).tolist()
         theirs = recorded["picked_counts_of_4000"]
@@ -237,31 +245,13 @@ def _compare_masking(
                 f"{name}, {count}: {ours}, recorded {other}", abs(ours - other) / max(deviation, 1)
             )
         number = int(picked.sum())
-        seen = (masked.masked_ids == tokenizer.mask_id)[picked].float().mean().item()
-        same = (masked.masked_ids == masked.token_ids)[picked].float().mean().item()
+        seen = (masked == tokenizer.mask_id)[picked].float().mean().item()
+        same = (masked == ids)[picked].float().mean().item()
         for ours, key in ((seen, "mask_share"), (same, "same_share")):
             share = recorded[key]
             deviation = (2 * share * (1 - share) / number) ** 0.5
             group.add(f"{name}, {key}: {ours}, recorded {share}", abs(ours - share) / deviation)
         comparison.compared.add(name)
-
-
-def _texts(tokens: int, rows: int) -> ImageTextBatch:
-    """A batch of texts of `tokens` tokens each, with <s> and </s>."""
-    ids = torch.tensor([0, *range(10, 8 + tokens), 2]).repeat(rows, 1)
-    sizes = torch.ones(rows, 2, dtype=torch.int64)
-    return ImageTextBatch(
-        keys=tuple(map(str, range(rows))),
-        samples=tuple((0, row) for row in range(rows)),
-        images=torch.zeros(rows, 3, 1, 1),
-        image_sizes=sizes,
-        original_sizes=sizes,
-        token_ids=ids,
-        text_mask=torch.ones_like(ids).bool(),
-        image_ids=torch.arange(rows),
-        masked_ids=ids,
-        mlm_labels=torch.full_like(ids, -100),
-    )
 
 
 def _compare_schedule(

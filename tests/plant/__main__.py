@@ -99,12 +99,18 @@ def _plant(copy: Path, mistake: Mistake, check: Check) -> bool:
     path = copy / mistake.file
     before = path.read_text(encoding="utf-8")
     path.write_text(mistake.planted(before), encoding="utf-8")
+    extension = _extension(copy)
+    built_before = extension.read_bytes()
     try:
         if path.suffix == ".rs":
             build_extension(copy)
         seen_by = first_failure(copy, check)
     finally:
         path.write_text(before, encoding="utf-8")
+        if path.suffix == ".rs":
+            # Not in place: a process may still have it mapped.
+            extension.unlink(missing_ok=True)
+            extension.write_bytes(built_before)
     print(f"{mistake.name:<52} {seen_by or 'SURVIVES'}", flush=True)
     return bool(seen_by)
 
@@ -150,9 +156,14 @@ def build_extension(copy: Path) -> None:
         raise RuntimeError(f"the planted extension does not compile: {done.stderr}")
     built = next(path for path in target.glob("release/libfiber_core.*") if path.suffix != ".d")
     # The name beside it is that of the extension which the copy came with.
-    (extension,) = (copy / "python" / "fiber").glob("_core*.so")
+    extension = _extension(copy)
     extension.unlink()
     shutil.copy(built, extension)
+
+
+def _extension(copy: Path) -> Path:
+    (extension,) = (copy / "python" / "fiber").glob("_core*.so")
+    return extension
 
 
 def first_failure(copy: Path, check: Check) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tests.plant.mistakes import Mistake
 
-_IDCT = "rust/jpeg/idct.rs"
-_COLOR = "rust/jpeg/color.rs"
+_IDCT = "rust/jpeg/pixels/idct.rs"
+_COLOR = "rust/jpeg/pixels/color.rs"
 
 
 def _one_more(file: str, name: str, value: str) -> Mistake:

@@ -30,6 +30,7 @@ def _tests(path: str, names: str) -> Check:
 _CONFIG = "python/fiber/config.py"
 _CLIP = "python/fiber/models/encoders/clip.py"
 _SWIN = "python/fiber/models/encoders/swin.py"
+_POSITIONS = "python/fiber/models/encoders/position_interpolation.py"
 _ROBERTA = "python/fiber/models/encoders/roberta.py"
 _METER_CONFIG = "python/fiber/models/meter/config.py"
 _BACKBONE = "python/fiber/models/meter/backbone.py"
@@ -38,9 +39,10 @@ _IMAGE_TEXT = "python/fiber/models/meter/image_text.py"
 _INFER = "python/fiber/models/meter/infer_config.py"
 _KEYS = "python/fiber/models/meter/keys.py"
 _PREPROCESS = "python/fiber/models/meter/preprocess.py"
-_OPTIM = "python/fiber/training/optim.py"
-_MASKING = "python/fiber/data/masking.py"
-_TASKS = "python/fiber/training/config/tasks.py"
+_GROUPS = "python/fiber/training/optim/parameter_groups.py"
+_BUILD = "python/fiber/training/optim/build.py"
+_MASKING = "rust/tokenizer/masking/positions.rs"
+_RANKING = "python/fiber/tasks/ranking/fields.py"
 _RECIPES = "python/fiber/recipes/meter.py"
 _SNLI_VE = "python/fiber/data/datasets/snli_ve.py"
 
@@ -265,7 +267,7 @@ FURTHER = (
         _RECOGNIZED,
     ),
     Mistake(
-        "rank_output in the head group", _OPTIM, '"rank_head": "encoder"', '"rank_head": "head"'
+        "rank_output in the head group", _GROUPS, '"rank_head": "encoder"', '"rank_head": "head"'
     ),
     Mistake(
         "rank_output of half the width",
@@ -292,37 +294,37 @@ FURTHER = (
     ),
     Mistake(
         "norms of CLIP's blocks not decayed",
-        _OPTIM,
+        _GROUPS,
         "        or _CLIP_BLOCK_NORMS.fullmatch(name) is not None\n",
         "",
     ),
     Mistake(
         "ln_pre and ln_post not decayed",
-        _OPTIM,
+        _GROUPS,
         '    "image.first_norm.weight",\n    "image.last_norm.weight",\n',
         "",
     ),
     Mistake(
         "token types with the cross lr",
-        _OPTIM,
+        _GROUPS,
         '"token_types": "encoder"',
         '"token_types": "cross_modal"',
     ),
     Mistake(
         "PyTorch's AdamW",
-        _OPTIM,
+        _BUILD,
         "return PublishedAdamW(list(groups.values()), **options)",
         "return torch.optim.AdamW(list(groups.values()), **options)",
     ),
     Mistake(
         "position table resized with antialias",
-        _CLIP,
-        'mode="bicubic", align_corners=False)',
-        'mode="bicubic", align_corners=False, antialias=True)',
+        _POSITIONS,
+        'mode="bicubic", align_corners=False)\n    return torch.cat',
+        'mode="bicubic", align_corners=False, antialias=True)\n    return torch.cat',
     ),
     Mistake(
         "class row of the position table resized with the others",
-        _CLIP,
+        _POSITIONS,
         "torch.cat((table[:1], resized[0]",
         "torch.cat((0.5 * (table[:1] + table[1:2]), resized[0]",
     ),
@@ -392,20 +394,27 @@ FURTHER = (
     Mistake(
         "whole-word masking as if it had no effect: every word drawn by itself",
         _MASKING,
-        "for position in islice(rng.permuted(self.max_tokens), self.count):",
-        "for position in (p for p in range(self.max_tokens) if rng.random() < 0.15):",
+        """for first in 0..self.count {
+            let other = first + uniform.below(self.max_tokens - first);
+""",
+        """for first in 0..self.max_tokens {
+            let other = first;
+            if uniform.next() >= 0.15 {
+                continue;
+            }
+""",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(
         "positions of masks drawn from those of the text alone",
         _MASKING,
-        "rng.permuted(self.max_tokens)",
-        "rng.permuted(int(batch.text_mask[row].sum()))",
+        "let other = first + uniform.below(self.max_tokens - first);",
+        "let other = first + uniform.below(ids.len().saturating_sub(first));",
         _tests("data/test_masking.py", "positions"),
     ),
     Mistake(
         "itm: 0.5 of the retrieval recipe used as a weight",
-        _TASKS,
+        _RANKING,
         "    rank: float = 1.0\n    itm: float = 1.0\n",
         "    rank: float = 1.0\n    itm: float = 0.5\n",
         _RECIPE,

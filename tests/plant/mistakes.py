@@ -69,6 +69,7 @@ _HEADS = "python/fiber/models/heads.py"
 _DYHEAD = "python/fiber/models/fiber/dyhead.py"
 _DETECTOR = "python/fiber/models/fiber/detector.py"
 _KERNELS = "python/fiber/kernels/window_attention/torch_path.py"
+_SHIFT_MASK = "python/fiber/kernels/window_attention/shift_mask.py"
 
 COARSE = (
     Mistake(
@@ -83,7 +84,7 @@ COARSE = (
         "self.bias = bias.t().reshape(-1, tokens, tokens)",
         "self.bias = bias.t().reshape(-1, tokens, tokens).mT",
     ),
-    Mistake("no shifted-window mask", _KERNELS, ".float() * -100.0", ".float() * 0.0"),
+    Mistake("no shifted-window mask", _SHIFT_MASK, ".float() * SHIFT_MASK", ".float() * 0.0"),
     Mistake(
         "no shift at all",
         _SWIN,

@@ -60,13 +60,6 @@ READERS = (
         _PROGRAMS,
     ),
     Mistake(
-        "training.pt: a shared value is built for each reference",
-        _TORCH_FILE,
-        "values > min(MAX_OPERATIONS, mapped.size)",
-        "values > MAX_OPERATIONS",
-        _PROGRAMS,
-    ),
-    Mistake(
         "safetensors: each stride from a slice of the shape",
         _SAFETENSORS,
         "strides = [*itertools.accumulate(shape[:0:-1], operator.mul, initial=1)][::-1]",

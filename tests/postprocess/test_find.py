@@ -6,8 +6,8 @@ from torchvision.ops import batched_nms
 
 from fiber.models.fiber.detector import DetectorOutput
 from fiber.ops.anchors import pyramid_anchors
+from fiber.ops.nms import nms
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.postprocess.find import suppress
 from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
@@ -186,15 +186,15 @@ def test_suppression_equals_the_published_one():
     boxes = torch.tensor(case["boxes"]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     scores, labels = torch.tensor(case["scores"]), torch.tensor(case["labels"])
     for threshold, expected in case["keep_ascending"].items():
-        assert suppress(boxes, scores, labels, float(threshold)).sort().values.tolist() == expected
+        assert nms(boxes, scores, labels, float(threshold)).sort().values.tolist() == expected
 
 
 def test_an_overlap_of_exactly_the_threshold_is_kept():
     # 30 of 50 square pixels: 0.6. As published, only more than the threshold suppresses.
     boxes = torch.tensor([[0.0, 0.0, 4.0, 10.0], [1.0, 0.0, 5.0, 10.0]])
     scores, labels = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
-    assert len(suppress(boxes, scores, labels, 0.6)) == 2
-    assert len(suppress(boxes, scores, labels, 0.59)) == 1
+    assert len(nms(boxes, scores, labels, 0.6)) == 2
+    assert len(nms(boxes, scores, labels, 0.59)) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
@@ -203,4 +203,4 @@ def test_one_box_for_each_label_is_ranked_as_by_nms(count):
     scores = torch.tensor([0.5, 0.9, 0.5, 0.1, 0.9, 0.5, 0.2])[:count]
     labels = torch.arange(count)
     expected = batched_nms(boxes.double(), scores.double(), labels, 0.6)
-    assert suppress(boxes, scores, labels, 0.6).tolist() == expected.tolist()
+    assert nms(boxes, scores, labels, 0.6).tolist() == expected.tolist()

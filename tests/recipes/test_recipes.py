@@ -38,8 +38,25 @@ def test_registry_names_every_recipe_once():
 def test_unknown_recipe():
     with pytest.raises(ValueError, match=r"'scenes_corse'.*scenes_coarse"):
         recipes.get("scenes_corse")
-    with pytest.raises(AttributeError, match="scenes_corse"):
-        recipes.scenes_corse  # noqa: B018
+
+
+def no_recipe() -> int:
+    return 3
+
+
+def test_recipes_of_other_packages_are_named_by_their_place():
+    assert load_recipe("fiber.recipes.small:small_vqa") == load_recipe("small_vqa")
+    assert recipes.describe("fiber.recipes.small:small_vqa") == recipes.describe("small_vqa")
+    for name, reason in {
+        "no_such_package.recipes:mine": "no_such_package",
+        f"{__name__}:absent": "absent",
+        f"{__name__}:__name__": "expected a function",
+        ":mine": "module",
+    }.items():
+        with pytest.raises(ValueError, match=rf"'{name}'.*{reason}"):
+            recipes.get(name)
+    with pytest.raises(ValueError, match=rf"'{__name__}:no_recipe'.*RunConfig.*3"):
+        load_recipe(f"{__name__}:no_recipe")
 
 
 def test_only_the_family_of_a_recipe_is_imported():
@@ -49,13 +66,6 @@ def test_only_the_family_of_a_recipe_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['fiber.recipes.small']"
-
-
-def test_modules_of_one_recipe_each_are_deprecated():
-    with pytest.warns(DeprecationWarning, match="fiber.recipes.refcoco"):
-        from fiber.recipes import refcoco
-    assert refcoco.recipe() == load_recipe("refcoco")
-    assert "finetune_refcoco_train.json" in refcoco.__doc__
 
 
 @pytest.mark.parametrize("name", recipes.names())

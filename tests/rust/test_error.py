@@ -1,5 +1,7 @@
 """What a caller sees when data are wrong: the type, the record and the file."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from fiber import DecodeError, _core
@@ -45,7 +47,8 @@ def run(tokenizer, *, task="grounding", **changes):
         layout="chw",
     )
     session = loader.open()
-    session.submit([tuple(record.values())])
+    own = {name: record.pop(name) for name in ("epoch", "index", "images", "answers")}
+    session.submit([_core.LoaderRecord.from_record(SimpleNamespace(**record), **own)])
     return session.next()
 
 
@@ -96,14 +99,43 @@ def test_what_a_task_misses_is_named(tokenizer, task, changes, message):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"text": 3}, {"boxes_xyxy": [(0, 0, 1)]}, {"answers": "yes"}],
-    ids=str,
+    ("field", "value"),
+    [
+        ("key", 3),
+        ("images", "one.png"),
+        ("images", [3]),
+        ("text", 3),
+        ("image_id", None),
+        ("boxes_xyxy", [(0, 0, 1)]),
+        ("char_spans", [[(0, "1")]]),
+        ("answers", "yes"),
+        ("truth", 1),
+        ("image_size", (1, 2, 3)),
+    ],
 )
-def test_a_field_of_the_wrong_type_names_its_record(tokenizer, changes):
-    with pytest.raises(TypeError, match=r"^record 'coco/391895': ") as caught:
-        run(tokenizer, images=[b""], **changes)
-    assert caught.value.__cause__ is not None
+def test_a_field_of_the_wrong_type_is_named_with_its_record(tokenizer, field, value):
+    key = value if field == "key" else "coco/391895"
+    with pytest.raises(TypeError, match=rf"^record '{key}': {field}\b"):
+        run(tokenizer, **{"images": [b""], field: value})
+
+
+@pytest.mark.parametrize("wrong", [{"index": -1}, {"epoch": "one"}], ids=str)
+def test_a_number_of_a_record_is_checked(tokenizer, wrong):
+    with pytest.raises((TypeError, OverflowError)) as caught:
+        run(tokenizer, images=[b""], **wrong)
+    notes = "".join(getattr(caught.value, "__notes__", ()))
+    assert next(iter(wrong)) in f"{caught.value} {notes}"
+
+
+def test_a_field_that_is_missing_is_named():
+    own = {"epoch": 0, "index": 0, "images": (), "answers": None}
+    fields = {"key": "a", "text": "", "image_id": "a", "boxes_xyxy": (), "char_spans": ()}
+    fields |= {"truth": None, "image_size": None}
+    assert _core.LoaderRecord.from_record(SimpleNamespace(**fields), **own).key == "a"
+    for name in fields:
+        without = {other: value for other, value in fields.items() if other != name}
+        with pytest.raises(AttributeError, match=f"'{name}'"):
+            _core.LoaderRecord.from_record(SimpleNamespace(**without), **own)
 
 
 def test_an_unknown_task(tokenizer):

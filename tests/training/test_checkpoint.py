@@ -50,7 +50,13 @@ def state_of(model, config=None):
 
 
 def write(folder, step, model, keep=2):
-    position = Position(step=step, records={"question": 3}, consumed={"question": 4 * step})
+    position = Position(
+        step=step,
+        records={"question": 3},
+        consumed={"question": 4 * step},
+        fingerprints={"question": "a"},
+        vocabulary_sha256="b",
+    )
     state = model if isinstance(model, TrainingState) else state_of(model)
     with CheckpointWriter(folder, ALONE, keep=keep) as writer:
         writer.save(state.tensors(), position)
@@ -234,7 +240,13 @@ def test_a_save_holds_the_weights_of_its_moment(tmp_path):
     state = state_of(build_model(preset("micro")))
     take_steps(state, 1)
     expected = {key: tensor.clone() for key, tensor in state.tensors().items()}
-    position = Position(step=1, records={"question": 3}, consumed={"question": 4})
+    position = Position(
+        step=1,
+        records={"question": 3},
+        consumed={"question": 4},
+        fingerprints={"question": "a"},
+        vocabulary_sha256="b",
+    )
     with CheckpointWriter(tmp_path, ALONE, keep=2) as writer:
         writer.save(state.tensors(), position)
         take_steps(state, 3)

@@ -27,12 +27,10 @@ from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import MovingAverage, build_optimizer
 from fiber.training.run_dir import RunFolder
-from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_ranks
 from tests.training.distributed.strategy_runs import config_of as run_config
 from tests.training.distributed.strategy_runs import largest_difference, sharded_on_cpu, trained
 from tests.training.micro_runs import coarse_config, fine_config, run
-from tests.training.old_checkpoints import save_old
 from tests.training.test_trainer import StopError, stop_before
 
 STEP = "step-00000004"
@@ -88,18 +86,12 @@ def one_line(capsys):
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["today", "old"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("stage", ["coarse", "fine"])
-def test_it_is_the_finished_model_of_a_run_that_ended_there(
-    pictures, tmp_path, capsys, monkeypatch, stage, ema, is_old
-):
+def test_it_is_the_finished_model_of_a_run_that_ended_there(pictures, tmp_path, capsys, stage, ema):
     whole = config_of(stage, ema)
-    if is_old:
-        monkeypatch.setattr(Trainer, "save", save_old)
     folder = cut(pictures, tmp_path / "run", whole)
     ended = run(config_of(stage, ema, train__steps=4), pictures, tmp_path / "ended")
-    assert (folder / "training.pt").exists() == is_old
     assert convert(folder, tmp_path / "out") == 0
     report = capsys.readouterr().out
     assert f"read {folder}{', moving average' if ema else ''}: {stage}-stage model" in report
@@ -214,7 +206,13 @@ def save_new_model(pictures, output, strategy):
     state = TrainingState(
         step.model, build_optimizer(step.model, config.optim), average, ObjectiveState()
     )
-    position = Position(step=4, records={"question": 3}, consumed={"question": 16})
+    position = Position(
+        step=4,
+        records={"question": 3},
+        consumed={"question": 16},
+        fingerprints={"question": "a"},
+        vocabulary_sha256="b",
+    )
     with (
         CheckpointWriter(folder.checkpoints, processes, keep=2) as writer,
         pytest.MonkeyPatch.context() as patch,
@@ -292,15 +290,6 @@ def test_damage_is_named_and_nothing_is_written(copied, tmp_path, capsys, fault)
     assert not (tmp_path / "out").exists()
 
 
-def test_old_damage_is_named(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Trainer, "save", save_old)
-    folder = cut(pictures, tmp_path / "run", config_of("coarse", 0.9))
-    (folder / CHECKSUMS).unlink()
-    flip(folder / "training.pt")
-    assert convert(folder, tmp_path / "out") == 2
-    assert f"{folder} is damaged or incomplete: training.pt" in one_line(capsys)
-
-
 def test_damaged_best_weights_do_not_matter(pictures, tmp_path):
     folder = cut(pictures, tmp_path / "run", config_of("coarse", 0.9, validation__task="vqa"))
     flip(folder.parent / "best-00000004.safetensors")
@@ -344,10 +333,7 @@ def test_another_configuration_is_refused(copied, tmp_path, capsys):
 # What is no model says how to get one
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["today", "old"])
-def test_loading_a_checkpoint_names_the_command(pictures, tmp_path, capsys, monkeypatch, is_old):
-    if is_old:
-        monkeypatch.setattr(Trainer, "save", save_old)
+def test_loading_a_checkpoint_names_the_command(pictures, tmp_path, capsys):
     folder = cut(pictures, tmp_path / "run", config_of("coarse", 0.9))
     command = f"`fiber convert {folder} OUT`"
     with pytest.raises(FileNotFoundError) as caught:

@@ -15,7 +15,8 @@ def test_no_metrics_no_picture(tmp_path):
 
 def test_line_that_was_cut_off_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    times = '"performance": {"wall_seconds": 2.5, "goodput": 1}'
+    path.write_text(f'{{"step": 1, {times}}}\n{{"step": 2, {times}}}\n{{"st')
     assert [entry["step"] for entry in read_metrics(path)] == [1, 2]
 
 

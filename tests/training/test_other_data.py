@@ -2,7 +2,6 @@
 
 import errno
 import json
-import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,15 @@ from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record
 from fiber.training.checkpoint import folder as stored
-from fiber.training.checkpoint.folder import checkpoints_in, checksums
-from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
+from fiber.training.checkpoint.folder import checksums
+from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.data import fingerprint
 from fiber.training.train import train
-from fiber.training.trainer import Trainer
-from tests.hostile_cases import PICKLES, zipped
 from tests.training.micro_runs import all_records, coarse_config, run
-from tests.training.old_checkpoints import save_old
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
 #: Files of a checkpoint of one process.
-NEW_FILES = ("__0_0.distcp", ".metadata", "data.json")
+FILES = ("__0_0.distcp", ".metadata", "data.json")
 CAPTIONS = {f"tasks__{task}__share": 0 for task in ("question", "reasoning", "caption")}
 CONFIG = coarse_config(**CAPTIONS, train__steps=6, train__checkpoint_every=2)
 
@@ -134,40 +130,11 @@ def test_a_data_folder_may_be_moved(folder, tmp_path, monkeypatch):
     assert weights_equal(tmp_path / "whole", tmp_path / "r")
 
 
-def rewrite(checkpoint, change, *, sums=True):
-    """Change data.json of a checkpoint, with its checksums or without any."""
+def rewrite(checkpoint, change):
+    """Change data.json of a checkpoint, and its checksum."""
     path = checkpoint / "data.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    (checkpoint / CHECKSUMS).unlink()
-    if sums:
-        (checkpoint / CHECKSUMS).write_bytes(checksums(checkpoint))
-
-
-@pytest.mark.parametrize("sums", [True, False], ids=["checksums", "no checksums"])
-def test_a_run_of_an_earlier_version_resumes_and_says_what_is_not_compared(
-    folder, tmp_path, monkeypatch, capsys, sums
-):
-    monkeypatch.setattr(Trainer, "save", save_old)
-
-    def earlier():
-        for checkpoint in checkpoints_in(tmp_path / "r" / "checkpoints"):
-            rewrite(checkpoint.folder, without_new_fields, sums=sums)
-
-    stop_and_resume(folder, tmp_path / "r", monkeypatch, earlier, quiet=False)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "step-00000004 was written by an earlier version, without fingerprints" in said
-    # The checkpoints that are written now have them.
-    monkeypatch.undo()
-    shutil.rmtree(tmp_path / "r")
-    stop_and_resume(folder, tmp_path / "r", monkeypatch, quiet=False)
-    assert "earlier version" not in capsys.readouterr().err
-
-
-NEW_FIELDS = ("fingerprints", "vocabulary_sha256", "best_sha256")
-
-
-def without_new_fields(values):
-    return {k: v for k, v in values.items() if k not in NEW_FIELDS}
+    (checkpoint / CHECKSUMS).write_bytes(checksums(checkpoint))
 
 
 FORGED = {
@@ -180,6 +147,7 @@ FORGED = {
     "best_step": lambda values: values | {"best_step": 5},
     "scores": lambda values: values | {"scores": "none"},
     "records": lambda values: {k: v for k, v in values.items() if k != "records"},
+    "fingerprints": lambda values: {k: v for k, v in values.items() if k != "fingerprints"},
     "expected an object": lambda values: [values],
     "'later'": lambda values: values | {"later": 1},
 }
@@ -197,24 +165,6 @@ def stopped(pictures, tmp_path_factory):
     return folder / "r", whole
 
 
-@pytest.fixture(scope="module")
-def stopped_old(stopped, pictures, tmp_path_factory):
-    """The same with checkpoints of an earlier version."""
-    folder = tmp_path_factory.mktemp("stopped_old")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
-        stop_before(patch, 5)
-        patch.setattr(Trainer, "save", save_old)
-        run(CONFIG, pictures, folder / "r")
-    return folder / "r", stopped[1]
-
-
-def test_a_checkpoint_of_an_earlier_version_is_read(pictures, tmp_path, stopped_old):
-    shutil.copytree(stopped_old[0], tmp_path / "r")
-    run(CONFIG, pictures, tmp_path / "r", resume=True)
-    assert weights_equal(tmp_path / "r", stopped_old[1])
-    assert numbers(tmp_path / "r") == numbers(stopped_old[1])
-
-
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_position_is_an_error_that_names_file_and_field(pictures, tmp_path, stopped, name):
     shutil.copytree(stopped[0], tmp_path / "r")
@@ -226,73 +176,28 @@ def test_a_forged_position_is_an_error_that_names_file_and_field(pictures, tmp_p
         assert part in str(caught.value)
 
 
-def test_without_checksums_the_run_goes_on_before_a_forged_position(
-    pictures, tmp_path, stopped_old
+def test_checkpoints_with_files_of_another_program_do_not_start_the_run_over(
+    pictures, tmp_path, stopped
 ):
-    stopped = stopped_old
+    """Such as those of a fiber before its first release."""
     shutil.copytree(stopped[0], tmp_path / "r")
-    rewrite(tmp_path / "r" / "checkpoints" / "step-00000004", FORGED["step"], sums=False)
-    with pytest.warns(RuntimeWarning, match=r"data\.json has step -5; expected 4; .*after step 2 "):
+    folders = sorted((tmp_path / "r" / "checkpoints").glob("step-*"))
+    for folder in folders:
+        for file in [*folder.glob("*.distcp"), folder / ".metadata"]:
+            file.unlink()
+        for name in ("model.safetensors", "training.pt"):
+            (folder / name).write_bytes(b"weights")
+    before = (tmp_path / "r" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError) as caught:
         run(CONFIG, pictures, tmp_path / "r", resume=True)
-    assert weights_equal(tmp_path / "r", stopped[1])
+    for named in (*(folder.name for folder in folders), "model.safetensors", "training.pt"):
+        assert named in str(caught.value)
+    assert len(folders) == 2 and all(folder.is_dir() for folder in folders)
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == before
 
 
-class Foreign:
-    """Something that only pickle can bring back."""
-
-
-HOSTILE = {
-    "deep key": PICKLES["deep key"],
-    "key of 2^60 leaves": PICKLES["key of 2^60 leaves"],
-    "list of 2^60 leaves": b"\x80\x02}(X\x09\0\0\0optimizerN" + b"2\x86" * 60 + b"u.",
-    "list in itself": b"\x80\x02}(X\x09\0\0\0optimizer]q\1h\1au.",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_training_state_is_an_error(pictures, tmp_path, stopped_old, name):
-    shutil.copytree(stopped_old[0], tmp_path / "r")
-    checkpoint = tmp_path / "r" / "checkpoints" / "step-00000004"
-    (checkpoint / "training.pt").write_bytes(zipped(HOSTILE[name]))
-    rewrite(checkpoint, lambda values: values)
-    with pytest.raises(ValueError, match=r"training\.pt cannot be used.* Delete "):
-        run(CONFIG, pictures, tmp_path / "r", resume=True)
-
-
-@pytest.mark.parametrize("content", ["pickle", "foreign", "other", "cut"])
-@pytest.mark.parametrize("sums", [True, False], ids=["checksums", "no checksums"])
-def test_a_foreign_training_state_is_named(pictures, tmp_path, stopped_old, content, sums):
-    stopped = stopped_old
-    shutil.copytree(stopped[0], tmp_path / "r")
-    checkpoint = tmp_path / "r" / "checkpoints" / "step-00000004"
-    path = checkpoint / "training.pt"
-    if content == "pickle":
-        path.write_bytes(pickle.dumps({"optimizer": Foreign()}))
-    elif content == "foreign":
-        torch.save({"optimizer": Foreign()}, path)
-    elif content == "other":
-        torch.save({"model": torch.zeros(2)}, path)
-    else:
-        path.write_bytes(path.read_bytes()[:5000])
-    # Checkpoints of earlier versions have no checksums.
-    rewrite(checkpoint, (lambda values: values) if sums else without_new_fields, sums=sums)
-    if sums or content == "other":
-        # It was written like this.
-        with pytest.raises(ValueError) as caught:
-            run(CONFIG, pictures, tmp_path / "r", resume=True)
-        assert str(path) in str(caught.value) and "Delete " in str(caught.value)
-        assert "weights_only" not in str(caught.value)
-    else:
-        with pytest.warns(RuntimeWarning, match=r"step-00000004 .*training\.pt.*after step 2 "):
-            run(CONFIG, pictures, tmp_path / "r", resume=True)
-        assert weights_equal(tmp_path / "r", stopped[1])
-
-
-@pytest.mark.parametrize("name", [*NEW_FILES, *OLD_FILES[:2]])
-def test_a_checkpoint_that_lacks_a_file_is_set_aside(
-    pictures, tmp_path, stopped, stopped_old, name
-):
-    stopped = stopped_old if name in OLD_FILES[:2] else stopped
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_lacks_a_file_is_set_aside(pictures, tmp_path, stopped, name):
     shutil.copytree(stopped[0], tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / "step-00000004" / name).unlink()
     with pytest.warns(RuntimeWarning, match=rf"step-00000004 .*{name} does not exist.*step 2 "):
@@ -318,7 +223,7 @@ def test_a_checkpoint_that_the_disk_cannot_read_is_set_aside(
     assert weights_equal(tmp_path / "r", stopped[1])
 
 
-@pytest.mark.parametrize("place", [-1, 64 + 2 + len(NEW_FILES[0])], ids=["last", "first"])
+@pytest.mark.parametrize("place", [-1, 64 + 2 + len(FILES[0])], ids=["last", "first"])
 def test_every_bit_of_the_checksums_counts(pictures, tmp_path, stopped, place):
     """str.splitlines also ends a line at a vertical tab, one bit from a newline."""
     shutil.copytree(stopped[0], tmp_path / "r")
@@ -335,7 +240,9 @@ def test_metrics_that_are_no_text_are_named(pictures, tmp_path, stopped):
     shutil.copytree(stopped[0], tmp_path / "r")
     path = tmp_path / "r" / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    for wrong in (b"\xff\xfe{\n", b"{\n", b"[1]\n", b'{"step": "2"}\n', b"[" * 100_000 + b"\n"):
+    times = (b'{"step": 2}\n', b'{"step": 2, "performance": {"wall_seconds": "2", "goodput": 1}}\n')
+    texts = (b"\xff\xfe{\n", b"{\n", b"[1]\n", b'{"step": "2"}\n', b"[" * 100_000 + b"\n")
+    for wrong in (*times, *texts):
         path.write_bytes(b"".join([lines[0], wrong, *lines[1:]]))
         with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 .*deleted"):
             run(CONFIG, pictures, tmp_path / "r", resume=True)

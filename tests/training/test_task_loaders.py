@@ -12,8 +12,9 @@ from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.models.registry import inference_transform
+from fiber.tasks.question.train import answerable
 from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
-from fiber.training.data import answerable, open_data
+from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders, training_transform
 from fiber.training.train import train

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..runtime.attention_backward import attention_backward
 from ..runtime.scratch import Scratch
+from .shift_mask import shift_mask
 from .window_partition import SEAMS, Piece, WindowRows, window_rows
 from .window_spec import WindowSpec
 
@@ -109,7 +110,7 @@ class _Scores:
         self.bias = bias.t().reshape(-1, tokens, tokens)
         #: Indexed like `SEAMS`; None if no mask is needed.
         self.masks = [
-            _seam_mask(seams, spec.window_size, spec.shift, bias.device)
+            shift_mask(seams, spec.window_size, spec.shift, bias.device)
             if any(seams) and number in rows.seams
             else None
             for number, seams in enumerate(SEAMS)
@@ -174,15 +175,3 @@ def _bias_index(window_size: int, device: torch.device) -> Tensor:
     offset = ticks[:, None] - ticks + window_size - 1
     index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
     return index.reshape(-1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _seam_mask(
-    seams: tuple[bool, bool], window_size: int, shift: int, device: torch.device
-) -> Tensor:
-    """Compute the shift mask [N, N], which is -100 for token pairs on opposite sides of a seam."""
-    after_seam = torch.arange(window_size, device=device) >= window_size - shift
-    rows, columns = (after_seam & seam for seam in seams)
-    regions = (2 * rows[:, None] + columns).flatten()
-    return (regions[:, None] != regions).float() * -100.0

@@ -21,13 +21,12 @@ from torch import Tensor
 from ..runtime.launch import Launch
 from ..runtime.tiles import tile
 from ..runtime.triton_math import accumulator
+from .shift_mask import SHIFT_MASK
 
 #: Converts scores to base 2, where an exponential is one instruction.
 LOG2E = math.log2(math.e)
 #: Base-2 score of a nonexistent key, which makes its weight 0.
 NO_KEY = -1.0e30
-#: Added to the scores of token pairs on opposite sides of a seam (Swin's constant).
-SHIFT_MASK = -100.0
 
 
 def plan_expand(

@@ -16,7 +16,7 @@ from fiber.benchmarks.corpus import PLANS, Corpus, make_corpus, own_corpus
 from fiber.benchmarks.csv_rows import append_rows, check_columns
 from fiber.benchmarks.measure import Result, measure_workload
 from fiber.benchmarks.peers import BY_NAME, OURS, PEERS, Peer
-from fiber.benchmarks.peers.task import Task
+from fiber.benchmarks.peers.task import PeerTask
 from fiber.benchmarks.photos import find_photographs
 from fiber.benchmarks.processes import PeerError, not_installed
 from fiber.benchmarks.texts import class_prompt, generate_boxes, generate_captions
@@ -272,10 +272,10 @@ class _Inputs:
         self.captions = self._captions()
         self.tokenizer = self._tokenizer()
 
-    def task(self, workload: Workload) -> tuple[Task, str]:
+    def task(self, workload: Workload) -> tuple[PeerTask, str]:
         """Return a workload's task and a description of its inputs."""
         options = self.options
-        task = Task(
+        task = PeerTask(
             work=workload.work,
             output=workload.output,
             variant="",
@@ -317,7 +317,7 @@ class _Inputs:
         self._corpora[name] = corpus
         return corpus
 
-    def _with_images(self, task: Task, workload: Workload) -> tuple[Task, str]:
+    def _with_images(self, task: PeerTask, workload: Workload) -> tuple[PeerTask, str]:
         corpus = self.corpus(workload.corpus).first(workload.most)
         # Use full batches only, since some peers drop or pad a short last one.
         batch_size = min(workload.batch_size, len(corpus.files))

@@ -17,7 +17,7 @@ from PIL import Image
 import fiber
 from fiber.benchmarks.peers import OURS, Peer
 from fiber.benchmarks.peers import task as tasks
-from fiber.benchmarks.peers.task import MAX_TOKENS, PAD_ID, SIZE, Task
+from fiber.benchmarks.peers.task import MAX_TOKENS, PAD_ID, SIZE, PeerTask
 from fiber.benchmarks.processes import EpochCost, PeerError, PeerProcess
 from fiber.benchmarks.workloads import Workload
 from fiber.data import Tokenizer
@@ -68,7 +68,7 @@ class Result:
 
 def measure_workload(
     workload: Workload,
-    task: Task,
+    task: PeerTask,
     peers: Sequence[Peer],
     *,
     rounds: int,
@@ -115,7 +115,7 @@ def measure_workload(
 
 def _warm_up(
     sides: Sequence[Side],
-    task: Task,
+    task: PeerTask,
     pythons: Mapping[str, str],
     folder: Path,
     open_processes: ExitStack,
@@ -149,7 +149,7 @@ def _warm_up(
     return [(side, process) for side, process in opened if process is not None]
 
 
-def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
+def _run_turn(process: PeerProcess, task: PeerTask, seconds: float) -> EpochCost:
     """Run epochs for at least `seconds`, and return their total cost."""
     costs: list[EpochCost] = []
     end = time.perf_counter() + seconds
@@ -163,7 +163,7 @@ def _run_turn(process: PeerProcess, task: Task, seconds: float) -> EpochCost:
     )
 
 
-def _check_count(cost: EpochCost, task: Task) -> None:
+def _check_count(cost: EpochCost, task: PeerTask) -> None:
     once = task.sizes if task.work == "boxes" else task.texts
     expected = len(task.files) or len(once) * task.repeats
     if cost.count != expected:
@@ -178,7 +178,7 @@ def _record_failure(side: Side, error: PeerError) -> None:
     print(f"  {side.peer.name} failed: {error}", file=sys.stderr)
 
 
-def check_sample(sample: Path, task: Task) -> None:
+def check_sample(sample: Path, task: PeerTask) -> None:
     """Check the first images or tokens of a batch.
 
     Raises:
@@ -203,7 +203,7 @@ def check_sample(sample: Path, task: Task) -> None:
         raise PeerError("images contain NaN or infinity; expected finite values")
 
 
-def levels_from_pillow(sample: Path, task: Task) -> float | None:
+def levels_from_pillow(sample: Path, task: PeerTask) -> float | None:
     """Return the mean absolute difference from Pillow's antialiased resize, from 0 to 255.
 
     Return None for random crops, texts and boxes, which are not comparable.

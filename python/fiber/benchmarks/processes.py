@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fiber.benchmarks.peers import OURS, Peer
-from fiber.benchmarks.peers.task import Task
+from fiber.benchmarks.peers.task import PeerTask
 
 _WORKER = Path(__file__).with_name("peers") / "worker.py"
 #: A peer that uses less CPU time than this between two polls is idle.
@@ -67,7 +67,7 @@ class PeerProcess:
     #: Number of epochs run so far.
     epochs: int = 0
 
-    def __init__(self, peer: Peer, task: Task, python: str, log: Path) -> None:
+    def __init__(self, peer: Peer, task: PeerTask, python: str, log: Path) -> None:
         """Start a peer with the interpreter `python`, and redirect its standard error to `log`."""
         self.log = log
         with log.open("wb") as printed:
@@ -201,12 +201,12 @@ def not_installed(peers: Iterable[Peer], pythons: Mapping[str, str]) -> dict[str
             text=True,
             check=False,
         )
-        found = json.loads(done.stdout) if done.returncode == 0 else {}
+        installed = json.loads(done.stdout) if done.returncode == 0 else {}
         for peer in some:
             first = peer.distributions[0]
             install = peer.install or f"pip install {first}"
             # fiber runs from where this process imported it, whether installed or not.
-            if peer is not OURS and first not in found:
+            if peer is not OURS and first not in installed:
                 reasons[peer.name] = f"{first} is not installed: {install}"
             elif peer.preload and not _library(peer.preload):
                 reasons[peer.name] = f"{peer.preload} is not installed: {install}"

@@ -12,7 +12,7 @@ class Workload:
 
     #: Name on the command line (`--work`).
     kind: str
-    #: `peers.task.Task.work`.
+    #: `peers.task.PeerTask.work`.
     work: str
     output: str
     title: str

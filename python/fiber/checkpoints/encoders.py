@@ -17,10 +17,10 @@ from fiber.messages import shown
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, KeyMap
 from fiber.models.encoders.sizes import Setting, Size, size_in
 from fiber.models.registry import (
-    ARCHITECTURES,
     ModelConfig,
     Network,
     architecture_of,
+    architectures,
     encoder_format,
 )
 
@@ -56,14 +56,14 @@ def load_encoder(
     settings = settings or {}
     own = [each for each in architecture.encoders if each.keys(config, EncoderLayout())]
     encoder = next((each for each in own if each.layout(state)), None)
-    if (found := encoder or encoder_format(state)) is not None:
-        _check_model_type(found, settings)
+    if (given := encoder or encoder_format(state)) is not None:
+        _check_model_type(given, settings)
     if encoder is None or (layout := encoder.layout(state)) is None:
         titles = " or ".join(each.title for each in own)
-        if found is not None:
+        if given is not None:
             raise ValueError(
-                f"the file contains a {found.title} encoder, which the model has not; expected"
-                f" {titles}{_choice_hint(found, config)}"
+                f"the file contains a {given.title} encoder, which the model has not; expected"
+                f" {titles}{_choice_hint(given, config)}"
             )
         raise ValueError(
             f"expected the keys of an image or text encoder ({titles}), got keys such as"
@@ -103,7 +103,9 @@ def _check_model_type(encoder: EncoderFormat, settings: Mapping[str, Any]) -> No
     otherwise.
     """
     named = settings.get("model_type")
-    formats = (each for entry in ARCHITECTURES for each in entry.encoders)
+    if named is None:
+        return
+    formats = (each for entry in architectures() for each in entry.encoders)
     other = next((each for each in formats if named in each.model_types), encoder)
     if other.title != encoder.title and other.side == encoder.side:
         raise ValueError(
@@ -117,7 +119,7 @@ def _choice_hint(encoder: EncoderFormat, config: ModelConfig) -> str:
     field = f"{encoder.side}_encoder"
     if hasattr(config, field):
         return f"; --set model.{field}={encoder.name} builds a model with it"
-    titles = [entry.title for entry in ARCHITECTURES if encoder in entry.encoders]
+    titles = [entry.title for entry in architectures() if encoder in entry.encoders]
     return f"; models with it: {', '.join(titles)}"
 
 
@@ -127,10 +129,10 @@ def _settings_of(encoder: EncoderFormat, settings: Mapping[str, Any]) -> dict[st
         return {}
     # CLIP with both towers; the fields of vision_config_dict take precedence in transformers.
     nested = (settings.get(name) for name in ("vision_config", "vision_config_dict"))
-    found = dict(settings)
+    merged = dict(settings)
     for fields in nested:
-        found |= fields if isinstance(fields, Mapping) else {}
-    return found
+        merged |= fields if isinstance(fields, Mapping) else {}
+    return merged
 
 
 def _check_sizes(
@@ -141,9 +143,9 @@ def _check_sizes(
     settings: Mapping[str, Any],
 ) -> None:
     """Raise ValueError if sizes or settings of a file differ from the model's."""
-    own, section = model.state_dict(), getattr(model.config, encoder.name, None)
+    weights, section = model.state_dict(), getattr(model.config, encoder.name, None)
     differing = [
-        *(_size_difference(each, keys, state, own) for each in encoder.sizes),
+        *(_size_difference(each, keys, state, weights) for each in encoder.sizes),
         *(_setting_difference(each, settings.get(each.name), section) for each in encoder.settings),
     ]
     differing = [each for each in differing if each is not None]
@@ -173,9 +175,9 @@ def _check_sizes(
 
 
 def _size_difference(
-    size: Size, keys: KeyMap, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    size: Size, keys: KeyMap, state: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> _Difference | None:
-    value, expected = size_in(size, keys, state), size_in(size, {}, own)
+    value, expected = size_in(size, keys, state), size_in(size, {}, weights)
     text, advice = f"{size.title} {value}, expected {expected}", ""
     if value is None or expected is None or value == expected:
         return None
@@ -189,8 +191,8 @@ def _size_difference(
     return _Difference(text, size.field, value, advice)
 
 
-def _setting_difference(setting: Setting, value: Any, own: Any) -> _Difference | None:
-    expected = setting.values if setting.field is None else (getattr(own, setting.field),)
+def _setting_difference(setting: Setting, value: Any, section: Any) -> _Difference | None:
+    expected = setting.values if setting.field is None else (getattr(section, setting.field),)
     if value is None or any(_agree(value, each) for each in expected):
         return None
     text = f"{setting.name} {shown(value)} in config.json, expected {shown(expected[0])}"
@@ -218,9 +220,9 @@ def encoder_states(
     the ITC head.
     """
     config, architecture = model.config, architecture_of(model.config)
-    own, first = model.state_dict(), architecture.first_convolution
+    weights, first = model.state_dict(), architecture.first_convolution
     if config.channel_order == "bgr":
-        own[first] = own[first].flip(1)
+        weights[first] = weights[first].flip(1)
     keys_of = EncoderLayout(merging_in_next_stage=layout == "timm")
     keys = {each.name: each.keys(config, keys_of) for each in architecture.encoders}
-    return {name: unstack(own, each) for name, each in keys.items() if each}
+    return {name: unstack(weights, each) for name, each in keys.items() if each}

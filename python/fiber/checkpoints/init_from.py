@@ -72,19 +72,19 @@ def initialize(
             f"{start.path or 'the initial model'} is a {architecture_of(start.config).title} model;"
             f" expected a {architecture.title} model"
         )
-    own, given = model.state_dict(), start.network.state_dict()
+    weights, given = model.state_dict(), start.network.state_dict()
     # Tensors missing from a published file are initialized from scratch.
     given = {name: tensor for name, tensor in given.items() if name not in start.filled}
     given = dict(architecture.resize(given, model.config))
     if model.config.channel_order != start.config.channel_order:
         first = architecture.first_convolution
         given[first] = given[first].flip(1)
-    shared = [name for name in own if name in given]
+    shared = [name for name in weights if name in given]
     if type(model) is not type(start.network):
         shared = [name for name in shared if name.startswith("backbone.")]
         if not shared:
             raise ValueError("the new model and the initial model share no backbone tensors")
-    changed = {name for name in shared if own[name].shape != given[name].shape}
+    changed = {name for name in shared if weights[name].shape != given[name].shape}
     wrong = sorted(name for name in changed if not name.startswith(SIZED_BY_DATA))
     if wrong:
         _check_sizes(model, start)
@@ -93,7 +93,7 @@ def initialize(
             + list_problems(
                 [
                     f"{name} has shape {tuple(given[name].shape)}, expected"
-                    f" {tuple(own[name].shape)}"
+                    f" {tuple(weights[name].shape)}"
                     for name in wrong
                 ],
                 "; ",
@@ -104,7 +104,7 @@ def initialize(
     taken = [name for name in shared if name not in changed]
     with torch.no_grad():
         for name in taken:
-            own[name].copy_(given[name])
+            weights[name].copy_(given[name])
     return _report(model, taken, given)
 
 

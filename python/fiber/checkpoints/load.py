@@ -118,10 +118,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _published_model(
     path: Path, checkpoint: Checkpoint, device: torch.device | str, image_size: int | None
 ) -> StoredModel:
-    state, found = checkpoint.state, ""
+    state, prefix = checkpoint.state, ""
     try:
         architecture = recognize(state)
-        found = f"{architecture.title} checkpoint: "
+        prefix = f"{architecture.title} checkpoint: "
         config = architecture.infer_config(state, checkpoint.config)
         if image_size is not None:
             config = config.with_image_size(image_size)
@@ -132,7 +132,7 @@ def _published_model(
         ignored = load_published(model, state, device, copy)
         filled = architecture.default_values(config, state)
     except ValueError as error:
-        raise ValueError(f"{path}: {found}{error}") from error
+        raise ValueError(f"{path}: {prefix}{error}") from error
     return StoredModel(network=model.eval(), path=path, ignored=ignored, filled=filled)
 
 

@@ -216,8 +216,8 @@ def _where_models_are(folder: Path) -> str:
     if is_run_checkpoint(folder):
         return command.format(folder, "this checkpoint of a run")
     is_run = (folder / "checkpoints").is_dir()
-    found = (folder / "checkpoints" if is_run else folder).glob("step-*")
-    newest = max((path for path in found if is_run_checkpoint(path)), default=None)
+    checkpoints = (folder / "checkpoints" if is_run else folder).glob("step-*")
+    newest = max((path for path in checkpoints if is_run_checkpoint(path)), default=None)
     saved = command.format(newest, "its newest checkpoint") if newest else ""
     if is_run:
         return f". The run is unfinished; resume it first{saved}"
@@ -253,9 +253,9 @@ def _check_sizes(path: Path, config: ModelConfig, stored: SafetensorsFile) -> No
     architecture = architecture_of(config)
     try:
         differing = [
-            f"{name} is {shown(attrgetter(name)(config))}, but model.safetensors has {shown(found)}"
-            for name, found in architecture.stored_sizes(shapes).items()
-            if attrgetter(name)(config) != found
+            f"{name} is {shown(attrgetter(name)(config))}, but model.safetensors has {shown(size)}"
+            for name, size in architecture.stored_sizes(shapes).items()
+            if attrgetter(name)(config) != size
         ]
     except ValueError as error:
         raise ValueError(f"{path.with_name('model.safetensors')}: {error}") from error
@@ -264,10 +264,10 @@ def _check_sizes(path: Path, config: ModelConfig, stored: SafetensorsFile) -> No
     _check_tensor_names(path.with_name("model.safetensors"), architecture.keys(config), shapes)
 
 
-def _check_tensor_names(path: Path, own: Iterable[str], stored: Iterable[str]) -> None:
-    own, stored = dict.fromkeys(own), dict.fromkeys(stored)
-    missing = [f"missing {name}" for name in own if name not in stored]
-    unexpected = [f"unexpected {name}" for name in stored if name not in own]
+def _check_tensor_names(path: Path, expected: Iterable[str], stored: Iterable[str]) -> None:
+    expected, stored = dict.fromkeys(expected), dict.fromkeys(stored)
+    missing = [f"missing {name}" for name in expected if name not in stored]
+    unexpected = [f"unexpected {name}" for name in stored if name not in expected]
     # Files of another model have many of each; show some of both.
     faults = missing[:20] + unexpected[:20] + missing[20:] + unexpected[20:]
     _raise_if_any(path, faults)
@@ -330,10 +330,10 @@ def read_strings(path: Path, name: str) -> tuple[str, ...]:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not a list of strings.
     """
-    found = check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
-    if len(found) > MAX_STRINGS:
-        raise ValueError(f"{path}: {name}: expected at most {MAX_STRINGS:,}, got {len(found):,}")
-    return found
+    strings = check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
+    if len(strings) > MAX_STRINGS:
+        raise ValueError(f"{path}: {name}: expected at most {MAX_STRINGS:,}, got {len(strings):,}")
+    return strings
 
 
 def check_strings(values: Any, where: str) -> tuple[str, ...]:
@@ -391,18 +391,18 @@ def load_tensors(
     if resize:
         config: ModelConfig = model.config  # type: ignore[assignment]
         tensors = architecture_of(config).resize(tensors, config)
-    own = model.state_dict()
+    weights = model.state_dict()
     faults = [
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in weights.items()
         if tensor.shape != tensors[name].shape
     ]
-    wrong = [dtype_problem(name, tensors[name], tensor) for name, tensor in own.items()]
+    wrong = [dtype_problem(name, tensors[name], tensor) for name, tensor in weights.items()]
     _raise_if_any(path, faults + [problem for problem in wrong if problem])
     if device is not None:
         allocate(model, device)
-        own = model.state_dict()
-    copy_weights(own, {name: [tensors[name]] for name in own}, path, release)
+        weights = model.state_dict()
+    copy_weights(weights, {name: [tensors[name]] for name in weights}, path, release)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -47,9 +47,9 @@ def load_published(
         return architecture.ignored_key(name, config)
 
     ignored = load_mapped(model, state, keys, ignored_reason, device, copy)
-    own = model.state_dict()
+    weights = model.state_dict()
     for ours, value in defaults.items():
-        nn.init.constant_(own[ours], value)
+        nn.init.constant_(weights[ours], value)
     return ignored
 
 
@@ -104,7 +104,7 @@ def load_mapped(
         ValueError: if keys are missing or unknown, or shapes or dtypes do not match; the message
             lists them.
     """
-    own, values = model.state_dict(), {}
+    weights, values = model.state_dict(), {}
     # A dict keeps the order of keys for messages.
     mapped = dict.fromkeys(name for theirs in keys.values() for name in theirs)
     reasons = {name: ignored_reason(name) for name in state if name not in mapped}
@@ -115,12 +115,12 @@ def load_mapped(
             continue
         pieces = [state[name] for name in theirs]
         values[ours] = pieces
-        wrong = [dtype_problem(name, state[name], own[ours]) for name in theirs]
+        wrong = [dtype_problem(name, state[name], weights[ours]) for name in theirs]
         problems += [problem for problem in wrong if problem]
-        if _joined_shape(pieces) != tuple(own[ours].shape):
+        if _joined_shape(pieces) != tuple(weights[ours].shape):
             shapes = " + ".join(str(tuple(piece.shape)) for piece in pieces)
             problems.append(
-                f"{', '.join(theirs)} has shape {shapes}, expected {tuple(own[ours].shape)}"
+                f"{', '.join(theirs)} has shape {shapes}, expected {tuple(weights[ours].shape)}"
             )
     if sharing := sharing_problem(piece for pieces in values.values() for piece in pieces):
         problems.append(sharing)
@@ -133,8 +133,8 @@ def load_mapped(
         )
     if device is not None:
         allocate(model, device)
-        own = model.state_dict()
-    copy(own, values)
+        weights = model.state_dict()
+    copy(weights, values)
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

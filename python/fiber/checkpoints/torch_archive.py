@@ -92,8 +92,8 @@ def read_archive(file: Any, size: int, source: Any) -> Archive:
         if sum(record.file_size for record in records.values()) > size:
             raise ValueError("the files of the archive overlap")
         # A crafted file can have a second directory, which other tools would read.
-        found = torch._C.PyTorchFileReader(source).get_all_records()
-        if sorted(found) != sorted(records):
+        members = torch._C.PyTorchFileReader(source).get_all_records()
+        if sorted(members) != sorted(records):
             raise ValueError("the archive has two directories, which list different members")
         order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if order.decode("ascii") != sys.byteorder:

@@ -29,12 +29,10 @@ from fiber.atomic_io import JSON_ERRORS, check_regular_file
 from fiber.checkpoints.mapped_file import (
     MappedFile,
     check_tensor_name,
-    is_tensor_name,
     read_safetensors,
 )
 from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
 from fiber.inert_pickle import (
-    MAX_OPERATIONS,
     HostileFileError,
     Inert,
     StorageRecord,
@@ -58,9 +56,6 @@ _STATE_KEYS: dict[Weights, tuple[str, ...]] = {
 
 #: Key of the run's settings in Lightning files, and in the metadata of safetensors files.
 SETTINGS = "hyper_parameters"
-
-#: Maximum depth of nesting in `read_state`.
-_MAX_DEPTH = 16
 
 #: Magic number of the legacy format, pickled at the start of the file.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
@@ -147,52 +142,6 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     return Checkpoint(state, config if isinstance(config, Mapping) else {}, release)
 
 
-def read_state(path: Path) -> Any:
-    """Read the nested dicts, lists, tuples, numbers, strings and tensors of a torch.save file.
-
-    Tensors are copied to the CPU.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if the file is damaged, contains any other object, is nested deeper than 16
-            levels, has more than 1,000,000 values, or has tensors that are together larger than the
-            file, due to a stride of 0 or sharing.
-    """
-    check_regular_file(path)
-    with path.open("rb") as file:
-        torch_file = _read_torch_file(path, file.read(64))
-    mapped = MappedFile(path)
-    values = copied_bytes = 0
-
-    def build(value: Any, name: str, depth: int) -> Any:
-        nonlocal values, copied_bytes
-        values += 1
-        # A small pickle can refer to one container many times, on every level. A value that it
-        # holds itself has a byte or more.
-        if depth > _MAX_DEPTH or values > min(MAX_OPERATIONS, mapped.size):
-            raise ValueError(f"{path} is nested too deeply, or has too many values")
-        if isinstance(value, TensorRecord):
-            tensor = _make_tensors(torch_file, mapped, {name: value})[name]
-            copied_bytes += tensor.nbytes
-            if copied_bytes > mapped.size:
-                raise ValueError(f"{path} describes tensors larger than its {mapped.size} bytes")
-            return tensor.clone()
-        if isinstance(value, dict) and all(map(_is_state_key, value)):
-            return {key: build(each, f"{name}.{key}", depth + 1) for key, each in value.items()}
-        if isinstance(value, list | tuple) and not isinstance(value, StorageRecord):
-            return type(value)(build(each, name, depth + 1) for each in value)
-        if value is None or isinstance(value, str | int | float):
-            return value
-        raise ValueError(f"{path} contains an object of type {_kind(value)} in {name or 'it'}")
-
-    return build(torch_file.content, "", 0)
-
-
-def _is_state_key(key: object) -> bool:
-    # Names of nested values are joined.
-    return isinstance(key, int) or is_tensor_name(key)
-
-
 def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
     try:
         return json.loads(metadata.get(SETTINGS, "null"))
@@ -266,8 +215,8 @@ def read_tensor_part(mapped: MappedFile, first: int, size: int) -> Tensor:
             content, storages = read_archive(parts[0], size, parts[1])
         if not isinstance(content, TensorRecord):
             raise ValueError(f"expected a tensor at byte {first}, got {_kind(content)}")
-        places = {key: (first + start, length) for key, (start, length) in storages.items()}
-        torch_file = _TorchFile(mapped.path, content, places)
+        absolute = {key: (first + start, length) for key, (start, length) in storages.items()}
+        torch_file = _TorchFile(mapped.path, content, absolute)
         return _make_tensors(torch_file, mapped, {"the tensor": content})["the tensor"]
 
 

@@ -35,16 +35,16 @@ def list_problems(problems: Sequence[str], separator: str = "\n  ") -> str:
         word = problem.partition(" ")[0]
         kinds.setdefault(word if word in _KINDS else "", []).append(problem)
     shown = []
-    for kind, found in kinds.items():
-        shown += found[:_MAX_LISTED]
-        if (more := len(found) - _MAX_LISTED) > 0:
+    for kind, problems_of_kind in kinds.items():
+        shown += problems_of_kind[:_MAX_LISTED]
+        if (more := len(problems_of_kind) - _MAX_LISTED) > 0:
             shown.append(f"and {more} more {kind}".rstrip())
     return separator.join(shown)
 
 
-def dtype_problem(name: str, tensor: Tensor, own: Tensor) -> str | None:
+def dtype_problem(name: str, tensor: Tensor, weight: Tensor) -> str | None:
     """Describe a weight that is not of a floating-point type, if the model's is."""
-    if own.is_floating_point() and not tensor.is_floating_point():
+    if weight.is_floating_point() and not tensor.is_floating_point():
         return f"{name} has dtype {tensor.dtype}, expected a floating-point type"
     return None
 
@@ -66,7 +66,7 @@ def sharing_problem(tensors: Iterable[Tensor]) -> str | None:
 
 
 def copy_weights(
-    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     pieces: Mapping[str, Sequence[Tensor]],
     path: Path | None = None,
     release: Callable[[], None] | None = None,
@@ -76,7 +76,7 @@ def copy_weights(
     Warns about tensors with values that are NaN or infinite.
 
     Args:
-        own: tensors of the model by name.
+        weights: tensors of the model by name.
         pieces: tensors to copy, by the same names; together of the same shape.
         path: file of the pieces, for the warning.
         release: called now and then to free the memory of pieces that have been copied.
@@ -85,7 +85,7 @@ def copy_weights(
     with torch.no_grad():
         for name, parts in pieces.items():
             # A scalar has no first dimension.
-            target = own[name] if own[name].dim() else own[name][None]
+            target = weights[name] if weights[name].dim() else weights[name][None]
             parts = [part if part.dim() else part[None] for part in parts]
             count = 0
             for rows, part in zip(target.split([len(p) for p in parts]), parts, strict=True):

@@ -20,11 +20,16 @@ from types import TracebackType
 
 import fiber
 from fiber.bad_input import EXIT_CODE, is_bad_input
-from fiber.cli import bench, convert, data, images, launched, plan, runs, tune
+from fiber.cli import bench, convert, data, launched, plan, runs, tune
 from fiber.cli.arguments import MAX_MESSAGE, CommandParser
 from fiber.data.storage.remote import RemoteError
 from fiber.messages import printable
+from fiber.tasks import TASKS, find_task, installed_tasks
+from fiber.tasks.lazy import load
 from fiber.terminal import escaping
+
+#: Commands of tasks in the order of the help; those that are not listed follow.
+_TASK_COMMANDS = ("ground", "detect", "answer", "caption", "match", "reason", "entail", "search")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,13 +41,64 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (runs, plan, data, images, convert, bench, tune):
+    for module in (runs, plan, data):
+        module.add_commands(commands)
+    _add_task_commands(commands)
+    for module in (convert, bench, tune):
         module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"
     )
     doctor.set_defaults(run=_doctor)
+    _add_commands_of_others(commands)
     return root
+
+
+def _add_task_commands(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of this package's tasks to the end of the table."""
+    earlier = list(commands.choices)
+    for name in TASKS:
+        if (path := find_task(name).command) is not None:
+            load(path)(commands)
+
+    def place(name: str) -> int:
+        if name in earlier:
+            return -1
+        return _TASK_COMMANDS.index(name) if name in _TASK_COMMANDS else len(_TASK_COMMANDS)
+
+    # The help lists these, and an error about an unknown command lists `choices`.
+    commands._choices_actions.sort(key=lambda action: place(action.dest))
+    parsers = sorted(commands.choices.items(), key=lambda item: place(item[0]))
+    commands.choices.clear()
+    commands.choices.update(parsers)
+
+
+def _add_commands_of_others(commands: argparse._SubParsersAction) -> None:
+    """Add the commands of tasks of other packages; warn of those that cannot be used.
+
+    A name that is taken, by a command of this package or of another task, is an error of argparse.
+    """
+    for each in installed_tasks():
+        if each.task is None or each.task.command is None:
+            continue
+        before = set(commands.choices)
+        try:
+            load(each.task.command)(commands)
+        # Code of another package may fail in any way, and must not end other commands.
+        except (Exception, SystemExit) as error:
+            _remove_commands(commands, set(commands.choices) - before)
+            text = printable(f"{type(error).__name__}: {error}", MAX_MESSAGE)
+            warnings.warn(
+                f"the command of the task {each} is skipped: {text}", RuntimeWarning, stacklevel=2
+            )
+
+
+def _remove_commands(commands: argparse._SubParsersAction, names: set[str]) -> None:
+    for name in names:
+        del commands.choices[name]
+    # What `--help` lists.
+    listed = commands._choices_actions
+    listed[:] = [each for each in listed if each.dest not in names]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP reads this when torch is first imported. The user's own setting takes precedence.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    warnings.showwarning, sys.excepthook = _warn, _print_traceback
     options = parser().parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning, sys.excepthook = _warn, _print_traceback
     if (code := launched.final_code()) is not None:
         return code
     with escaping():

@@ -87,13 +87,13 @@ def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]
     seen: set[str] = set()
     # Follow links, since runs may be on a different disk; visit each folder once, even in a cycle.
     for parent, folders, files in os.walk(folder, followlinks=True):
-        place = os.path.realpath(parent)
+        real_path = os.path.realpath(parent)
         # Checkpoints of a run are not finished models.
         folders[:] = sorted(name for name in folders if name != "checkpoints")
-        if place in seen:
+        if real_path in seen:
             folders.clear()
             continue
-        seen.add(place)
+        seen.add(real_path)
         if {"config.json", "model.safetensors"} <= set(files):
             path = Path(parent)
             try:

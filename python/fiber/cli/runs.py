@@ -25,8 +25,8 @@ from fiber.cli.arguments import (
 from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
 from fiber.messages import printable
+from fiber.tasks import all_evaluations
 from fiber.terminal import is_terminal
-from fiber.training.config.run import CHOSEN_BY
 
 _DATA = (
     "dataset folder, URL of a packed dataset, or a single annotation file, such as a .jsonl file"
@@ -133,7 +133,7 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         {
             "model MODEL": "model folder, checkpoint file, or scenes (the model in the package)",
             **VOCABULARIES,
-            "task TASK": f"task to evaluate: one of {', '.join(CHOSEN_BY)}, odinw",
+            "task TASK": f"task to evaluate: one of {', '.join(all_evaluations())}, odinw",
             "--data DATA": _DATA,
             "--split SPLIT": "split to evaluate (default: val, or the whole file if it has no"
             " splits)",

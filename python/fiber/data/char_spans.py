@@ -31,11 +31,11 @@ _MAX_CODE_POINTS = 256
 _CONTINUING = {"\u200c", _JOINER}
 
 
-def splits_character(text: str, place: int) -> bool:
+def splits_character(text: str, position: int) -> bool:
     """Return True if the code points before and after a position belong to the same character."""
-    if not 0 < place < len(text):
+    if not 0 < position < len(text):
         return False
-    before, after = text[place - 1], text[place]
+    before, after = text[position - 1], text[position]
     if before.isascii() and after.isascii():
         return before == "\r" and after == "\n"
     return (
@@ -44,7 +44,7 @@ def splits_character(text: str, place: int) -> bool:
         or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
         or "\U000e0020" <= after <= "\U000e007f"  # tags of regional flags
         or (before == _JOINER and unicodedata.category(after) == "So")
-        or (after in _FLAG_LETTERS and _flag_letters_before(text, place) % 2 == 1)
+        or (after in _FLAG_LETTERS and _flag_letters_before(text, position) % 2 == 1)
         or _hangul(after) in _NEXT_IN_SYLLABLE.get(_hangul(before), ())
     )
 
@@ -92,8 +92,8 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
         )
     if not text[start:end].strip():
         raise ValueError(f"{of} contains only spaces; expected words")
-    for name, place in (("begins", start), ("ends", end)):
-        if splits_character(text, place):
+    for name, position in (("begins", start), ("ends", end)):
+        if splits_character(text, position):
             whole = whole_characters(text, (start, end))
             raise ValueError(
                 f"{of} {name} inside a multi-code-point character; expected whole characters,"
@@ -102,9 +102,9 @@ def check_span(text: str, given: Any, number: int) -> CharSpan:
     return start, end
 
 
-def _flag_letters_before(text: str, place: int) -> int:
+def _flag_letters_before(text: str, position: int) -> int:
     """Count the consecutive regional indicator symbols before a position."""
-    before = text[max(0, place - _MAX_CODE_POINTS) : place]
+    before = text[max(0, position - _MAX_CODE_POINTS) : position]
     return len(before) - len(before.rstrip(_FLAG_LETTERS))
 
 

@@ -40,6 +40,8 @@ _DTYPES = {
     "int64": torch.int64,
     "bool": torch.bool,
 }
+#: Counters of a session's result.
+COUNTS = ("truncated_boxes", "cropped_boxes", "truncated_texts", "wordless_texts")
 #: Exclusive upper bound of the epoch sampled by a call without an epoch.
 _EPOCHS = 2**31
 
@@ -94,8 +96,8 @@ class Collator:
             raise ValueError(
                 "on_error is 'resample', which only DataLoader supports; expected 'raise' or 'skip'"
             )
-        for count in ("truncated_boxes", "cropped_boxes"):
-            found.pop(count)
+        for name in COUNTS:
+            found.pop(name)
         return self.finish(found)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,25 +119,16 @@ class Collator:
         """Current and peak size of the image memory held by live batches, in bytes."""
         return (0, 0) if self._core is None else self._core.image_bytes
 
-    def to_core(self, record: Record, epoch: int, index: int) -> tuple[Any, ...]:
-        """Return the fields of a record in the order that Rust expects."""
+    def to_core(self, record: Record, epoch: int, index: int) -> _core.LoaderRecord:
+        """Convert a record for Rust."""
         check_record(record, index)
         known, answers = self._answer_index, record.answers
         if answers is not None:
             answers = [(known[a], score) for a, score in answers.items() if a in known]
-        return (
-            record.key,
-            epoch,
-            index,
-            # Lazy images are read here, so that errors name this record.
-            tuple(record.images),
-            record.text,
-            record.image_id,
-            record.boxes_xyxy,
-            record.char_spans,
-            answers,
-            record.truth,
-            record.image_size,
+        # Lazy images are read here, so that errors name this record.
+        images = tuple(record.images)
+        return _core.LoaderRecord.from_record(
+            record, epoch=epoch, index=index, images=images, answers=answers
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:

@@ -8,17 +8,17 @@ or the batch size.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import fields
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from fiber.data.batch import Batch, Skipped
-from fiber.data.collate import Collator
+from fiber.data.collate import COUNTS, Collator
 from fiber.data.loader_config import (
     BatchType,
     CollatorConfig,
@@ -70,6 +70,8 @@ class DataLoader:
         truncated_boxes: Number of boxes dropped because truncation removed all tokens that name
             them.
         cropped_boxes: Number of boxes dropped because a crop left too little of them.
+        truncated_texts: Number of texts so far with more than `max_tokens` tokens.
+        wordless_texts: Number of texts so far of which all tokens are special.
 
     Raises:
         TypeError: if an argument is unknown or of the wrong type; the error names it.
@@ -87,8 +89,8 @@ class DataLoader:
         self.records = records
         self.skipped: list[Skipped] = []
         self.statuses: Counter[str] = Counter()
-        self.truncated_boxes = 0
-        self.cropped_boxes = 0
+        self.truncated_boxes = self.cropped_boxes = 0
+        self.truncated_texts = self.wordless_texts = 0
         # Keep memory for the prefetched batches, the batch in use and the next one.
         shared = {f.name: getattr(config, f.name) for f in fields(CollatorConfig)}
         self._collator = Collator(**shared, keep=config.prefetch + 2)
@@ -262,7 +264,7 @@ class DataLoader:
         """
         check_arguments(epoch=number)
         own = self._sampler.contiguous(number)
-        return self._run(islice(own, batches.start, batches.stop, batches.step))
+        return self._run(itertools.islice(own, batches.start, batches.stop, batches.step))
 
     def stream(self, start: int = 0) -> Generator[Any, None, None]:
         """Yield an endless stream of batches from the concatenated epochs.
@@ -276,7 +278,10 @@ class DataLoader:
                 read, which would desynchronize the ranks.
         """
         check_arguments(start=start)
-        return self._run(self._sampler.stream(start), empty="raise")
+        sampler = self._sampler
+        step = sampler.global_batch_size
+        firsts = itertools.count(start + sampler.own(step).start, step)
+        return self._run(sampler.stream(start), firsts, empty="raise")
 
     def _empty_batch(self) -> ValueError:
         """Return the error for an empty batch, which would desynchronize the ranks."""
@@ -289,12 +294,17 @@ class DataLoader:
     def _run(
         self,
         batches: Iterable[list[SampleRef]],
+        firsts: Iterable[int | None] = itertools.repeat(None),
+        *,
         empty: Literal["omit", "yield", "raise"] = "omit",
     ) -> Generator[Any, None, None]:
-        """Load batches. Closing the generator stops prefetching."""
+        """Load batches, of a stream with the positions of their first samples in it.
+
+        Closing the generator stops prefetching.
+        """
         prefetcher = Prefetcher(
             self._collator.open(),
-            batches,
+            zip(batches, firsts, strict=False),
             read=lambda sample: self._collator.to_core(
                 self._sampler.record(sample), sample.epoch, sample.record_index
             ),
@@ -308,8 +318,8 @@ class DataLoader:
             while (fields := prefetcher.next()) is not None:
                 while prefetcher.skipped:
                     self._skip(Skipped(*prefetcher.skipped.popleft()))
-                self.truncated_boxes += fields.pop("truncated_boxes")
-                self.cropped_boxes += fields.pop("cropped_boxes")
+                for name in COUNTS:
+                    setattr(self, name, getattr(self, name) + fields.pop(name))
                 batch: Batch = self._collator.finish(fields, pin_memory=self._pin_memory)
                 for bad in batch.skipped:
                     self._skip(bad)

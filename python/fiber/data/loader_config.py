@@ -18,6 +18,7 @@ BatchType = Literal["image_text", "question", "reasoning", "grounding"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
 SampleOrder = Literal["uniform", "shards"]
+MlmUnit = Literal["token", "word", "position"]
 
 #: Maximum number of threads: 64 per core, but at least 1,024. More never help, and each takes
 #: memory.
@@ -49,6 +50,11 @@ class CollatorConfig:
         seed: Seed of all random numbers.
         mlm_probability: Fraction of tokens that "image_text" selects for masking. Must be 0 for a
             tokenizer without a mask token.
+        mlm_unit: What "image_text" selects: each "token"; each "word", with all of its tokens (for
+            byte-level BPEs; `DataLoader.stream` masks by the position of a sample in the stream);
+            or "position", `round(mlm_probability * max_tokens)` of the `max_tokens` positions of a
+            padded text, of which those without a word have no effect, as in METER's code.
+        mlm_seed: Seed of masking; None (default) means `seed`.
         threads: Worker threads, at most `MAX_THREADS`; 0 means one per core.
         on_error: "raise" stops at a bad sample; "skip" drops it and reports it in `skipped`;
             "resample" (`DataLoader` only, not for iterables) also replaces it with a different
@@ -85,6 +91,8 @@ class CollatorConfig:
     answers: Sequence[str] = ()
     seed: int = 0
     mlm_probability: float = 0.15
+    mlm_unit: MlmUnit = "token"
+    mlm_seed: int | None = None
     threads: int = 1
     on_error: OnError = "raise"
     accept_truncated: bool = False
@@ -101,6 +109,10 @@ class CollatorConfig:
         if self.on_error not in ("raise", "skip", "resample"):
             raise ValueError(
                 f"on_error is {shown(self.on_error)}; expected 'raise', 'skip' or 'resample'"
+            )
+        if self.mlm_unit not in ("token", "word", "position"):
+            raise ValueError(
+                f"mlm_unit is {shown(self.mlm_unit)}; expected 'token', 'word' or 'position'"
             )
         if self.batch_type == "reasoning" and not self.transform.is_square:
             raise ValueError(
@@ -166,7 +178,14 @@ class LoaderConfig(CollatorConfig):
             )
 
 
-class CollatorOptions(TypedDict, total=False):
+class MlmOptions(TypedDict, total=False):
+    """What is masked, besides `mlm_probability`; see `CollatorConfig`."""
+
+    mlm_unit: MlmUnit
+    mlm_seed: int | None
+
+
+class CollatorOptions(MlmOptions, total=False):
     """Types of the keyword arguments of `Collator`; see `CollatorConfig`."""
 
     tokenizer: Required[Tokenizer]
@@ -232,7 +251,7 @@ def _is_color(value: Any) -> bool:
 _LEAST = {
     **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), 1),
     **dict.fromkeys(("max_decode_bytes", "max_pixels"), 1),
-    **dict.fromkeys(("epoch", "keep", "rank", "seed", "start", "threads"), 0),
+    **dict.fromkeys(("epoch", "keep", "mlm_seed", "rank", "seed", "start", "threads"), 0),
 }
 _FLAGS = (
     *("accept_truncated", "apply_orientation", "channels_last", "drop_last", "pin_memory"),
@@ -248,7 +267,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "mlm_probability": ("a number from 0 to 1", _is_number),
     "background": ("None or three integers (red, green, blue) from 0 to 255", _is_color),
     **dict.fromkeys(_LEAST, ("an integer", _is_integer)),
-    "max_decode_bytes": ("None or an integer", lambda value: value is None or _is_integer(value)),
+    **dict.fromkeys(
+        ("max_decode_bytes", "mlm_seed"),
+        ("None or an integer", lambda value: value is None or _is_integer(value)),
+    ),
     **dict.fromkeys(
         (*_FLAGS, "keep_alpha", "scaled_decoding", "shuffle"),
         ("True or False", _is_a(bool, np.bool_)),
@@ -272,7 +294,7 @@ def check_arguments(**values: Any) -> None:
             raise TypeError(f"{name} is {given}; expected {expected}")
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise ValueError(f"{name} is {shown(value)}; expected {_LEAST[name]} or more")
-    for name in ("seed", "epoch", "max_pixels", "max_decode_bytes"):
+    for name in ("seed", "mlm_seed", "epoch", "max_pixels", "max_decode_bytes"):
         if (values.get(name) or 0) >= 1 << 64:
             raise ValueError(f"{name} is {shown(values[name])}; expected a value below 2 ** 64")
     check_threads(values.get("threads", 0))

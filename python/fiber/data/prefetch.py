@@ -49,10 +49,10 @@ class Prefetcher:
     """Submit batches of records to a session, at most `prefetch` batches ahead."""
 
     session: _core.Session
-    #: Samples of each batch.
-    batches: Iterable[list[SampleRef]]
-    #: Reads a record and returns its fields for Rust.
-    read: Callable[[SampleRef], tuple[Any, ...]]
+    #: Samples of each batch, and the position of the first one in an endless stream.
+    batches: Iterable[tuple[list[SampleRef], int | None]]
+    #: Reads a record and converts it for Rust.
+    read: Callable[[SampleRef], _core.LoaderRecord]
     #: Returns the replacement for a sample in a given attempt (from 0).
     replacement: Callable[[SampleRef, int], SampleRef]
     prefetch: int
@@ -106,9 +106,9 @@ class Prefetcher:
             replaced = []
             for position, *_ in found:
                 requested, attempts = batch.samples[position], batch.attempts
-                other, fields = self._replace(requested, attempts, position, bad)
-                batch.records[position] = (fields[0], other)
-                replaced.append((position, fields))
+                other, record = self._replace(requested, attempts, position, bad)
+                batch.records[position] = (record.key, other)
+                replaced.append((position, record))
             self.session.replace(replaced)
         if found is not None:
             found["samples"] = self._in_flight.popleft().of_keys(found["keys"])
@@ -117,7 +117,7 @@ class Prefetcher:
 
     def _replace(
         self, sample: SampleRef, attempts: dict[int, int], position: int, bad: list[BadSample]
-    ) -> tuple[SampleRef, tuple[Any, ...]]:
+    ) -> tuple[SampleRef, _core.LoaderRecord]:
         """Read a replacement for the sample at a given position in the batch."""
         while (attempt := attempts.get(position, 0)) < ATTEMPTS:
             attempts[position] = attempt + 1
@@ -136,20 +136,20 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
-            for batch in self.batches:
+            for batch, first_sample in self.batches:
                 self._slots.get()
                 if self._stopped:
                     return
                 submitted, records = SubmittedBatch(), []
                 for position, sample in enumerate(batch):
                     if (found := self._read(sample, submitted.attempts, position)) is not None:
-                        other, fields = found
+                        other, record = found
                         # Drop the record of an iterable, whose memory Rust owns from here on.
                         submitted.samples.append(sample._replace(record=None))
-                        submitted.records.append((fields[0], other._replace(record=None)))
-                        records.append(fields)
+                        submitted.records.append((record.key, other._replace(record=None)))
+                        records.append(record)
                 self._in_flight.append(submitted)
-                self.session.submit(records)
+                self.session.submit(records, first_sample=first_sample)
         except BaseException as error:
             self.error = error
         finally:
@@ -157,7 +157,7 @@ class Prefetcher:
 
     def _read(
         self, sample: SampleRef, attempts: dict[int, int], position: int
-    ) -> tuple[SampleRef, tuple[Any, ...]] | None:
+    ) -> tuple[SampleRef, _core.LoaderRecord] | None:
         """Read a record, handling a bad record according to `on_error`."""
         try:
             return sample, self.read(sample)

@@ -319,13 +319,13 @@ class ConcatRecords(RecordSequence):
         return self._starts[-1]
 
     def _record(self, index: int) -> Record:
-        part, place = self._find(index)
-        return self.parts[part][place]
+        part, index_in_part = self._find(index)
+        return self.parts[part][index_in_part]
 
     def in_epoch(self, epoch: int, index: int) -> Record:
         """Return the version of a record used in the given epoch."""
-        part, place = self._find(self._wrap(index))
-        return record_in_epoch(self.parts[part], epoch, place)
+        part, index_in_part = self._find(self._wrap(index))
+        return record_in_epoch(self.parts[part], epoch, index_in_part)
 
     def shard_map(self) -> ShardMap:
         """See `ShardedRecords`; raise ValueError if a part has no shards."""

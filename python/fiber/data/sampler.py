@@ -167,8 +167,8 @@ class IndexSampler(RankSplit):
 
     def check_state(self, sample: int, fingerprint: str) -> None:
         """Raise ValueError if a saved position does not match these records."""
-        if fingerprint != (own := self.fingerprint("")):
-            raise _other_data(fingerprint, f"but this loader's is {shown(own)}")
+        if fingerprint != (actual := self.fingerprint("")):
+            raise _other_data(fingerprint, f"but this loader's is {shown(actual)}")
         if sample > len(self._records):
             raise ValueError(
                 f"the state resumes at sample {sample}; expected 0 to {len(self._records)}, the"
@@ -214,9 +214,9 @@ class StreamSampler(RankSplit):
                 f"the state resumes at sample {start}, but there are only {index} records; the"
                 " state was probably saved with different data"
             )
-        if start and fingerprint != (own := consumed.text()):
+        if start and fingerprint != (actual := consumed.text()):
             raise _other_data(
-                fingerprint, f"but the fingerprint of the first {start} records is {shown(own)}"
+                fingerprint, f"but the fingerprint of the first {start} records is {shown(actual)}"
             )
         while not is_last:
             # A full step is never marked as the last: looking ahead could block on the next record.

@@ -38,15 +38,15 @@ class DemoFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; pass a folder with --output")
         if self._own.is_file():
-            found = read_json(self._own)
-            changed = _differences(found.get("parameters", {}), wanted)
+            stored = read_json(self._own)
+            changed = _differences(stored.get("parameters", {}), wanted)
             if changed:
                 raise ValueError(
                     f"{path} contains a demo with different parameters (existing -> requested):"
                     f" {'; '.join(changed)}. Pass a different folder with --output, or delete"
                     " this one"
                 )
-            self._notes = found
+            self._notes = stored
         else:
             if path.is_dir() and any(path.iterdir()):
                 raise ValueError(
@@ -62,8 +62,8 @@ class DemoFolder:
         if (problem := other_version(self.data)) is not None:
             raise ValueError(f"{problem}. Pass a different folder with --output, or delete {path}")
         self._measured_file = path / "measured.json"
-        found = read_json(self._measured_file) if self._measured_file.is_file() else {}
-        self._measured: dict[str, Any] = found
+        stored = read_json(self._measured_file) if self._measured_file.is_file() else {}
+        self._measured: dict[str, Any] = stored
 
     def note(self, name: str, value: Any) -> None:
         """Store a JSON value in demo.json."""

@@ -36,7 +36,7 @@ from fiber.demo.guesses import Guesser
 from fiber.demo.plan import Plan
 from fiber.env import provenance
 from fiber.evaluation.evaluate import evaluate
-from fiber.evaluation.tasks import TASKS
+from fiber.evaluation.tasks import reader_of
 from fiber.progress import say
 
 SPLITS = ("val", "novel")
@@ -165,7 +165,7 @@ class Evaluator:
     def records(self, task: str, split: str) -> list[Record]:
         """Return the records of a split to evaluate."""
         if (task, split) not in self._records:
-            _, reader, _ = TASKS[task]
+            reader = reader_of(task)
             everything = reader(self.data, split)
             self._records[task, split] = sample(everything, self.plan.records[task])
         return self._records[task, split]

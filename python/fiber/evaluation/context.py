@@ -17,10 +17,8 @@ from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName
 from fiber.data.record import Record
 from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
+from fiber.models.abilities import AbilityT, need_ability
 from fiber.models.features import BackboneOutput, ImagePrefix, Wanted
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
 from fiber.models.registry import Network, inference_transform
 
 ResultT = TypeVar("ResultT")
@@ -129,23 +127,12 @@ class EvalContext:
         """Device of the network."""
         return next(self.network.parameters()).device
 
-    @property
-    def image_text(self) -> ImageTextModel:
-        """The network as a model with heads on image-text pairs."""
-        assert isinstance(self.network, ImageTextModel)
-        return self.network
+    def able(self, ability: type[AbilityT], asked: str, head: str | None = None) -> AbilityT:
+        """Return the network as one with an ability, such as `ScoresPairs`.
 
-    @property
-    def fiber(self) -> FiberImageText:
-        """The network as a FIBER model of the coarse stage, for ITC and captioning."""
-        assert isinstance(self.network, FiberImageText)
-        return self.network
-
-    @property
-    def detector(self) -> FiberDetector:
-        """The network as a detector (fine stage)."""
-        assert isinstance(self.network, FiberDetector)
-        return self.network
+        See `fiber.models.abilities.need_ability` for arguments and errors.
+        """
+        return need_ability(self.network, ability, asked, head)
 
     def run_batches(
         self,

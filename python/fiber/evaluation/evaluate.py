@@ -19,17 +19,16 @@ from fiber.evaluation.classes import GivenClasses, classes_of_sets, listed_class
 from fiber.evaluation.context import EvalContext, EvalModel, EvalStages
 from fiber.evaluation.odinw import evaluate_odinw
 from fiber.evaluation.processes import ONE_PROCESS, EvalProcesses
-from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.evaluation.tasks import (
     check_classes,
-    find_task,
     needed_head,
     open_records,
     run_task,
-    task_heads,
 )
 from fiber.models.heads import need_head
+from fiber.models.ranking_heads import choose_ranking_heads
 from fiber.models.registry import ModelConfig
+from fiber.tasks import find_evaluation
 
 
 def evaluate(
@@ -122,7 +121,7 @@ def _model_of(model: EvalModel | EvalStages | str | os.PathLike[str], task: str)
         return model.with_head(needed_head(task_of_head, model.heads), f"task {task!r}")
     if isinstance(model, EvalModel):
         return model
-    return load_stored(model, heads=task_heads(task_of_head))
+    return load_stored(model, heads=find_evaluation(task_of_head).heads)
 
 
 def _check_heads(
@@ -150,12 +149,11 @@ def _warn_about_data(
     records: RecordSet,
 ) -> None:
     """Warn about evaluation on training data and about empty or truncated texts."""
-    head, reader, _ = find_task(task)
+    evaluation = find_evaluation(task)
     lines = []
     if isinstance(data, (str, os.PathLike)):
-        lines.append(seen_before(model.trained_on, reader.__name__, data, split))
-    # Reference captions are not model inputs, and the reader reports prompts that do not fit.
-    if head not in ("caption", "grounding"):
+        lines.append(seen_before(model.trained_on, evaluation.source, data, split))
+    if evaluation.reads_texts:
         max_tokens = context.network.config.max_tokens
         lines += text_warnings(records, context.tokenizer, max_tokens)
     for line in filter(None, lines):

@@ -1,4 +1,4 @@
-"""Tasks of `fiber.evaluate`: required head, record reader and evaluation function."""
+"""Run an evaluation of `fiber.tasks` on records."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from fiber.atomic_io import write_file
-from fiber.config_io import nearest
 from fiber.data import sources
 from fiber.data.datasets.resolve import (
     RECORD_SET,
@@ -28,58 +26,27 @@ from fiber.data.datasets.resolve import (
 )
 from fiber.data.record import Record, RecordSet
 from fiber.data.skip_report import skip_lines
-from fiber.evaluation import detection, grounding, image_text, retrieval
 from fiber.evaluation.context import EvalContext, EvalResult
+from fiber.tasks import find_evaluation
+from fiber.tasks.lazy import load
+
+#: Source of which records have class names.
+CLASSES = "detection"
 
 
-class EvalTask(NamedTuple):
-    """Definition of an evaluation task."""
-
-    #: Model head that the task requires.
-    head: str
-    #: Function of `fiber.data.sources` that reads the records.
-    reader: Callable[..., RecordSet]
-    #: Function that computes metrics and predictions.
-    run: Callable[[EvalContext, list[Record]], EvalResult]
-
-
-#: Tasks by name.
-TASKS: dict[str, EvalTask] = {
-    "retrieval": EvalTask("itc", sources.captions, retrieval.retrieval),
-    "matching": EvalTask("itm", sources.captions, image_text.matching),
-    "masked_words": EvalTask("mlm", sources.captions, image_text.masked_words),
-    "caption": EvalTask("caption", sources.captions, image_text.caption),
-    "vqa": EvalTask("vqa", sources.questions, image_text.vqa),
-    "nlvr2": EvalTask("nlvr2", sources.reasoning, image_text.nlvr2),
-    "snli": EvalTask("snli", sources.entailment, image_text.entailment),
-    "winoground": EvalTask("itm", sources.swapped, image_text.winoground),
-    "refcoco": EvalTask("grounding", sources.referring, grounding.refcoco),
-    "flickr": EvalTask("grounding", sources.phrases, grounding.flickr),
-    "coco": EvalTask("grounding", sources.detection, detection.coco),
-    "lvis": EvalTask("grounding", sources.detection, detection.lvis),
-}
-
-
-def find_task(task: str) -> EvalTask:
-    """Look up a task.
+def reader_of(task: str) -> Callable[..., RecordSet]:
+    """Return the function of `fiber.data.sources` that reads the records of a task.
 
     Raises:
-        ValueError: if the task is unknown; the message suggests the nearest names.
+        ValueError: if there is no such task.
     """
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} does not exist; {nearest(task, TASKS)}")
-    return TASKS[task]
-
-
-def task_heads(task: str) -> tuple[str, ...]:
-    """Return the heads of which a task requires one."""
-    return ("itc", "rank", "itm") if task == "retrieval" else (find_task(task).head,)
+    return getattr(sources, find_evaluation(task).source)
 
 
 def needed_head(task: str, heads: Sequence[str]) -> str:
-    """Return the head that a task requires. Retrieval without ITC uses a ranking head or ITM."""
-    own = (head for head in task_heads(task) if head in heads)
-    return next(own, find_task(task).head)
+    """Return the head that a task uses: the best one of `heads`, or the best one that it lacks."""
+    wanted = find_evaluation(task).heads
+    return next((head for head in wanted if head in heads), wanted[0])
 
 
 def run_task(
@@ -98,7 +65,7 @@ def run_task(
     dtype = context.dtype
     autocast = torch.autocast(context.device.type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, fusion:
-        result = find_task(task).run(context, [records[i] for i in range(len(records))])
+        result = load(find_evaluation(task).run)(context, [records[i] for i in range(len(records))])
     if output is not None and context.processes.rank == 0:
         write_predictions(Path(output), result)
     return result.metrics
@@ -107,7 +74,7 @@ def run_task(
 def check_classes(context: EvalContext, task: str) -> None:
     """Raise ValueError if class options are invalid, or are given for a non-detection task."""
     number, classes = context.classes_per_prompt, context.classes
-    if find_task(task).reader is sources.detection:
+    if find_evaluation(task).source == CLASSES:
         if number is not None and number < 0:
             raise ValueError(f"classes_per_prompt is {number}; expected 0 or more")
     elif number is not None or classes is not None:
@@ -123,10 +90,10 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
         ValueError: if there are no records.
     """
     if isinstance(data, (str, os.PathLike)):
-        path, reader = existing_data(data), find_task(task).reader
+        path, source = existing_data(data), find_evaluation(task).source
         try:
-            options = {"objects": True} if reader is sources.detection else {}
-            records: RecordSet = open_source(reader.__name__, path, split, **options)
+            options = {"objects": True} if source == CLASSES else {}
+            records: RecordSet = open_source(source, path, split, **options)
         except ValueError as error:
             raise ValueError(f"task {task!r}: {error}") from None
         for line in skip_lines(records):

@@ -13,7 +13,8 @@ from fiber.data.prompts.classes import Prompt
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
-from fiber.models.fiber.detector import DetectorOutput, FiberDetector
+from fiber.models.abilities import FindsBoxes
+from fiber.models.features import DetectorOutput
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
@@ -59,7 +60,7 @@ class PassCounts:
 
 
 def find_boxes(
-    network: FiberDetector,
+    network: FindsBoxes,
     inputs: Inputs,
     text_prefixes: TextPrefixes,
     images: Sequence[Any],

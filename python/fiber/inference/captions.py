@@ -7,14 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fiber.evaluation.image_text import CAPTION_BEAMS
 from fiber.messages import shown
-from fiber.models.fiber.captioner import beam_search, sample_captions
-from fiber.models.fiber.image_text import FiberImageText
+from fiber.models.abilities import WritesCaptions
+from fiber.models.fiber.captioner import CAPTION_BEAMS, beam_search, sample_captions
 
 
 def caption_writer(
-    model: FiberImageText, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
+    model: WritesCaptions, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that maps (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Unpack, cast, overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fiber.checkpoints.model_dir import NO_ANSWERS, NO_TOKENIZER
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.evaluation.retrieval import choose_ranking_heads
 from fiber.inference.captions import caption_writer
 from fiber.inference.inputs import (
     ImageInput,
@@ -29,10 +28,16 @@ from fiber.inference.options import CaptionOptions
 from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images, score_pairs
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.messages import caller_level, shown
+from fiber.models.abilities import (
+    AbilityT,
+    ClassifiesEntailment,
+    EmbedsAlone,
+    ScoresPairs,
+    WritesCaptions,
+    need_ability,
+)
 from fiber.models.fiber.captioner import written_tokens
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
-from fiber.models.meter.image_text import MeterImageText
+from fiber.models.ranking_heads import choose_ranking_heads
 from fiber.models.registry import ModelConfig, Network
 
 
@@ -83,7 +88,7 @@ class ImageTextMethods:
         Returns:
             The `top_k` best answers to each question, best first.
         """
-        self.need_head("vqa", "answer")
+        network = self._able(ScoresPairs, "vqa", "answer")
         check_top_k(top_k)
         missing = [] if self.answers else [NO_ANSWERS]
         missing += [NO_TOKENIZER] if self._inputs.tokenizer is None else []
@@ -92,7 +97,7 @@ class ImageTextMethods:
         given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
-        scores = self._score(given, texts, pairs, self._image_text.vqa_logits).sigmoid()
+        scores = self._score(network, given, texts, pairs, network.vqa_logits).sigmoid()
         best = scores.topk(min(top_k, scores.shape[1]))
         found = [
             [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
@@ -129,16 +134,16 @@ class ImageTextMethods:
             ValueError: if `num_beams` is combined with `sample` or is less than 1, or `seed` is out
                 of range.
         """
-        self.need_head("caption", "caption")
+        network = self._able(WritesCaptions, "caption", "caption")
         write = caption_writer(
-            self._coarse, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
+            network, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
         )
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(images)
         texts = [""] * len(given)
         with torch.inference_mode(), self.arithmetic():
             for batch in self._inputs.images(given):
-                tokens = self._coarse.backbone.encode_image(batch.images).stages[-1]
+                tokens = network.image_tokens(batch.images)
                 for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
                     texts[index] = tokenizer.decode(written_tokens(ids)).strip()
         return texts[0] if single else texts
@@ -157,12 +162,12 @@ class ImageTextMethods:
             (images, texts) float32 probabilities. The dimension of a single image or of a single
             text is dropped, so a single image with a single text returns a float.
         """
-        self.need_head("itm", "match")
+        network = self._able(ScoresPairs, "itm", "match")
         given, single = as_list(images)
         one_text = isinstance(texts, str)
         given_texts = not_empty(as_texts(texts, "text"), "text")
         pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
-        logits = self._score(given, given_texts, pairs, self._image_text.itm_logits)
+        logits = self._score(network, given, given_texts, pairs, network.itm_logits)
         scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
         scores = scores[:, 0] if one_text else scores
         scores = scores[0] if single else scores
@@ -178,7 +183,7 @@ class ImageTextMethods:
 
         `statements` is a single statement for all pairs, or one statement per pair.
         """
-        self.need_head("nlvr2", "reason")
+        network = self._able(ScoresPairs, "nlvr2", "reason")
         if isinstance(pairs, (str, bytes)):
             raise TypeError(
                 "reason: expected a pair of images, (left, right), or a list of pairs, got"
@@ -193,10 +198,10 @@ class ImageTextMethods:
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]
         right = range(1, len(images), 2)
-        pooled = self._score(images, texts, order, lambda pooled: pooled, right)
+        pooled = self._score(network, images, texts, order, lambda pooled: pooled, right)
         pooled = pooled.to(self.device)
         with torch.inference_mode(), self.arithmetic():
-            logits = self._image_text.nlvr2_logits(pooled[0::2], pooled[1::2])
+            logits = network.nlvr2_logits(pooled[0::2], pooled[1::2])
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
 
@@ -215,7 +220,7 @@ class ImageTextMethods:
         `hypotheses` is a single hypothesis for all images, or one hypothesis per image. A single
         image may have several hypotheses.
         """
-        self.need_head("snli", "entail")
+        network = self._able(ClassifiesEntailment, "snli", "entail")
         given, single = as_list(images)
         if single and not isinstance(hypotheses, str):
             single, texts = False, not_empty(as_texts(hypotheses, "hypothesis"), "hypothesis")
@@ -223,8 +228,8 @@ class ImageTextMethods:
         else:
             texts = one_for_each(hypotheses, len(given), "hypothesis")
             pairs = [(number, number) for number in range(len(given))]
-        head = cast(MeterImageText, self.network).snli_logits
-        probabilities = self._score(given, texts, pairs, head).softmax(-1).tolist()
+        logits = self._score(network, given, texts, pairs, network.snli_logits)
+        probabilities = logits.softmax(-1).tolist()
         found = [Entailment(ENTAILMENT[int(np.argmax(own))], *own) for own in probabilities]
         return found[0] if single else found
 
@@ -234,12 +239,12 @@ class ImageTextMethods:
         Returns:
             (n, D) float32 unit vectors, or (D,) for one image.
         """
-        self.need_head("itc", "embed_images")
+        network = self._able(EmbedsAlone, "itc", "embed_images")
         given, single = as_list(images)
-        vectors = torch.zeros(len(given), self._coarse.config.roberta.width)
+        vectors = torch.zeros(len(given), network.embedding_width)
         with torch.inference_mode(), self.arithmetic():
             for batch in self._inputs.images(given):
-                vectors[batch.indices] = self._coarse.embed_images(batch.images).float().cpu()
+                vectors[batch.indices] = network.embed_images(batch.images).float().cpu()
         return vectors[0].numpy() if single else vectors.numpy()
 
     def embed_texts(self, texts: Texts) -> np.ndarray:
@@ -248,13 +253,13 @@ class ImageTextMethods:
         Returns:
             (n, D) float32 unit vectors, or (D,) for one text.
         """
-        self.need_head("itc", "embed_texts")
+        network = self._able(EmbedsAlone, "itc", "embed_texts")
         given_texts = not_empty(as_texts(texts, "text"), "text")
-        vectors = torch.zeros(len(given_texts), self._coarse.config.roberta.width)
+        vectors = torch.zeros(len(given_texts), network.embedding_width)
         with torch.inference_mode(), self.arithmetic():
             for start in range(0, len(given_texts), PAIRS_AT_ONCE):
                 batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
-                found = self._coarse.embed_texts(batch.token_ids, batch.text_mask)
+                found = network.embed_texts(batch.token_ids, batch.text_mask)
                 vectors[start : start + len(found)] = found.float().cpu()
         return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
 
@@ -299,24 +304,25 @@ class ImageTextMethods:
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)
         with torch.inference_mode(), self.arithmetic():
             if "itc" not in ranking.heads:
-                ranked = match_images(self._image_text, self._inputs, wanted, given)
+                network = need_ability(self.network, ScoresPairs, "search", ranking.heads[0])
+                ranked = match_images(network, self._inputs, wanted, given)
             else:
-                reranked = max(top_k, ranking.candidates) if ranking.candidates else 0
-                ranked = rank_images(self._coarse, self._inputs, wanted, given, reranked)
+                reranked, pairs = 0, None
+                if ranking.candidates:
+                    reranked = max(top_k, ranking.candidates)
+                    pairs = need_ability(self.network, ScoresPairs, "search", "itm")
+                embeds = need_ability(self.network, EmbedsAlone, "search")
+                ranked = rank_images(embeds, self._inputs, wanted, given, reranked, pairs)
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
-    @property
-    def _image_text(self) -> ImageTextModel:
-        """The image-text network. Call `need_head` first."""
-        return cast(ImageTextModel, self.network)
-
-    @property
-    def _coarse(self) -> FiberImageText:
-        """The network with ITC or captioning. Call `need_head` first."""
-        return cast(FiberImageText, self.network)
+    def _able(self, ability: type[AbilityT], head: str, asked: str) -> AbilityT:
+        """Return the network as one with an ability, for a head."""
+        self.need_head(head, asked)
+        return need_ability(self.network, ability, asked, head)
 
     def _score(
         self,
+        network: ScoresPairs,
         images: list[Any],
         texts: list[str],
         pairs: list[tuple[int, int]],
@@ -324,5 +330,4 @@ class ImageTextMethods:
         right: Collection[int] = (),
     ) -> Tensor:
         with torch.inference_mode(), self.arithmetic():
-            network = self._image_text
             return score_pairs(network, self._inputs, images, texts, pairs, head, right=right)

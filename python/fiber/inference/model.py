@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 
@@ -28,10 +29,12 @@ from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phras
 from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.inference.text_feature_cache import TextPrefixes
-from fiber.models.fiber.detector import FiberDetector
+from fiber.models.abilities import FindsBoxes, need_ability
 from fiber.models.heads import need_head
 from fiber.models.registry import ModelConfig, Network, architecture_of, inference_transform
 from fiber.postprocess import Detections
+from fiber.tasks import methods_of_others
+from fiber.tasks.lazy import load
 
 #: Default minimum score of a detected object.
 SCORE_THRESHOLD = 0.3
@@ -44,6 +47,7 @@ class Model(ImageTextMethods):
     An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
     or, with alpha, (H, W, 4); see `fiber.data.load_image`. URLs are not fetched.
     Methods return a single result for one image, and a list of results for a list of images.
+    Tasks of other packages add methods (`fiber.tasks.task.Task.methods`).
 
     Args:
         network: network to run. It is set to evaluation mode and stays on its device; see `to`.
@@ -79,8 +83,13 @@ class Model(ImageTextMethods):
         limits = DecodeLimits(max_pixels, max_decode_bytes)
         transform = inference_transform(self.config)
         self._inputs = Inputs(self.config, transform, tokenizer, self.device, limits)
-        if isinstance(network, FiberDetector):
-            self._text_prefixes = TextPrefixes(network, self._inputs)
+        #: Kept features of prompts, from the first call of `ground` or `detect` on.
+        self._text_prefixes: TextPrefixes | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """Preprocessing of images and texts, for methods of other packages."""
+        return self._inputs
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -134,11 +143,11 @@ class Model(ImageTextMethods):
         Returns:
             Detections for each image, best box first.
         """
-        self.need_head("grounding", "ground")
+        network = self._finds_boxes("ground")
         given, single = as_list(images)
         prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
-        return self._boxes(given, single, prompts, limits)
+        return self._boxes(network, given, single, prompts, limits)
 
     @overload
     def detect(
@@ -176,7 +185,7 @@ class Model(ImageTextMethods):
         Returns:
             Detections for each image, best box first.
         """
-        self.need_head("grounding", "detect")
+        network = self._finds_boxes("detect")
         given, single = as_list(images)
         if classes is None:
             if not self.classes:
@@ -184,7 +193,7 @@ class Model(ImageTextMethods):
             classes = self.classes
         prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
-        return self._boxes(given, single, prompts, limits)
+        return self._boxes(network, given, single, prompts, limits)
 
     def to(self, device: torch.device | str) -> Model:
         """Move the network to a device. The compute dtype, see `fiber.load`, does not change.
@@ -223,13 +232,26 @@ class Model(ImageTextMethods):
     if not TYPE_CHECKING:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
+            if task := methods_of_others().get(name):
+                return MethodType(load(task.methods[name]), self)
             raise unknown_attribute(self, name)
 
+    def _finds_boxes(self, asked: str) -> FindsBoxes:
+        self.need_head("grounding", asked)
+        return need_ability(self.network, FindsBoxes, asked)
+
     def _boxes(
-        self, images: list[Any], single: bool, prompts: list[list[Prompt]], thresholds: Thresholds
+        self,
+        network: FindsBoxes,
+        images: list[Any],
+        single: bool,
+        prompts: list[list[Prompt]],
+        thresholds: Thresholds,
     ) -> Detections | list[Detections]:
         thresholds.check()
+        if self._text_prefixes is None:
+            self._text_prefixes = TextPrefixes(network, self._inputs)
         with torch.inference_mode(), self.arithmetic():
             given = (self._inputs, self._text_prefixes, images, prompts, thresholds, self.passes)
-            found = find_boxes(cast(FiberDetector, self.network), *given)
+            found = find_boxes(network, *given)
         return found[0] if single else found

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from fiber.inference.inputs import Inputs
+from fiber.models.abilities import EmbedsAlone, ScoresPairs
 from fiber.models.features import ImagePrefix
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
-from fiber.models.meter.image_text import MeterImageText
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, ranking_head, run_pairs
 
 #: Number of pairs per batch in the fused layers.
@@ -32,7 +30,7 @@ class Hit:
 
 
 def score_pairs(
-    network: ImageTextModel,
+    network: ScoresPairs,
     inputs: Inputs,
     images: Sequence[Any],
     texts: Sequence[str],
@@ -78,13 +76,18 @@ def score_pairs(
 
 
 def rank_images(
-    network: FiberImageText, inputs: Inputs, text: str, images: Sequence[Any], reranked: int
+    network: EmbedsAlone,
+    inputs: Inputs,
+    text: str,
+    images: Sequence[Any],
+    reranked: int = 0,
+    pairs: ScoresPairs | None = None,
 ) -> list[tuple[int, float]]:
     """Rank images for a text by ITC, then rerank the best ones by ITM.
 
     The image encoder runs once per image, since the features from before fusion are kept for the
     best images. Only the `reranked` best images are returned. If `reranked` is 0, all images are
-    returned, ranked by ITC alone.
+    returned, ranked by ITC alone. `pairs` is the network as one that reranks.
 
     Returns:
         (image index, score) pairs, best first. Scores are ITM probabilities, or ITC cosine
@@ -108,27 +111,27 @@ def rank_images(
             index: kept[index] if index in kept else features.tokens[rows[index]].clone()
             for index, _ in best
         }
-    if not kept:
+    if pairs is None or not kept:
         return _best_first(cosines)
     texts = TextFeatureStore()
     texts.add(prefix, words.text_mask)
     log_odds = run_pairs(
-        network,
+        pairs,
         ImagePrefix(torch.stack(list(kept.values()))),
         texts,
         [(row, 0) for row in range(len(kept))],
-        match_log_odds(network),
+        match_log_odds(pairs),
         pairs_at_once=PAIRS_AT_ONCE,
     )
     return _by_matching(list(zip(kept, log_odds.tolist(), strict=True)))
 
 
 def match_images(
-    network: ImageTextModel, inputs: Inputs, text: str, images: Sequence[Any]
+    network: ScoresPairs, inputs: Inputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
     """Rank images for a text by scoring every pair.
 
-    Images are in the order of `ImageTextModel.ranking_scores`, as in `fiber.evaluate`.
+    Images are in the order of `ScoresPairs.ranking_scores`, as in `fiber.evaluate`.
 
     Returns:
         (image index, score) pairs, best first, with scores as in `Hit`.
@@ -141,7 +144,7 @@ def match_images(
         network, inputs, images, [text], pairs, lambda pooled: head(pooled).unsqueeze(1)
     )
     ranked = list(enumerate(scores[:, 0].tolist()))
-    return _best_first(ranked) if isinstance(network, MeterImageText) else _by_matching(ranked)
+    return _by_matching(ranked) if network.scores_are_log_odds else _best_first(ranked)
 
 
 def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:

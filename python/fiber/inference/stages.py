@@ -13,6 +13,7 @@ import torch
 from fiber.inference.model import Model
 from fiber.inference.suggestions import unknown_attribute
 from fiber.models.heads import MissingHeadError
+from fiber.tasks import methods_of_others
 
 #: Head that decides which model an attribute belongs to.
 _OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding"}
@@ -70,6 +71,10 @@ class StagedModel(Model):
             return getattr(self.with_head(_OWNERS[name], name), name)
         if name in ("device", "dtype") and stages:
             return getattr(next(iter(stages.values())), name)
+        if stages and (task := methods_of_others().get(name)):
+            heads = task.config().heads()
+            head = next((head for head in heads if head in self.heads), next(iter(heads), ""))
+            return getattr(self.with_head(head, name), name)
         places = [f".stages[{stage!r}].{name}" for stage in stages if hasattr(stages[stage], name)]
         if not places:
             raise unknown_attribute(self, name)

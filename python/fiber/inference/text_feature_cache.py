@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fiber.inference.inputs import Inputs
-from fiber.models.fiber.detector import FiberDetector
+from fiber.models.abilities import FindsBoxes
 
 #: Maximum number of cached tokens (100 MB for the base model).
 MAX_KEPT_TOKENS = 32_768
@@ -31,7 +31,7 @@ class TextPrefixBatch(NamedTuple):
 class TextPrefixes:
     """LRU cache of prompt features. It is cleared when the text encoder's weights change."""
 
-    def __init__(self, network: FiberDetector, inputs: Inputs) -> None:
+    def __init__(self, network: FindsBoxes, inputs: Inputs) -> None:
         self._backbone, self._inputs = network.backbone, inputs
         self._kept: OrderedDict[str, tuple[Tensor, list[tuple[int, int]]]] = OrderedDict()
         self._tokens = 0

@@ -59,13 +59,13 @@ def atss_assign(
     overlaps = _candidate_overlaps(anchors, all_anchors, boxes_xyxy, top_k, usable)
     # Index of each box within its image, to arrange the G rows as (B, most boxes per image).
     starts = boxes_per_image.cumsum(0) - boxes_per_image
-    places = torch.arange(num_boxes, device=device) - starts[images]
+    index_in_image = torch.arange(num_boxes, device=device) - starts[images]
     # Computing the table size requires a device synchronization.
     most = int(boxes_per_image.max())
     table = overlaps.new_full((batch, most, len(all_anchors)), -1.0)
-    table[images, places] = overlaps
-    best, place = table.max(dim=1)
-    return torch.where(best >= 0, place + starts[:, None], assigned)
+    table[images, index_in_image] = overlaps
+    best, best_box = table.max(dim=1)
+    return torch.where(best >= 0, best_box + starts[:, None], assigned)
 
 
 def _candidate_overlaps(

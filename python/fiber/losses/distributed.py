@@ -58,9 +58,9 @@ def row_counts(rows: Tensor) -> tuple[int, ...]:
     """All-gather the number of rows on each rank."""
     if world_size() == 1:
         return (rows.shape[0],)
-    own = torch.tensor([rows.shape[0]], device=rows.device)
-    counts = own.new_empty(world_size())
-    dist.all_gather_into_tensor(counts, own)
+    count = torch.tensor([rows.shape[0]], device=rows.device)
+    counts = count.new_empty(world_size())
+    dist.all_gather_into_tensor(counts, count)
     return tuple(counts.tolist())
 
 

@@ -13,7 +13,7 @@ from fiber.config import FiberConfig
 from fiber.data.batch import GroundingBatch
 from fiber.losses.atss import atss_assign
 from fiber.losses.distributed import all_rank_sum, wide, world_size
-from fiber.models.fiber.detector import DetectorOutput
+from fiber.models.features import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 
 #: Weight of positive tokens and focusing exponent, as in the published code.

@@ -123,12 +123,12 @@ class PairQueue:
                 f"a global batch of {sum(counts)} pairs does not fit into the queue; expected at"
                 f" most {len(self)}"
             )
-        places = (torch.arange(sum(counts)) + self.pointer) % len(self)
+        slots = (torch.arange(sum(counts)) + self.pointer) % len(self)
         for name, value in zip(self.TENSORS, values, strict=True):
             kept: Tensor = getattr(self, name)
             rows = gather_rows(value.to(kept.dtype).contiguous(), counts)
-            kept[places.to(kept.device)] = rows.to(kept.device)
-        self._keep_images(images, counts, places)
+            kept[slots.to(kept.device)] = rows.to(kept.device)
+        self._keep_images(images, counts, slots)
         self.pointer = (self.pointer + sum(counts)) % len(self)
         self.total += sum(counts)
 
@@ -162,13 +162,9 @@ class PairQueue:
         return state | {"pointer": torch.tensor(self.pointer), "total": torch.tensor(self.total)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the queue from `state_dict`; images may be those of this rank or of all ranks."""
-        for name in self.TENSORS:
+        """Restore a state returned by `state_dict`."""
+        for name in (*self.TENSORS, "images"):
             getattr(self, name).copy_(state[name])
-        images = state["images"]
-        if len(images) == len(self):
-            images = images.split(self.held)[rank()]
-        self.images.copy_(images)
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
 
 
@@ -262,10 +258,10 @@ def queued_negatives(
     )
 
 
-def _rows(own: Tensor, queued: Callable[[Tensor], Tensor], indices: Tensor) -> Tensor:
-    """Index the concatenation of `own` and the queue, whose rows `queued` returns by slot."""
-    is_own = indices < len(own)
-    rows = own.new_empty(len(indices), *own.shape[1:])
-    rows[is_own] = own[indices[is_own]]
-    rows[~is_own] = queued(indices[~is_own] - len(own)).to(own)
+def _rows(batch_rows: Tensor, queued: Callable[[Tensor], Tensor], indices: Tensor) -> Tensor:
+    """Index the rows of the batch, followed by those of the queue, which `queued` returns."""
+    is_own = indices < len(batch_rows)
+    rows = batch_rows.new_empty(len(indices), *batch_rows.shape[1:])
+    rows[is_own] = batch_rows[indices[is_own]]
+    rows[~is_own] = queued(indices[~is_own] - len(batch_rows)).to(batch_rows)
     return rows

@@ -119,8 +119,8 @@ def soft_accuracy(
         ValueError: if the lengths differ.
     """
     _check_lengths(answers, scores)
-    found = [known.get(answer, 0.0) for answer, known in zip(answers, scores, strict=True)]
-    return {"accuracy": mean(np.array(found))}
+    accuracies = [known.get(answer, 0.0) for answer, known in zip(answers, scores, strict=True)]
+    return {"accuracy": mean(np.array(accuracies))}
 
 
 def _check_lengths(answers: Sequence[str], questions: Sequence) -> None:

@@ -1,7 +1,8 @@
-"""Features that backbones exchange with heads, objectives and inference."""
+"""Features and predictions that networks exchange with objectives and inference."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -50,3 +51,22 @@ class ImagePrefix(NamedTuple):
             tuple(stage.index_select(0, indices) for stage in self.stages if with_stages),
             None if sizes is None else tuple(sizes[index] for index in indices.tolist()),
         )
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
+
+    #: (B, H_l * W_l, L), with locations in row-major order.
+    token_logits: list[Tensor]
+    #: (B, H_l * W_l, 4) relative to the anchors; see `fiber.ops.boxes.decode_deltas`.
+    box_deltas: list[Tensor]
+    #: (B, H_l * W_l).
+    centerness_logits: list[Tensor]
+    #: (H_l * W_l, 4) float32, half-open pixel coordinates in the padded image.
+    anchors: list[Tensor]
+    #: (B, L) bool, True = real token.
+    text_mask: Tensor
+    #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
+    #: token logits. None if all are valid.
+    inside: Tensor | None = None

@@ -8,29 +8,30 @@ Shapes:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fiber.models.architecture import Network
 from fiber.models.features import BackboneOutput, ImagePrefix
 from fiber.models.heads import Classifier
 
 
-class ImageTextModel(nn.Module):
+class ImageTextModel(Network):
     """Base class: a backbone, and heads on its pooled pairs and on its text features.
 
     A family sets `config` and `backbone`, builds the heads of its config under the names below, and
     defines `pooled`. Methods that need a missing head raise AttributeError.
     """
 
-    config: Any
-    backbone: Any
     itm_head: nn.Module
     rank_head: nn.Module
     vqa_head: nn.Module
     nlvr2_head: nn.Module
     language_head: nn.Module
+    #: Name of the tensor that `init_answer_priors` sets.
+    answer_bias = "vqa_head.output.bias"
 
     def init_answer_priors(self, priors: Tensor) -> None:
         """Initialize the VQA head so that each answer starts with its frequency in the data.
@@ -54,6 +55,10 @@ class ImageTextModel(nn.Module):
         """Pool the output of the backbone's `encode_pair`: (B, 2 D), text features first."""
         raise NotImplementedError
 
+    def scoring_head(self, head: str) -> nn.Module:
+        """Return the last layers of a head, "itm" or "rank"."""
+        return getattr(self, f"{head}_head")
+
     def language_input(self, text: Tensor) -> Tensor:
         """Project text features to the input of the language head: (..., D) -> (..., D)."""
         return text
@@ -61,6 +66,11 @@ class ImageTextModel(nn.Module):
     def itm_logits(self, pooled: Tensor) -> Tensor:
         """Compute ITM logits: (B, 2 D) -> (B, 2); column 1 = match."""
         return self.itm_head(pooled)
+
+    @property
+    def scores_are_log_odds(self) -> bool:
+        """True if the sigmoid of `ranking_scores` is the probability of a match."""
+        return True
 
     def ranking_scores(self, pooled: Tensor) -> Tensor:
         """Score pairs for retrieval: (B, 2 D) -> (B,).

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fiber.models.abilities import ScoresPairs
 from fiber.models.features import ImagePrefix
-from fiber.models.image_text import ImageTextModel
 
 
 class TextFeatureStore:
@@ -46,7 +46,7 @@ class TextFeatureStore:
 
 
 def run_pairs(
-    model: ImageTextModel,
+    model: ScoresPairs,
     images: ImagePrefix,
     texts: TextFeatureStore,
     pairs: Sequence[tuple[int, int]],
@@ -77,20 +77,21 @@ def run_pairs(
     return results
 
 
-def match_log_odds(model: ImageTextModel) -> Callable[[Tensor], Tensor]:
+def match_log_odds(model: ScoresPairs) -> Callable[[Tensor], Tensor]:
     """Return the head that computes the log odds of a match by ITM: (B, 2 D) -> (B,).
 
     They are computed in at least float32 to avoid ties.
     """
-    return partial(_in_float32, model.itm_head, lambda pooled: _log_odds(model.itm_logits(pooled)))
+    head = model.scoring_head("itm")
+    return partial(_in_float32, head, lambda pooled: _log_odds(model.itm_logits(pooled)))
 
 
-def ranking_head(model: ImageTextModel) -> Callable[[Tensor], Tensor]:
+def ranking_head(model: ScoresPairs) -> Callable[[Tensor], Tensor]:
     """Return the head that ranks pairs for retrieval, like `match_log_odds`.
 
-    This is the ranking head, or what the family uses instead (`ImageTextModel.ranking_scores`).
+    This is the ranking head, or what the family uses instead (`ScoresPairs.ranking_scores`).
     """
-    head = model.rank_head if "rank" in model.config.heads else model.itm_head
+    head = model.scoring_head("rank" if "rank" in model.config.heads else "itm")
     return partial(_in_float32, head, model.ranking_scores)
 
 

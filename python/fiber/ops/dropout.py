@@ -140,8 +140,8 @@ def keeps(shape: Sequence[int], p: float, device: torch.device | str) -> Tensor:
     state = _row_states(_active, shape[0]).to(device)
     _active.draws += 1
     for size in shape[1:]:
-        places = torch.arange(size, device=device)
-        state = _mix(state[..., None] ^ _mix(places))
+        positions = torch.arange(size, device=device)
+        state = _mix(state[..., None] ^ _mix(positions))
     return (state >> (63 - _BITS)) & ((1 << _BITS) - 1) >= round(p * (1 << _BITS))
 
 

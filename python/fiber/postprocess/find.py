@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fiber.models.fiber.detector import DetectorOutput
+from fiber.models.features import DetectorOutput
 from fiber.ops.boxes import clip_to_image, decode_deltas
+from fiber.ops.nms import nms
 
 #: Token indices of each label for one image.
 TokenMap = Sequence[Sequence[int]]
@@ -84,12 +85,14 @@ def detect_boxes(
         best = [_best(level, candidates_per_level) for level in ranks.split(lengths)]
         values = torch.cat([value for value, _ in best])
         starts = [sum(lengths[:level]) * len(token_map) for level in range(len(lengths))]
-        places = torch.cat([place + start for (_, place), start in zip(best, starts, strict=True)])
+        locations = torch.cat(
+            [index + start for (_, index), start in zip(best, starts, strict=True)]
+        )
         # Indices into a flat (A, K) table; K may be 0.
         columns = max(len(token_map), 1)
-        labels = places % columns
-        boxes = _boxes_at(output, image, places // columns, sizes[0])
-        kept = suppress(boxes, values, labels, nms_threshold)[:max_detections]
+        labels = locations % columns
+        boxes = _boxes_at(output, image, locations // columns, sizes[0])
+        kept = nms(boxes, values, labels, nms_threshold)[:max_detections]
         found.append(
             FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
         )
@@ -113,7 +116,7 @@ def ground_phrases(
     without tokens (truncated text) has no boxes.
     """
     scores, centerness = _probabilities(output)
-    places_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
+    locations_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
     found = []
     for image, sizes in _images(output, phrase_token_maps, image_sizes, original_sizes):
         token_map = phrase_token_maps[image]
@@ -121,15 +124,15 @@ def ground_phrases(
         if output.inside is not None:
             ranks = ranks.masked_fill(~output.inside[image, :, None], -1.0)
         # (A, K) -> best locations of each phrase, (K, locations)
-        values, places = ranks.t().topk(min(places_wanted, len(ranks)), dim=1)
-        labels = torch.arange(len(token_map), device=ranks.device)[:, None].expand_as(places)
+        values, locations = ranks.t().topk(min(locations_wanted, len(ranks)), dim=1)
+        labels = torch.arange(len(token_map), device=ranks.device)[:, None].expand_as(locations)
         named = torch.tensor(
             [len(tokens) > 0 for tokens in token_map], dtype=torch.bool, device=ranks.device
         )
         usable = (values >= 0) & (values.sqrt() >= score_threshold) & named[:, None]
-        values, places, labels = values[usable], places[usable], labels[usable]
-        boxes = _boxes_at(output, image, places, sizes[0])
-        kept = suppress(boxes, values, labels, nms_threshold)
+        values, locations, labels = values[usable], locations[usable], labels[usable]
+        boxes = _boxes_at(output, image, locations, sizes[0])
+        kept = nms(boxes, values, labels, nms_threshold)
         # NMS returns the best first; a stable sort groups by phrase.
         kept = kept[labels[kept].argsort(stable=True)]
         kept = kept[_index_in_group(labels[kept]) < boxes_per_phrase]
@@ -208,26 +211,17 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` highest scores of a level and their flat indices, dropping negatives."""
     flat = ranks.flatten()
-    values, places = flat.topk(min(count, len(flat)))
+    values, indices = flat.topk(min(count, len(flat)))
     chosen = values >= 0
-    return values[chosen], places[chosen]
+    return values[chosen], indices[chosen]
 
 
-def _boxes_at(output: DetectorOutput, image: int, places: Tensor, size: tuple[int, int]) -> Tensor:
+def _boxes_at(
+    output: DetectorOutput, image: int, locations: Tensor, size: tuple[int, int]
+) -> Tensor:
     """Decode the boxes at the given locations and clip them to the image without padding."""
-    deltas = torch.cat([level[image] for level in output.box_deltas])[places].float()
-    return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[places]), *size)
-
-
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return indices of the boxes kept by NMS within each label, best first."""
-    if len(labels.unique()) == len(labels):
-        return scores.argsort(descending=True, stable=True)
-    # Takes as long to import as torch, and one box for each phrase needs no NMS.
-    from torchvision.ops import batched_nms
-
-    # torchvision offsets boxes by label; in float64 the offset causes no rounding.
-    return batched_nms(boxes.double(), scores.double(), labels, threshold)
+    deltas = torch.cat([level[image] for level in output.box_deltas])[locations].float()
+    return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[locations]), *size)
 
 
 def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:

@@ -2,19 +2,19 @@
 
 A recipe's docstring gives the command, the data, the hardware, and the expected metric with its
 source. Each family of recipes is a module, imported on first use. To add a recipe, write the
-function and list it in `_FAMILIES`.
+function and list it in `_FAMILIES`; those of other packages are named "package.module:function".
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from fiber.config_io import nearest
+from fiber.messages import shown
+from fiber.tasks.lazy import load
 
 #: Recipes by module. `small` recipes train on two CPU cores in minutes; the others use
 #: the published model size.
@@ -84,13 +84,24 @@ def names() -> list[str]:
 def get(name: str) -> Callable[[], Any]:
     """Look up a recipe, which is a function that returns a `RunConfig`.
 
+    Args:
+        name: one of `names`, or a function of another package as "package.module:function".
+
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
+    if ":" in name:
+        try:
+            found = load(name)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"recipe {shown(name)} does not exist: {error}") from error
+        if not callable(found):
+            raise ValueError(f"recipe {shown(name)}: expected a function, got {shown(found)}")
+        return found
     for family, recipes in _FAMILIES.items():
         if name in recipes:
             return getattr(importlib.import_module(f"fiber.recipes.{family}"), name)
-    raise ValueError(f"recipe {name!r} does not exist; {nearest(name, names())}")
+    raise ValueError(f"recipe {shown(name)} does not exist; {nearest(name, names())}")
 
 
 def describe(name: str) -> str:
@@ -100,18 +111,3 @@ def describe(name: str) -> str:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     return inspect.getdoc(get(name)) or ""
-
-
-def __getattr__(name: str) -> Any:
-    """Serve the deprecated single-recipe modules `fiber.recipes.<name>`."""
-    if name.startswith("_") or name not in names():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"fiber.recipes.{name} is deprecated; use fiber.recipes.get({name!r}), or `fiber recipes"
-        f" {name}` for its description",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    module = types.ModuleType(f"{__name__}.{name}", describe(name))
-    module.__dict__["recipe"] = get(name)
-    return module

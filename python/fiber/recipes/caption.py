@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fiber.config_io import replace_fields
-from fiber.recipes.pretrain import as_published, finetune
+from fiber.recipes.finetune import as_published, finetune
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import CaptionTask, TasksConfig
 
@@ -28,8 +28,8 @@ def caption_coco() -> RunConfig:
         "caption",
         TasksConfig(caption=CaptionTask(share=1)),
         image_size=576,
+        lr=5e-5,
         changes={
-            "optim.lr": 5e-5,
             "optim.head_lr_multiplier": 5.0,
             "train.steps": 8088,
             "validation.task": "caption",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fiber.config_io import replace_fields
-from fiber.recipes.pretrain import finetune
+from fiber.recipes.finetune import finetune
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import ReasoningTask, TasksConfig
 
@@ -23,6 +23,7 @@ def nlvr2() -> RunConfig:
         "nlvr2",
         TasksConfig(reasoning=ReasoningTask(share=1)),
         image_size=384,
+        lr=2e-5,
         changes={
             "data.batch_size": 256,
             "train.steps": 1687,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fiber.config_io import replace_fields
-from fiber.recipes.pretrain import as_published, finetune
+from fiber.recipes.finetune import as_published, finetune
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 
@@ -143,4 +143,4 @@ def _finetune(
         "train.checkpoint_every": 500,
     }
     tasks = TasksConfig(image_text=task)
-    return finetune(head, tasks, image_size=image_size, changes=common | changes)
+    return finetune(head, tasks, image_size=image_size, lr=2e-5, changes=common | changes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fiber.recipes.pretrain import as_published, finetune
+from fiber.recipes.finetune import as_published, finetune
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import QuestionTask, TasksConfig
 
@@ -28,6 +28,7 @@ def vqav2() -> RunConfig:
         "vqa",
         TasksConfig(question=QuestionTask(share=1)),
         image_size=576,
+        lr=2e-5,
         changes={"train.steps": 8667, "validation.task": "vqa", "validation.pictures": 4000},
     )
 

@@ -98,15 +98,15 @@ def _is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
             f"{folder} already exists and is not a data folder (it has no {DESCRIPTION});"
             " expected a new folder"
         )
-    found = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
+    stored = json.loads(description.read_text(encoding="utf-8")).get("parameters", {})
     wanted = json.loads(json.dumps(parameters))
     problem = other_version(folder)
-    if problem is not None and found.get("generator") == wanted["generator"]:
+    if problem is not None and stored.get("generator") == wanted["generator"]:
         raise ValueError(f"{problem}. Use a different folder, or delete this one")
     differences = [
-        f"{name} is {shown(found.get(name))}, but {shown(wanted.get(name))} was requested"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
+        f"{name} is {shown(stored.get(name))}, but {shown(wanted.get(name))} was requested"
+        for name in sorted({*stored, *wanted})
+        if stored.get(name) != wanted.get(name)
     ]
     if differences:
         raise ValueError(
@@ -136,12 +136,12 @@ def _write_tokenizer(
         _core.Tokenizer.train(texts, vocab_size).save(str(folder / _TOKENIZER))
         return
     path = Path(source)
-    found = path / _TOKENIZER if path.is_dir() else path
+    file = path / _TOKENIZER if path.is_dir() else path
     vocab, merges = path / "vocab.json", path / "merges.txt"
-    if found.is_file():
+    if file.is_file():
         # Fail early if the file is broken or models do not support the tokenizer.
-        _core.Tokenizer.from_file(str(found)).check_for_models()
-        shutil.copyfile(found, folder / _TOKENIZER)
+        _core.Tokenizer.from_file(str(file)).check_for_models()
+        shutil.copyfile(file, folder / _TOKENIZER)
     elif vocab.is_file() and merges.is_file():
         tokenizer = _core.Tokenizer.from_vocabulary(str(vocab), str(merges))
         tokenizer.save(str(folder / _TOKENIZER))

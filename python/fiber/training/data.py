@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from fiber.checkpoints.vocabulary import (
     TRAIN_ONE,
     Answers,
     check_answers,
-    choose_answers,
     open_answers,
     open_tokenizer,
     train_tokenizer,
@@ -37,67 +33,12 @@ from fiber.data.datasets.resolve import (
 from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of, counted, skip_lines
-from fiber.data.texts.false_texts import FalseTexts
+from fiber.data.skip_report import skip_lines
 from fiber.messages import shown, shown_names
+from fiber.tasks.fields import BOX_SOURCES, first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import (
-    BOX_SOURCES,
-    CLASS_SOURCES,
-    first_part,
-    split_source,
-    task_of,
-)
-
-#: Maximum number of records searched for a box before grounding data is rejected.
-BOXLESS_RECORDS = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """Records of every active task, and the model's vocabulary."""
-
-    #: By task; those of its first steps, if they are others, by `first_part` of its name.
-    records: Mapping[str, RecordSet]
-    vocabulary: Vocabulary
-    #: False captions of each record of the task "ranking".
-    false_texts: FalseTexts | None = None
-    #: Messages about skipped or changed records, one per task and kind.
-    skipped: tuple[str, ...] = ()
-    #: Absolute path of the data folder or file; None for records passed by the caller.
-    path: str | None = None
-
-    def fit_model(self, config: RunConfig) -> RunConfig:
-        """Return `config` with the vocabulary size and number of answers set from this data."""
-        model = config.model.with_vocabulary(self.vocabulary.tokenizer.vocab_size)
-        if self.vocabulary.answers:
-            count = len(self.vocabulary.answers)
-            image_text = dataclasses.replace(model.image_text, num_answers=count)
-            model = dataclasses.replace(model, image_text=image_text)
-        return dataclasses.replace(config, model=model)
-
-    def longest(self, config: RunConfig) -> int:
-        """Return the largest number of records of an active task's own sources.
-
-        Those of `first_sources` are not counted: epochs are of a task's own sources.
-        """
-        return max(len(self.records[name]) for name in config.tasks.active())
-
-    @cached_property
-    def answer_priors(self) -> tuple[float, ...]:
-        """Mean soft score of each answer over the questions, in [0, 1]."""
-        index = {answer: i for i, answer in enumerate(self.vocabulary.answers)}
-        totals = [0.0] * len(index)
-        questions = self.records["question"]
-        for record in (questions[i] for i in range(len(questions))):
-            for answer, score in (record.answers or {}).items():
-                if answer in index:
-                    totals[index[answer]] += score
-        return tuple(total / len(questions) for total in totals)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of records of each task."""
-        return {name: len(records) for name, records in self.records.items()}
+from fiber.training.task_training import TaskTraining, trainings_of
+from fiber.training.training_data import TrainingData
 
 
 def open_data(
@@ -141,19 +82,16 @@ def open_data(
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
     else:
         records = _given_records(config, data)
-    _check_task_records(config, records)
-    false_texts = _false_texts(config, records["ranking"]) if "ranking" in records else None
+    trainings = trainings_of(config.tasks.active())
+    for name, found in records.items():
+        if len(found) == 0:
+            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
+        trainings[task_of(name)].check_records(name, found)
     lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
-    choice = _choose_answers(config, records, fixed, known)
-    for name in [name for name in records if task_of(name) == "question"]:
-        asked = len(records[name])
-        records[name] = answerable(records[name], choice)
-        missed = asked - len(records[name])
-        if missed:
-            lines.append(
-                f"{name}: {missed} of {asked} questions were skipped, since none of their answers"
-                f" is among the model's {counted(len(choice), 'answers')}"
-            )
+    choice = _choose_answers(config, records, trainings, fixed, known)
+    for name, found in records.items():
+        records[name], line = trainings[task_of(name)].usable_records(found, choice)
+        lines += [f"{name}: {line}"] if line else []
     if tokenizer is None:
         tokenizer = known.tokenizer if known else folder_tokenizer
         lacks_one = not known and not (folder_tokenizer and folder_tokenizer.is_file())
@@ -162,21 +100,23 @@ def open_data(
     if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
         tokenizer = train_tokenizer(records)
         lines.append(f"trained a tokenizer with {tokenizer.vocab_size} tokens on the texts")
-    classes = classes_of(records["grounding"]) if "grounding" in records else ()
+    classes = next(filter(None, (t.classes(records[name]) for name, t in trainings.items())), ())
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
-    if path is not None and "grounding" in records:
-        task = config.tasks.grounding
-        listed = {"grounding": task.sources, first_part("grounding"): task.first_sources}
-        for name, sources in listed.items():
+    completions = {}
+    for name, training in trainings.items():
+        options = config.tasks.active()[name]
+        listed = {name: options.sources, first_part(name): options.first_sources}
+        for part, sources in listed.items() if path is not None else ():
             if sources:
-                records[name] = _with_sampled_prompts(
-                    config, records[name], sources, vocabulary.tokenizer
+                records[part] = training.sampled_records(
+                    records[part], sources, config, vocabulary.tokenizer
                 )
+        completions[name] = training.completion(records[name], config, vocabulary.tokenizer)
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
-        false_texts=false_texts,
+        completions={name: each for name, each in completions.items() if each is not None},
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
@@ -273,58 +213,25 @@ def _given_records(
 def _choose_answers(
     config: RunConfig,
     records: Mapping[str, RecordSet],
+    trainings: Mapping[str, TaskTraining],
     fixed: tuple[str, ...] | None,
     known: Vocabulary | None,
 ) -> tuple[str, ...]:
     """Choose the answers of the VQA head; return () if there is no such head."""
-    if "question" in records:
-        limit = config.model.image_text.num_answers
-        return choose_answers(records["question"], limit, fixed, known)
+    for name, training in trainings.items():
+        chosen = training.choose_answers(records[name], config, fixed, known)
+        if chosen is not None:
+            return chosen
     if fixed:
         raise ValueError(
             "answers were given, but the run has no question task; its tasks are"
-            f" {', '.join(config.tasks.active())}"
+            f" {', '.join(trainings)}"
         )
     # A head that is not trained keeps its answers.
     return known.answers if known and "vqa" in config.model.heads else ()
 
 
-def _check_task_records(config: RunConfig, records: Mapping[str, RecordSet]) -> None:
-    """Reject data of a task without records, boxes or negatives."""
-    for name, found in records.items():
-        if len(found) == 0:
-            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
-        task = task_of(name)
-        if task == "grounding":
-            _check_boxes(found)
-        if task in ("image_text", "ranking"):
-            weights = config.tasks.active()[task].weights()
-            losses = [loss for loss in ("itc", "itm") if weights.get(loss, 0) > 0]
-            _check_negatives(name, found, losses)
-
-
-def _check_boxes(records: RecordSet) -> None:
-    """Reject grounding data without any boxes; some of the images may have none."""
-    checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
-    if not any(records[index].boxes_xyxy for index in checked):
-        raise ValueError(
-            f"data for task 'grounding': expected records with boxes_xyxy, but the {len(checked)}"
-            f" checked records have none; the first record is {shown(records[0].key)}"
-        )
-
-
-def _false_texts(config: RunConfig, records: RecordSet) -> FalseTexts:
-    """Prepare the draw of false captions; reject data with too few of them."""
-    count = config.tasks.ranking.false_texts
-    try:
-        return FalseTexts(records, count=count, seed=config.train.seed)
-    except ValueError as error:
-        raise ValueError(
-            f"data for task 'ranking', tasks.ranking.false_texts {count}: {error}"
-        ) from None
-
-
-def _check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> None:
+def check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> None:
     """Reject ITC or ITM data in which no pair can be a negative for another."""
     first, images, texts = records[0], set(), set()
     for index in range(len(records) if losses else 0):
@@ -345,47 +252,6 @@ def _check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> No
             f" {' and '.join(losses)} have no negatives; expected at least two different images"
             " with different texts"
         )
-
-
-def _with_sampled_prompts(
-    config: RunConfig, records: RecordSet, sources: Sequence[str], tokenizer: Tokenizer
-) -> RecordSet:
-    """Wrap the records of `CLASS_SOURCES` in `SampledPrompts`."""
-    task = config.tasks.grounding
-    parts = [records]
-    if len(sources) > 1 and isinstance(records, ConcatRecords):
-        parts = records.parts
-    sampled = [
-        SampledPrompts(
-            part,
-            tokenizer,
-            max_tokens=config.model.max_tokens,
-            rules=task.prompt_rules(),
-            seed=config.train.seed,
-        )
-        if split_source(source)[0] in CLASS_SOURCES
-        else part
-        for source, part in zip(sources, parts, strict=True)
-    ]
-    return ConcatRecords(sampled) if len(sampled) > 1 else sampled[0]
-
-
-def answerable(records: RecordSet, answers: Sequence[str]) -> RecordSet:
-    """Drop questions without an answer in the vocabulary.
-
-    Raises:
-        ValueError: if no question remains.
-    """
-    known = set(answers)
-    chosen = [i for i in range(len(records)) if not known.isdisjoint(records[i].answers or ())]
-    if not chosen:
-        first = records[0]
-        wanted = f"one of the model's {len(known)} answers" if known else "an answer"
-        raise ValueError(
-            f"data for task 'question': none of the {len(records)} questions has {wanted}; the"
-            f" first record {shown(first.key)} has {shown_names(first.answers or ())}"
-        )
-    return records if len(chosen) == len(records) else ChosenRecords(records, chosen)
 
 
 def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
-import torch
-
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
 from fiber.models.registry import Network
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
+from fiber.training.task_training import trainings_of
+from fiber.training.training_data import TrainingData
 
 
 def init_from_data(
@@ -35,16 +34,18 @@ def init_from_data(
         data: records of the run. The first batch of captions is read.
         processes: the result does not depend on the rank or the world size.
     """
-    if config.model.weight_start != "fan_in" or not isinstance(model, ImageTextModel):
+    if config.model.weight_start != "fan_in":
         return
-    if "question" in data.records and "vqa_head.output.bias" in new:
-        model.init_answer_priors(torch.tensor(data.answer_priors))
-    has_contrast = "image_text" in data.records and config.tasks.image_text.has_contrast
-    if isinstance(model, FiberImageText) and has_contrast and "itc_image_transform.weight" in new:
-        alone = dataclasses.replace(processes, rank=0, world_size=1)
-        loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
-        batch = loaders.next_batch("image_text").to(processes.device)
-        model.init_embeddings(batch.images, batch.token_ids, batch.text_mask)
+    for name, training in trainings_of(config.tasks.active()).items():
+        first = partial(_first_batch, name, config, data, processes)
+        training.init_from_data(model, new, data, first)
+
+
+def _first_batch(task: str, config: RunConfig, data: TrainingData, processes: Processes) -> Any:
+    """Read the first batch of a task, the same on all ranks."""
+    alone = dataclasses.replace(processes, rank=0, world_size=1)
+    loaders = TaskLoaders(config, data, alone, consumed={}, threads=1)
+    return loaders.next_batch(task).to(processes.device)
 
 
 def warn_of_frozen(frozen: Sequence[str], new: Collection[str]) -> None:

@@ -9,36 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fiber.tasks import all_tasks
+from fiber.tasks.lazy import load
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.collectives import mean_over_ranks
 from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
+from fiber.training.task_training import trainings_of
+from fiber.training.training_data import TrainingData
 
 #: Steps before a loss is compared with its prior value, and the same as a fraction of the run.
 FIRST_STEP, FIRST_FRACTION = 200, 0.2
 #: A loss counts as stuck above this fraction of its prior value.
 STUCK = 0.98
-
-_CAUSES = {
-    "itc": (
-        "the embeddings have collapsed, since optim.lr is too high or optim.warmup_fraction too low"
-        " (or optim.lr is far too low)"
-    ),
-    "itm": (
-        "hard negatives are too hard before ITC has learned: try"
-        " tasks.image_text.itm_negatives=random, or more steps"
-    ),
-    "vqa": "too few steps or a low optim.lr, or images do not determine the answers",
-    "rank": "too few steps, or a start without pre-training (--init)",
-    "nlvr2": "too few steps, or a start without pre-training (--init)",
-    "snli": "too few steps, or a start without pre-training (--init)",
-    "alignment": "optim.lr is too low, or boxes do not belong to their texts",
-    "mlm": "optim.lr is too low, or the texts have nothing in common",
-    "caption": "optim.lr is too low, or the texts have nothing in common",
-}
-#: Losses of a random model that soon fall, if only because it learns which tokens are frequent.
-_FALL_SOON = ("alignment", "mlm", "caption")
 
 
 class Meter:
@@ -110,27 +93,10 @@ class Meter:
 
 def prior_losses(config: RunConfig, data: TrainingData) -> dict[str, float]:
     """Return the loss of the best constant prediction for each objective that has one."""
-    priors = {}
-    pairs = config.data.batch_size // config.train.accumulation
-    task = config.tasks.image_text
-    if "image_text" in data.records:
-        if task.itc > 0 and task.itc_form == "gather":
-            priors["itc"] = math.log(pairs)
-        if task.itm > 0:
-            positive = 1 / 3 if task.itm_negatives == "both" else 1 / 2
-            priors["itm"] = _entropy(positive)
-    if "question" in data.records:
-        priors["vqa"] = sum(map(_entropy, data.answer_priors))
-    if "reasoning" in data.records:
-        priors["nlvr2"] = math.log(2)
-    if "entailment" in data.records:
-        priors["snli"] = math.log(3)
-    if "ranking" in data.records:
-        ranking = config.tasks.ranking
-        priors["rank"] = math.log(1 + ranking.false_texts)
-        if ranking.itm > 0:
-            # If captions train ITM, too, both are averaged, and both priors are near.
-            priors.setdefault("itm", _entropy(1 / 2))
+    priors: dict[str, float] = {}
+    for training in trainings_of(config.tasks.active()).values():
+        # Losses of two tasks with one name are averaged; their priors are near.
+        priors = training.priors(config, data) | priors
     return priors
 
 
@@ -140,10 +106,16 @@ class PriorWatch:
     def __init__(
         self, priors: Mapping[str, float], steps: int, *, from_scratch: bool = False
     ) -> None:
-        """Set the prior values of the losses, the number of steps, and whether weights are new."""
+        """Set the prior values of the losses, the number of steps, and whether weights are new.
+
+        The usual causes, and losses that fall soon, are those of all tasks.
+        """
+        trainings = [load(task.training) for task in all_tasks().values()]
+        self._causes = {name: cause for each in trainings for name, cause in each.causes.items()}
         self.priors = dict(priors)
         self.first_step = max(FIRST_STEP, round(FIRST_FRACTION * steps))
-        self._awaited = set(_FALL_SOON if from_scratch else ())
+        fall_soon = {name for each in trainings for name in each.fall_soon}
+        self._awaited = fall_soon if from_scratch else set()
         self._first: dict[str, tuple[int, float]] = {}
 
     def messages(self, step: int, losses: Mapping[str, float]) -> list[str]:
@@ -153,27 +125,22 @@ class PriorWatch:
             self._first[name] = step, losses[name]
         if step < self.first_step:
             return []
-        found = []
+        texts = []
         for name, prior in list(self.priors.items()):
             if losses.get(name, 0.0) >= STUCK * prior:
                 del self.priors[name]
-                found.append(
+                texts.append(
                     f"step {step}: {name} is {losses[name]:.3f}; a model that ignores inputs has"
-                    f" {prior:.3f}. Usual cause: {_CAUSES[name]}"
+                    f" {prior:.3f}. Usual cause: {self._cause(name)}"
                 )
         for name, (began, first) in list(self._first.items()):
             if step > began and losses.get(name, 0.0) >= STUCK * first:
                 del self._first[name]
-                found.append(
+                texts.append(
                     f"step {step}: {name} is {losses[name]:.3f}; it was {first:.3f} at step"
-                    f" {began}. Usual cause: {_CAUSES[name]}"
+                    f" {began}. Usual cause: {self._cause(name)}"
                 )
-        return found
+        return texts
 
-
-def _entropy(probability: float) -> float:
-    """Return the entropy of a Bernoulli variable, in nats."""
-    if probability in (0, 1):
-        return 0.0
-    other = 1 - probability
-    return -probability * math.log(probability) - other * math.log(other)
+    def _cause(self, name: str) -> str:
+        return self._causes.get(name, "optim.lr is too low, or too few steps")

@@ -42,6 +42,8 @@ from fiber.training.tracking.goodput import Attempt, begin_attempt
 
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+#: Fields of a line's `performance` that are read.
+_TIMES = ("wall_seconds", "goodput")
 #: Number of tries to lock a folder, and the pause after each.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 #: Seconds in which the lock of a process that died on another node is released by its file system.
@@ -218,16 +220,16 @@ class RunFolder:
     def vocabulary_sha256(self) -> str:
         """Return a SHA-256 checksum of the run's tokenizer, answers and classes."""
         files = [self.path / name for name in VOCABULARY_FILES]
-        found = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
-        return hashlib.sha256("".join(found).encode()).hexdigest()
+        lines = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check_vocabulary(self, stored: str, checkpoint: Path) -> None:
         """Check that the vocabulary is the one of a checkpoint, which has its checksum `stored`.
 
         Raises:
-            ValueError: if it has changed. Checkpoints of earlier versions have no checksum.
+            ValueError: if it has changed.
         """
-        if stored not in ("", self.vocabulary_sha256()):
+        if stored != self.vocabulary_sha256():
             raise ValueError(
                 f"{' or '.join(VOCABULARY_FILES)} in {self.path} has changed since {checkpoint}"
                 " was saved; restore it, or start a new run in another folder"
@@ -312,7 +314,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read a metrics file; a partial last line is dropped.
 
     Raises:
-        ValueError: if a complete line is not an object with a step; the message gives its number.
+        ValueError: if a complete line is not an object with a step and its time; the message gives
+            its number.
     """
     if not path.exists():
         return []
@@ -326,6 +329,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: line {number} is not valid JSON ({error}); {hint}") from None
         if not isinstance(entry, dict) or type(entry.get("step")) is not int:
             raise ValueError(f"{path}: line {number} has no step, an integer; {hint}")
+        times = entry.get("performance")
+        times = [times.get(name) if isinstance(times, dict) else None for name in _TIMES]
+        if not all(isinstance(value, int | float) for value in times):
+            raise ValueError(
+                f"{path}: line {number} has no numbers performance.{' and .'.join(_TIMES)}; {hint}"
+            )
         entries.append(entry)
     return entries
 

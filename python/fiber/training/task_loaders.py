@@ -8,34 +8,20 @@ from typing import Any
 
 from fiber import DecodeError
 from fiber.data import ColorJitter, DataLoader, ImageTransform, RandAugment
-from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.data.loader_config import BatchType
-from fiber.data.masking import PaddedPositions, WholeWords
+from fiber.data.loader_config import MlmOptions
 from fiber.data.prompts.sampling import dropped_boxes
 from fiber.data.skip_report import counted, skip_lines
-from fiber.data.text_lengths import LengthTracker, TextCounts
+from fiber.data.text_lengths import text_counts
 from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
+from fiber.tasks.fields import first_part, task_of
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import first_part, task_of
 from fiber.training.config.transforms import TransformConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes
+from fiber.training.task_training import trainings_of
+from fiber.training.training_data import TrainingData
 
 _SKIP = "--set data.on_error=skip skips and counts such records"
-
-#: Batch type of each task's loader.
-BATCH_TYPES: dict[str, BatchType] = {
-    "image_text": "image_text",
-    "question": "question",
-    "reasoning": "reasoning",
-    # The classes are answers.
-    "entailment": "question",
-    "caption": "image_text",
-    "grounding": "grounding",
-    # `FalseTexts` are added to the batches.
-    "ranking": "image_text",
-}
 
 
 def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageTransform:
@@ -67,10 +53,18 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
     return ImageTransform.squash(model.image_size, **common)
 
 
+def mlm_options(config: RunConfig, name: str) -> MlmOptions:
+    """Return how a task's loader masks; tasks without MLM do not use masked texts."""
+    has_mlm = "mlm" in config.tasks.active()[task_of(name)].losses
+    unit = config.data.mlm_unit if has_mlm else "token"
+    # Masking by token has the seed of the loader.
+    return {"mlm_unit": unit, "mlm_seed": None if unit == "token" else config.train.seed}
+
+
 class TaskLoaders:
     """Infinite stream of batches for each task.
 
-    Each step takes `data.batch_size` samples of one task over all ranks, split into
+    Each step takes `RunConfig.batch_size` samples of a task over all ranks, split into
     `train.accumulation` micro-batches. The ranks split each of them as evenly as possible.
     """
 
@@ -88,43 +82,43 @@ class TaskLoaders:
         Raises:
             ValueError: if there are fewer samples in a micro-batch than ranks.
         """
-        self.micro_batch_size = config.data.batch_size // config.train.accumulation
-        if self.micro_batch_size < processes.world_size:
-            raise ValueError(
-                f"data.batch_size {config.data.batch_size} in {config.train.accumulation}"
-                f" micro-batches (train.accumulation) leaves {self.micro_batch_size} samples for"
-                f" {processes.world_size} processes; expected one or more for each"
-            )
+        #: Samples of a micro-batch of each task, over all ranks.
+        self.micro_batch_sizes = {
+            name: config.micro_batch_size(name) for name in config.tasks.active()
+        }
+        for name, size in self.micro_batch_sizes.items():
+            if size < processes.world_size:
+                raise ValueError(
+                    f"{config.batch_size_field(name)} in {config.train.accumulation} micro-batches"
+                    f" (train.accumulation) leaves {size} samples for {processes.world_size}"
+                    " processes; expected one or more for each"
+                )
         #: Samples that each task takes from the records of its first steps.
         self._first_samples = {
-            name: task.first_steps * config.data.batch_size
+            name: task.first_steps * config.batch_size(name)
             for name, task in config.tasks.active().items()
         }
         #: Consumed samples of each task, and of the records of its first steps, over all ranks.
         self.consumed = {name: consumed.get(name, 0) for name in data.records}
+        tasks = trainings_of(config.tasks.active())
         tokenizer, max_tokens = data.vocabulary.tokenizer, config.model.max_tokens
-        # For grounding, the loader counts the boxes that truncation drops.
-        tracked = {
-            name: LengthTracker(records, tokenizer, max_tokens)
-            for name, records in data.records.items()
-            if task_of(name) != "grounding"
-        }
-        self._records = {**data.records, **tracked}
+        self._records = data.records
         self._loaders = {
             name: DataLoader(
                 records,
-                BATCH_TYPES[task_of(name)],
+                tasks[task_of(name)].task.layout,
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.data.transform),
-                batch_size=self.micro_batch_size,
+                batch_size=self.micro_batch_sizes[task_of(name)],
                 split_batches=True,
                 max_tokens=max_tokens,
-                answers=ENTAILMENT if task_of(name) == "entailment" else data.vocabulary.answers,
+                answers=tasks[task_of(name)].labels(data.vocabulary.answers),
                 shuffle=True,
                 order=config.data.order,
                 # Tasks that share records must not visit them in the same order.
-                seed=config.train.seed * 31 + list(BATCH_TYPES).index(task_of(name)),
+                seed=config.train.seed * 31 + tasks[task_of(name)].task.stream,
                 mlm_probability=config.data.mlm_probability,
+                **mlm_options(config, name),
                 threads=threads,
                 rank=processes.rank,
                 world_size=processes.world_size,
@@ -138,20 +132,7 @@ class TaskLoaders:
             for name, records in self._records.items()
         }
         self._iterators: dict[str, Iterator[Any]] = {}
-        self._texts = {name: TextCounts(records) for name, records in tracked.items()}
-        self._masking: WholeWords | PaddedPositions | None = None
-        masking: dict[str, Any] = {
-            "probability": config.data.mlm_probability,
-            "seed": config.train.seed,
-        }
-        if config.data.mlm_unit == "word":
-            self._masking = WholeWords(tokenizer, **masking)
-        elif config.data.mlm_unit == "position":
-            self._masking = PaddedPositions(tokenizer, max_tokens=max_tokens, **masking)
-        self._false_texts = data.false_texts
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
-        #: Position of this rank's first sample in a micro-batch.
-        self._first = processes.rank * self.micro_batch_size // processes.world_size
+        self._completions = data.completions
 
     def skipped(self) -> list[str]:
         """Describe the data that this rank skipped or truncated, one line per task and kind."""
@@ -175,8 +156,8 @@ class TaskLoaders:
                     lines.append(f"{name}: {_skipped(count, 'boxes')}, since {reason}")
             late = skip_lines(records, while_reading=True)
             lines += [f"{name}: {line}" for line in late]
-        for name, texts in self._texts.items():
-            lines += [f"{name}: {line}" for line in texts.lines()]
+        for name, loader in self._loaders.items():
+            lines += [f"{name}: {line}" for line in text_counts(loader)]
         return lines
 
     def next_batch(self, task: str) -> Any:
@@ -199,16 +180,9 @@ class TaskLoaders:
             raise hinted from None
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
-        if name in self._texts:
-            self._texts[name].add(batch.keys, batch.token_ids, batch.text_mask)
-        if task == "image_text" and isinstance(self._masking, WholeWords):
-            first = self.consumed[name] + self._first
-            batch = self._masking.mask(batch, first_sample=first)
-        elif task == "image_text" and isinstance(self._masking, PaddedPositions):
-            batch = self._masking.mask(batch)
-        if task == "ranking" and self._false_texts is not None:
-            batch = self._false_texts.add(batch, self._tokenizer, max_tokens=self._max_tokens)
-        self.consumed[name] += self.micro_batch_size
+        if task in self._completions:
+            batch = self._completions[task](batch)
+        self.consumed[name] += self.micro_batch_sizes[task]
         return batch
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -35,7 +35,7 @@ from fiber.training.checkpoint.state import TrainingState
 from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData, fingerprint
+from fiber.training.data import fingerprint
 from fiber.training.data_init import init_from_data, warn_of_frozen
 from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
@@ -44,7 +44,6 @@ from fiber.training.distributed.collectives import (
     wait_for_all,
     wait_for_work,
 )
-from fiber.training.distributed.full_tensor import load_optimizer_state
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.strategy import choose_strategy, clip_gradients
@@ -53,7 +52,6 @@ from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.micro_batch import MicroBatches
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.forward_passes import ForwardPasses
-from fiber.training.objectives.scst import caption_rewards
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import (
@@ -70,6 +68,7 @@ from fiber.training.task_loaders import TaskLoaders
 from fiber.training.tracking.callback import RunContext
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.tracking.summary import describe_run
+from fiber.training.training_data import TrainingData
 from fiber.training.validation import Validation
 
 
@@ -112,7 +111,7 @@ class Trainer:
             FileNotFoundError: if the best weights of a resumed run are missing.
         """
         # Do this before creating the folder, so that invalid data leaves no folder.
-        rewards = caption_rewards(config, data)
+        self.state = ObjectiveState.prepared(config, data)
         self.config, self.folder, self.processes = config, folder, processes
         self.device = processes.device
         self.validation, self.threads, self.quiet = validation, threads, quiet
@@ -127,12 +126,16 @@ class Trainer:
         self.model = self._build_model()
         checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
-        position = Position(records=self.records, fingerprints=self.fingerprints)
+        position = Position(
+            records=self.records,
+            fingerprints=self.fingerprints,
+            vocabulary_sha256=self.vocabulary_sha256,
+        )
         if checkpoint is None:
             self._initialize(init, data)
         else:
             position = self._read_position(checkpoint, data.path)
-        self.state = ObjectiveState.of(config, self.device, rewards)
+        self.state.start(config, self.device)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
         self.model.train()
@@ -195,8 +198,6 @@ class Trainer:
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
         """Restore a checkpoint, if any, and distribute weights and optimizer state."""
         config = self.config
-        is_old = checkpoint is not None and checkpoint.is_old
-        training = checkpoint.restore_old(self.model) if checkpoint and is_old else {}
         broadcast_parameters(self.model, self.processes)
         self.strategy.prepare(self.step)
         self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
@@ -211,17 +212,12 @@ class Trainer:
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)
-        if checkpoint is not None and not is_old:
+        if checkpoint is not None:
             checkpoint.restore(self.restorable)
-        elif checkpoint is not None:
-            with checkpoint.explained("training.pt"):
-                load_optimizer_state(self.optimizer, training["optimizer"])
-                if self.average is not None:
-                    self.average.load_state_dict(training["average"])
-                self.state.load_state_dict(training.get("memory", {}))
 
     def _split_micro_batches(self) -> MicroBatches:
-        largest = -(-self.loaders.micro_batch_size // self.processes.world_size)
+        samples = max(self.loaders.micro_batch_sizes.values())
+        largest = -(-samples // self.processes.world_size)
         return MicroBatches(
             self.step,
             self.strategy,
@@ -237,7 +233,7 @@ class Trainer:
             FloatingPointError: if a loss or the gradient is not finite.
             Preempted: if a signal asked the run to stop; a checkpoint is saved first.
         """
-        settings, rotation = self.config.train, self.config.tasks.rotation()
+        settings = self.config.train
         stop_after = self.config.validation.stop_after
         monitored = self.monitor.running(self._context())
         with StopSignal() as stop, self.progress, monitored, self.writer:
@@ -246,11 +242,12 @@ class Trainer:
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
                     break
                 self._prepare_step()
-                task = rotation[self.steps_done % len(rotation)]
-                batches = (self.loaders.next_batch(task) for _ in range(settings.accumulation))
+                tasks = self.config.tasks.of_step(self.steps_done)
+                order = [task for task in tasks for _ in range(settings.accumulation)]
+                batches = map(self.loaders.next_batch, order)
                 timed = self.monitor.clock.iterate("data", batches)
                 with self.compiled.active() if self.compiled else nullcontext():
-                    gradient_norm = self.train_step(task, timed)
+                    gradient_norm = self.train_step(tasks, timed)
                 self.progress.advance()
                 self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
@@ -263,8 +260,12 @@ class Trainer:
             # Signals do not end a run that is writing its model.
             self._finish()
 
-    def train_step(self, task: str, batches: Iterable[Any]) -> Tensor:
-        """Run one optimizer step on the mean gradient of `accumulation` micro-batches.
+    def train_step(self, tasks: Sequence[str], batches: Iterable[Any]) -> Tensor:
+        """Run one optimizer step on the sum over tasks of the mean gradient of micro-batches.
+
+        Args:
+            tasks: tasks of the step.
+            batches: `accumulation` micro-batches of the first task, then those of the next one.
 
         Returns:
             L2 norm of the gradient before clipping.
@@ -272,14 +273,15 @@ class Trainer:
         settings = self.config.train
         count, seed, by_row = settings.accumulation, settings.seed, settings.draws == "row"
         self.optimizer.zero_grad(set_to_none=True)
-        self.strategy.begin_step(task)
-        for number, batch in enumerate(batches, start=1):
-            batch = batch.to(self.device)
-            draw = Draw(seed, self.steps_done * count + number - 1, by_row)
-            losses = self.micro_batches.backward(task, batch, draw, is_last=number == count)
+        self.strategy.begin_step("+".join(tasks))
+        for number, batch in enumerate(batches):
+            task, batch = tasks[number // count], batch.to(self.device)
+            draw = Draw(seed, self.steps_done * count + number % count, by_row)
+            is_last = number + 1 == count * len(tasks)
+            losses = self.micro_batches.backward(task, batch, draw, is_last=is_last)
             self.meter.add(losses)
             images_of_each = math.prod(batch.images.shape[1:-3])
-            self.meter.images += self.loaders.micro_batch_size * images_of_each
+            self.meter.images += self.loaders.micro_batch_sizes[task] * images_of_each
             self.monitor.count(task, batch)
 
         with self.monitor.clock.measure("reduce"):
@@ -305,9 +307,9 @@ class Trainer:
         validation, done = self.validation, self.steps_done
         with self.strategy.whole_model(self.model, self._weights()) as model:
             with self._autocast():
-                found = validation.evaluate(model, self.threads, self.processes)
+                local_metrics = validation.evaluate(model, self.threads, self.processes)
             wait_for_work(self.processes)  # Metrics of many boxes take long.
-            metrics = broadcast_object(found, self.processes)
+            metrics = broadcast_object(local_metrics, self.processes)
             score = metrics["score"]
             # Ties keep the later step.
             if not self.best_step or score >= self.best_score:
@@ -362,11 +364,6 @@ class Trainer:
         stored = checkpoint.read_position().vocabulary_sha256
         self.folder.check_vocabulary(stored, checkpoint.folder)
         position = checkpoint.position(self.records, self.fingerprints, data_path)
-        if not position.fingerprints:
-            self._log(
-                f"{checkpoint.folder} was written by an earlier version, without fingerprints of"
-                " the data; only the numbers of records were compared"
-            )
         if self.validation is not None and self.processes.is_first:
             self.validation.check(position.best_step)
         return position

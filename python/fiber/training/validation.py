@@ -24,15 +24,16 @@ from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import EvalProcesses
-from fiber.evaluation.tasks import find_task, needed_head, open_records
+from fiber.evaluation.tasks import needed_head, open_records
 from fiber.messages import shown
 from fiber.models.registry import Network
+from fiber.tasks import all_evaluations, find_evaluation
 from fiber.training.checkpoint.folder import best_file
 from fiber.training.checkpoint.layout import BEST
-from fiber.training.config.run import CHOSEN_BY, RunConfig
-from fiber.training.data import TrainingData
+from fiber.training.config.run import RunConfig
 from fiber.training.distributed.collectives import gather_results
 from fiber.training.distributed.processes import Processes
+from fiber.training.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,10 @@ class Validation:
         if scores_pairs:
             metrics = {name.removeprefix("reranked/"): value for name, value in metrics.items()}
         kept = {name: value for name, value in metrics.items() if "/" not in name}
-        return {"score": sum(metrics[name] for name in CHOSEN_BY[self.task]), **kept}
+        return {
+            "score": sum(metrics[name] for name in find_evaluation(self.task).chosen_by),
+            **kept,
+        }
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
         """Write the best weights so far; earlier ones remain until `forget_others` is called."""
@@ -135,10 +139,10 @@ def open_validation(
         if held_out is not None:
             raise ValueError(
                 "validation data was given, but validation.task is None; expected one of"
-                f" {', '.join(CHOSEN_BY)}"
+                f" {', '.join(all_evaluations())}"
             )
         return None, ""
-    reader = find_task(settings.task).reader
+    source_name = find_evaluation(settings.task).source
     head = needed_head(settings.task, config.model.heads)
     if head not in config.model.heads:
         raise ValueError(
@@ -147,10 +151,8 @@ def open_validation(
             f" {', '.join(config.model.heads)}"
         )
     is_path = isinstance(data, (str, os.PathLike))
-    if held_out is None and not (is_path and has_splits(reader.__name__, data, settings.split)):
-        fix = "Add a field 'split' to every line"
-        if head == "grounding":
-            fix = "Pass the folder instead of the file"
+    if held_out is None and not (is_path and has_splits(source_name, data, settings.split)):
+        fix = find_evaluation(settings.task).split_hint
         return None, (
             f"validation.task is {shown(settings.task)}, but the data has no held-out split; the"
             " model"

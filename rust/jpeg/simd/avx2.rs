@@ -7,8 +7,8 @@ use std::ops::Range;
 use crate::Error;
 use crate::jpeg::bitstream::Bitstream;
 use crate::jpeg::block::{Block, Coefficients};
-use crate::jpeg::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
 use crate::jpeg::interleaved::{self, McuRun};
+use crate::jpeg::pixels::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
 use crate::jpeg::progressive::ScanPass;
 
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;

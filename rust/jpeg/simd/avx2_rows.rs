@@ -4,9 +4,9 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{add, dot, down, pairs};
-use super::row_loops;
-use crate::jpeg::color::{BLUE_15, GREEN_16, RED_15};
-use crate::jpeg::upsample::next_start;
+use super::row_loops::row_loops;
+use crate::jpeg::pixels::color::{BLUE_15, GREEN_16, RED_15};
+use crate::jpeg::pixels::upsample::next_start;
 use crate::simd::avx2::{load, merge_planes};
 
 row_loops!("avx2", 32);
@@ -48,7 +48,7 @@ fn weighed(near: &[u8], far: &[u8], at: usize) -> Option<__m256i> {
     Some(_mm256_add_epi16(thrice(near), far))
 }
 
-/// Convert 32 pixels, bit-exact with [`crate::jpeg::color`].
+/// Convert 32 pixels, bit-exact with [`crate::jpeg::pixels::color`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn convert_part(y: &[u8; 32], cb: &[u8; 32], cr: &[u8; 32], out: &mut [u8; 96]) {

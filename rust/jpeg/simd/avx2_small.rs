@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::avx2::{add, dequantized, dot, down, is_in_range, pairs, scaled, sub, transpose};
 use crate::jpeg::block::Block;
-use crate::jpeg::idct::{
+use crate::jpeg::pixels::idct::{
     self, CONSTANT_BITS, FOUR_EVEN, FOUR_ODD_13, FOUR_ODD_57, PASS_BITS, TWO_13, TWO_57,
 };
 

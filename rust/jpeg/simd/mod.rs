@@ -8,11 +8,14 @@ mod avx2_rows;
 mod avx2_small;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub(super) mod place;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod row_loops;
 
 use std::ops::Range;
 
 use super::bitstream::Bitstream;
-use super::block::{Block, Coefficients, NATURAL_ORDER_FROM_END};
+use super::block::{Block, Coefficients};
 use super::interleaved::{self, McuRun};
 use super::progressive::{self, ScanPass};
 use crate::Error;
@@ -36,81 +39,6 @@ macro_rules! vectorized {
         }
     };
 }
-
-/// Loops over rows, shared by AVX2 and NEON; `$lanes` is the number of samples per register.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-macro_rules! row_loops {
-    ($features:literal, $lanes:literal) => {
-        /// Double the width, as in [`crate::jpeg::upsample::wide`]. Returns the number of samples
-        /// done, counted from the second one.
-        #[target_feature(enable = $features)]
-        pub(super) fn wide(samples: &[u8], out: &mut [u8]) -> usize {
-            let mut done = 0;
-            while let Some(at) = next_start(done, samples.len()) {
-                let (Some(before), Some(here), Some(next), Some(to)) = (
-                    widened(samples, at - 1),
-                    widened(samples, at),
-                    widened(samples, at + 1),
-                    out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
-                ) else {
-                    break;
-                };
-                weigh::<2>([before, here, next], [1, 2], to);
-                done = at + 15;
-            }
-            done
-        }
-
-        /// Blend two rows and double the width, as in [`crate::jpeg::upsample::both`]. Returns the
-        /// number of samples done, counted from the second one.
-        #[target_feature(enable = $features)]
-        pub(super) fn both(near: &[u8], far: &[u8], out: &mut [u8]) -> usize {
-            let mut done = 0;
-            while let Some(at) = next_start(done, near.len().min(far.len())) {
-                let (Some(before), Some(here), Some(next), Some(to)) = (
-                    weighed(near, far, at - 1),
-                    weighed(near, far, at),
-                    weighed(near, far, at + 1),
-                    out.get_mut(2 * at..).and_then(<[u8]>::first_chunk_mut),
-                ) else {
-                    break;
-                };
-                weigh::<4>([before, here, next], [8, 7], to);
-                done = at + 15;
-            }
-            done
-        }
-
-        /// Convert `YCbCr` pixels, see [`crate::jpeg::color::convert`]. Returns the number of
-        /// pixels done: all, or none if they do not fill a register.
-        #[target_feature(enable = $features)]
-        pub(super) fn convert(luma: &[u8], blue: &[u8], red: &[u8], out: &mut [u8]) -> usize {
-            let count = out.len() / 3;
-            let Some(last) = count.checked_sub($lanes) else {
-                return 0;
-            };
-            let mut at = 0;
-            loop {
-                let (Some(y), Some(cb), Some(cr), Some(out)) = (
-                    luma.get(at..).and_then(<[u8]>::first_chunk),
-                    blue.get(at..).and_then(<[u8]>::first_chunk),
-                    red.get(at..).and_then(<[u8]>::first_chunk),
-                    out.get_mut(3 * at..).and_then(<[u8]>::first_chunk_mut),
-                ) else {
-                    return at;
-                };
-                convert_part(y, cb, cr, out);
-                if at == last {
-                    return count;
-                }
-                // The last register ends at the last pixel; some pixels are converted twice.
-                at = (at + $lanes).min(last);
-            }
-        }
-    };
-}
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use row_loops;
 
 /// An instruction set that the processor supports.
 #[derive(Clone, Copy)]
@@ -217,21 +145,3 @@ impl Simd {
         0
     }
 }
-
-/// Store a coefficient, given the number of coefficients that remain in zigzag order; past the end,
-/// it overwrites the last one.
-#[inline]
-pub(super) fn place(block: &mut Block, places_left: i8, value: i16) {
-    let position = usize::from(NATURAL_ORDER_FROM_END[usize::from(places_left as u8)]);
-    // SAFETY: every entry of the table is below 64, as asserted below. A mask instead costs a few
-    // percent of a whole image, since this is done for every coefficient.
-    unsafe { *block.get_unchecked_mut(position) = value };
-}
-
-const _: () = {
-    let mut at = 0;
-    while at < NATURAL_ORDER_FROM_END.len() {
-        assert!(NATURAL_ORDER_FROM_END[at] < 64);
-        at += 1;
-    }
-};

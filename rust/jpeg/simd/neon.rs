@@ -3,11 +3,11 @@
 #[allow(clippy::wildcard_imports)] // Intrinsics.
 use std::arch::aarch64::*;
 
-use super::row_loops;
+use super::row_loops::row_loops;
 use crate::jpeg::block::Block;
-use crate::jpeg::color::{BLUE_15, GREEN_16, RED_15};
-use crate::jpeg::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
-use crate::jpeg::upsample::next_start;
+use crate::jpeg::pixels::color::{BLUE_15, GREEN_16, RED_15};
+use crate::jpeg::pixels::idct::{self, CONSTANT_BITS, CROSS, EVEN, ODD_53, ODD_71, PASS_BITS};
+use crate::jpeg::pixels::upsample::next_start;
 
 const FIRST_BITS: i32 = (CONSTANT_BITS - PASS_BITS) as i32;
 const SECOND_BITS: i32 = (CONSTANT_BITS + PASS_BITS + 3) as i32;
@@ -248,7 +248,7 @@ fn weigh<const BITS: i32>(
     unsafe { vst2q_u8(to.as_mut_ptr(), both) };
 }
 
-/// Convert 16 pixels, bit-exact with [`crate::jpeg::color`].
+/// Convert 16 pixels, bit-exact with [`crate::jpeg::pixels::color`].
 #[target_feature(enable = "neon")]
 #[inline]
 fn convert_part(y: &[u8; 16], cb: &[u8; 16], cr: &[u8; 16], out: &mut [u8; 48]) {

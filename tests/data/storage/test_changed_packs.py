@@ -1,6 +1,5 @@
 """Packed folders whose files have changed: when opened, when read, and when verified."""
 
-import hashlib
 import io
 import json
 import shutil
@@ -21,7 +20,7 @@ from fiber.data.storage.packed import PackedRecords, open_pack
 from fiber.data.tools.inspect import inspect
 from fiber.data.tools.pack import pack
 from fiber.data.tools.verify import verify_files
-from tests.data.earlier_packs import as_version_1, sign, without_checksums
+from tests.data.signed_packs import replace_lines
 
 NUM_IMAGES = 40
 
@@ -149,27 +148,11 @@ def test_pack_json_is_verified_by_its_fingerprint(folder):
         open_pack(folder, "captions", "train")
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["now", "of an earlier version"])
-def test_exchanged_shards_of_equal_size_are_told_on_open(folder, before):
-    if before:
-        without_checksums(folder)
+def test_exchanged_shards_of_equal_size_are_told_on_open(folder):
     exchange(folder, 2, 5)
     with pytest.raises(ValueError, match=r"train-000002\.tar: the tar header.*image 8 .*changed"):
         open_pack(folder, "captions", "train")
     assert len(verify_files(folder)[1]) == 2
-
-
-@pytest.mark.parametrize(
-    "name", ["train-captions.jsonl", "train-pictures.json", "train-crc32.json"]
-)
-def test_a_changed_index_of_version_1_is_told_on_open(folder, name):
-    path = as_version_1(folder) / "index" / name
-    content = path.read_bytes()
-    for old, new in ((b"noise 7", b"noise 8"), (b"3654]", b"3653]")):
-        content = content.replace(old, new, 1)
-    path.write_bytes(content if content != path.read_bytes() else content[:-2] + b"1]")
-    with pytest.raises(ValueError, match=rf"{name} .*SHA-256.*changed"):
-        open_pack(folder, "captions", "train")
 
 
 @pytest.mark.parametrize("number", [0, NUM_IMAGES - 1])
@@ -204,48 +187,6 @@ def test_a_changed_text_is_told_when_it_is_read(folder):
     assert [r.text for r in records[:7]] == [f"noise {n}" for n in range(7)]
     with pytest.raises(ValueError, match=r"train-captions\.jsonl: line 8 has changed"):
         records[7]
-
-
-def test_a_folder_of_version_1_gives_the_same_records(folder):
-    before = open_pack(folder, "captions", "train")
-    expected = [(r.key, r.text, r.images[0]) for r in before]
-    shards = before.shard_map().numbers().tolist()
-    after = open_pack(as_version_1(folder), "captions", "train")
-    assert [(r.key, r.text, r.images[0]) for r in after] == expected
-    assert after.shard_map().numbers().tolist() == shards
-    assert skip_lines(after) == [] and verify_files(folder)[1] == []
-
-
-def test_a_folder_of_an_earlier_version_opens_with_a_note(folder):
-    before = [record.images[0] for record in open_pack(folder, "captions", "train")]
-    shard, start, size = place_of(folder, 6)
-    records = open_pack(without_checksums(folder), "captions", "train")
-    assert [record.images[0] for record in records] == before
-    [line] = skip_lines(records)
-    assert "earlier version" in line and "fiber data inspect --verify" in line
-    assert verify_files(folder)[1] == []
-    flip(shard, start + size // 2)
-    # Without checksums, only a whole read tells.
-    assert open_pack(folder, "captions", "train")[6].images[0] != before[6]
-    assert [shard.name in problem for problem in verify_files(folder)[1]] == [True]
-
-
-def test_image_locations_of_an_earlier_version_are_checked(folder):
-    path = without_checksums(folder) / "index/train-pictures.json"
-    locations = json.loads(path.read_text())
-    for wrong in ([99, 512, 9], [-1, 512, 9], [0, 0, 9], [0, 512, 10**12], [0, 2**62, 2**62]):
-        path.write_text(json.dumps([*locations[:7], wrong, *locations[8:]]))
-        with pytest.raises(ValueError, match=r"image 7 is at \["):
-            open_pack(folder, "captions", "train")
-    for wrong in ("5", "[[1, 2]]", "[1, 2", "{}", '[["a", 1, 2]]'):
-        path.write_text(wrong)
-        with pytest.raises(ValueError, match=r"pack\.json|train-pictures\.json"):
-            open_pack(folder, "captions", "train")
-    # One that no check on open sees: the image before it.
-    path.write_text(json.dumps([*locations[:7], locations[6], *locations[8:]]))
-    open_pack(folder, "captions", "train")
-    [problem] = verify_files(folder)[1]
-    assert "header" in problem and "image 7" in problem
 
 
 def test_no_file_outside_of_the_folder_is_read(folder):
@@ -294,14 +235,7 @@ def test_records_of_a_forged_index_are_errors(folder):
     lines = path.read_text().splitlines()
     wrong = [json.dumps(json.loads(lines[0]) | {"images": images}) for images in ([99], ["1"], 3)]
     wrong += ["[]", "{}", '{"images": [0], "color": 1}']
-    lines[: len(wrong)] = wrong
-    path.write_text("".join(line + "\n" for line in lines))
-    without_checksums(folder)
-    content = json.loads((folder / "pack.json").read_text())
-    for part in content["parts"]:
-        if part["split"] == "train":
-            part["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    sign(folder, content)
+    replace_lines(folder, "train-captions", [*wrong, *lines[len(wrong) :]])
     records = open_pack(folder, "captions", "train")
     for number in range(len(wrong)):
         with pytest.raises(ValueError, match=r"train-captions\.jsonl"):

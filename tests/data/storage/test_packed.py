@@ -24,8 +24,8 @@ from fiber.data.tools import pack as packing
 from fiber.data.tools.discover import parts_of
 from fiber.data.tools.pack import pack
 from fiber.synthetic import stamps
-from tests.data.earlier_packs import sign
 from tests.data.shards import picture, write_tar
+from tests.data.signed_packs import sign
 from tests.synthetic.cutouts import write_pictures
 
 
@@ -275,6 +275,7 @@ def test_checksums_of_blocks(scenes_folder, tmp_path):
         {"block_bytes": None},
         {"indexes": None},
         {"files": {}},
+        {"version": 1},
         {"version": 3},
         {"version": True},
         {"version": [1]},

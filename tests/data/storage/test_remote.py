@@ -10,8 +10,8 @@ import pytest
 
 from fiber.data.storage import remote
 from fiber.data.storage.remote import RemoteError, RemoteFolder, is_url
-from tests.data.earlier_packs import sign
 from tests.data.faulty_server import FAULTS, served
+from tests.data.signed_packs import sign
 
 CONTENT = bytes(range(256)) * 40
 

@@ -10,9 +10,9 @@ from fiber.data import open_source, remote_pack
 from fiber.data.storage.remote import RemoteError
 from fiber.data.storage.remote_pack import default_cache, url_of
 from fiber.data.tools.discover import parts_of
-from tests.data.earlier_packs import as_version_1, sign
 from tests.data.faulty_server import served
 from tests.data.remote_batches import batches, same, shards_in
+from tests.data.signed_packs import sign
 
 
 def test_a_memory_file_system(packed_noise, cache):
@@ -53,12 +53,6 @@ def test_data_is_opened_by_its_url(packed_noise, cache, site, monkeypatch):
     monkeypatch.delenv("FIBER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
     assert default_cache() == cache / "xdg" / "fiber" / "packs"
-
-
-def test_a_folder_without_blocks_is_refused(folder, cache, short_pauses):
-    as_version_1(folder)
-    with served(folder) as site, pytest.raises(ValueError, match=r"version 1.*pack the data again"):
-        remote_pack(site.url, cache)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from fiber.data.storage import remote, shard_cache
 from fiber.data.storage.remote import RemoteError
 from fiber.data.storage.shard_cache import CachedShard
 from fiber.data.tools.verify import verify_files
-from tests.data.earlier_packs import sign
 from tests.data.faulty_server import FAULTS, served
 from tests.data.remote_batches import batches, bytes_in, loader, same, shards_in
+from tests.data.signed_packs import sign
 
 GB = 1e9
 

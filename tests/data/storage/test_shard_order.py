@@ -12,7 +12,6 @@ from fiber.data import ConcatRecords, DataLoader, ImageTransform, Tokenizer
 from fiber.data.datasets.resolve import ChosenRecords, open_source
 from fiber.data.sampler import IndexSampler
 from fiber.data.storage.shard_order import ShardGroups, ShardMap
-from fiber.data.text_lengths import LengthTracker
 from fiber.data.tools.pack import pack
 
 NUM_IMAGES = 60
@@ -198,8 +197,7 @@ def test_shards_of_record_sets_made_of_packs(packed):
     found = both.shard_map()
     assert len(found.shards) == 20
     for records in (both, ChosenRecords(both, [3, 300, 170, 0]), train):
-        tracked = LengthTracker(records, Tokenizer.from_file(packed / "tokenizer.json"), 8)
-        shards = tracked.shard_map()
+        shards = records.shard_map()
         for index, number in enumerate(shards.numbers()):
             shade = int(records[index].text.split()[0])
             assert f"{shade:09d}.bmp".encode() in shards.shards[number].path.read_bytes() or (

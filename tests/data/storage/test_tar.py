@@ -315,7 +315,7 @@ def test_sparse_members_are_counted(tmp_path):
     assert contents(TarFile(path)) == CONTENT[1:]
 
 
-def test_an_index_of_an_older_version_is_read(tmp_path):
+def test_an_index_is_read(tmp_path):
     path = write_tar(tmp_path / "a.tar", CONTENT)
     found = path.stat()
     index = {

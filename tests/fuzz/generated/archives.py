@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ from pyarrow import ipc
 
 from fiber.data import open_source
 from fiber.data.storage import pack_description
-from fiber.data.storage.pack_index import pack_entry
 from fiber.data.storage.shard_order import ShardGroups
 from tests.data.shards import write_tar
+from tests.data.signed_packs import line_index
 from tests.fuzz import seeds
-from tests.fuzz.data import PACK_FILES, PACK_FILES_1, signed, sound_pack
+from tests.fuzz.data import LINE_INDEX, LINES, signed, sound_pack
 from tests.fuzz.generated.documents import Document, reads
 from tests.fuzz.generated.encodings import to_json
 from tests.fuzz.generated.text_tables import cell
@@ -147,42 +145,29 @@ def _tar_documents() -> list[Document]:
 
 
 #: Index of the lines of a pack, which has their checksums.
-_LINE_INDEX = "index/train-detection.bin"
-
-
-def _line_index(lines: list[bytes]) -> bytes:
-    starts = accumulate(map(len, lines), initial=0)
-    return b"".join(
-        pack_entry(start, len(line), number, zlib.crc32(line))
-        for number, (start, line) in enumerate(zip(starts, lines, strict=False))
-    )
-
-
-def _pack_document(
-    name: str, names: tuple[str, ...], label: str, *, is_signed: bool = True
-) -> Document:
+def _pack_document(name: str, label: str, *, is_signed: bool = True) -> Document:
     """A file of a pack, with the checksums of the pack as it is written."""
 
     def tree(count: int) -> Any:
-        content = sound_pack(names)[name].decode()
+        content = sound_pack()[name].decode()
         if name.endswith(".jsonl"):
             return tree_of([json.loads(line) for line in content.splitlines()])
         return tree_of(json.loads(content))
 
     def write(content: Any, folder: Path) -> None:
-        files = dict(sound_pack(names))
+        files = dict(sound_pack())
         is_lines = name.endswith(".jsonl") and type(content) is list
         lines = [f"{to_json(line)}\n" for line in content] if is_lines else [to_json(content)]
         files[name] = "".join(lines).encode()
-        if is_lines and _LINE_INDEX in files:
-            files[_LINE_INDEX] = _line_index([line.encode() for line in lines])
+        if is_lines:
+            files[LINE_INDEX] = line_index([line.encode() for line in lines])
         if is_signed:
             files[pack_description.DESCRIPTION] = signed(files)
         for each, data in files.items():
             (folder / each).write_bytes(data)
 
     def prepare(folder: Path) -> None:
-        for each, content in sound_pack(names).items():
+        for each, content in sound_pack().items():
             (folder / each).parent.mkdir(parents=True, exist_ok=True)
             (folder / each).write_bytes(content)
 
@@ -203,11 +188,10 @@ def documents() -> list[Document]:
 
 def packs() -> list[Document]:
     """JSON files of packs, with right checksums and, of pack.json, also without."""
-    first, *others = PACK_FILES
-    json_files = [name for name in PACK_FILES_1 if name.endswith((".json", ".jsonl"))]
     return [
-        _pack_document(first, PACK_FILES, first),
-        _pack_document(first, PACK_FILES, f"{first} without checksums", is_signed=False),
-        _pack_document(others[0], PACK_FILES, others[0]),
-        *(_pack_document(name, PACK_FILES_1, f"{name} of version 1") for name in json_files),
+        _pack_document(pack_description.DESCRIPTION, "pack.json"),
+        _pack_document(
+            pack_description.DESCRIPTION, "pack.json without checksums", is_signed=False
+        ),
+        _pack_document(LINES, LINES),
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fiber.checkpoints.load import read_model
-from fiber.checkpoints.torch_file import read_checkpoint, read_state
+from fiber.checkpoints.torch_file import read_checkpoint
 from fiber.metrics.cider import DocumentFrequencies
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document
@@ -56,11 +56,6 @@ def _tensors(count: int) -> dict[str, torch.Tensor]:
 
 def _state(count: int) -> Any:
     return saved({"state_dict": _tensors(count), "epoch": 3})
-
-
-def _training(count: int) -> Any:
-    parts = {"average": _tensors(count), "optimizer": {"groups": [{"lr": 0.1, "ids": [1, 2]}]}}
-    return saved({**parts, "steps": [1, 2.5, None, True], "name": "run", "pair": (1, (2,))})
 
 
 def _reader(read: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -154,7 +149,6 @@ def documents() -> list[Document]:
     return [
         pickled("tensors", _state, _zipped, read_checkpoint),
         pickled("legacy", legacy, _legacy, read_checkpoint),
-        pickled("training.pt", _training, _zipped, read_state),
         pickled("document frequencies", _frequencies, _write_pickle, DocumentFrequencies.read),
         pickled("published coarse", lambda _: _published("coarse"), _zipped, read_model),
         pickled("published fine", _with_settings, _zipped, read_model),

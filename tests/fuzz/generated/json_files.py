@@ -60,12 +60,20 @@ def _read_words(folder: Path) -> None:
 def _position(count: int) -> dict[str, Any]:
     tasks = {f"task{number}": number for number in range(count + 1)}
     names = dict.fromkeys(tasks, "0" * 64)
-    found = Position(step=7, consumed=tasks, records=tasks, fingerprints=names, scores=(0.5,))
-    return to_dict(found)
+    position = Position(
+        step=7,
+        consumed=tasks,
+        records=tasks,
+        fingerprints=names,
+        vocabulary_sha256="0" * 64,
+        scores=(0.5,),
+    )
+    return to_dict(position)
 
 
 def _metrics(count: int) -> list[dict[str, Any]]:
-    return [{"step": n, "losses": {"itc": 1.0}, "learning_rates": {}} for n in range(count + 1)]
+    rest = {"losses": {"itc": 1.0}, "performance": {"wall_seconds": 2.5, "goodput": 0.9}}
+    return [{"step": number, **rest} for number in range(count + 1)]
 
 
 def _model(folder: Path) -> None:

@@ -5,6 +5,8 @@ from fiber.config import ClipConfig
 from fiber.models.encoders.clip import (
     ClipEncoder,
     QuickGELU,
+)
+from fiber.models.encoders.position_interpolation import (
     resize_position_table,
     resize_position_tables,
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from fiber.config import ClipConfig, RobertaConfig, SwinConfig
+from fiber.config import ClipConfig, RobertaConfig, SwinConfig, preset
 from fiber.config_io import from_dict, to_dict
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 
@@ -50,3 +50,28 @@ def test_wrong_values_are_named(fields, message):
 def test_the_vocabulary_is_that_of_the_text_encoder():
     config = MeterConfig(roberta=RobertaConfig(vocab_size=100)).with_vocabulary(512)
     assert config.vocab_size == config.roberta.vocab_size == 512
+
+
+@pytest.mark.parametrize("config", [MeterConfig(), preset("small")], ids=["METER", "FIBER"])
+def test_the_number_of_answers_is_all_that_changes(config):
+    changed = config.with_answers(7)
+    assert changed.num_answers == 7
+    assert changed.with_answers(config.num_answers) == config
+
+
+def test_what_a_run_may_ask_depends_on_the_encoder_and_on_the_fusion():
+    merged = MeterConfig(cross=CrossConfig(kind="merged_attention"))
+    assert [MeterConfig().has_row_draws, merged.has_row_draws] == [True, False]
+    assert MeterConfig(text_encoder="bert").mlm_units == ("token",)
+    assert MeterConfig().mlm_units == preset("base").mlm_units == ("token", "word", "position")
+
+
+def test_windows_of_published_runs_fit_the_image_size():
+    MeterConfig(**SWIN).check_published()
+    # CLIP has no windows.
+    MeterConfig(swin=SwinConfig(window_size=5)).check_published()
+    wrong = MeterConfig(**{**SWIN, "image_size": 288})
+    with pytest.raises(
+        ValueError, match=r"model.swin.window_size 12 .* expected model.image_size 384"
+    ):
+        wrong.check_published("model.")

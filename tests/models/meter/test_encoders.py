@@ -13,8 +13,7 @@ from fiber.checkpoints.encoders import encoder_states, load_encoder
 from fiber.checkpoints.load import EncoderStates, read_init
 from fiber.checkpoints.published import published_state
 from fiber.config import ClipConfig, SwinConfig
-from fiber.models.encoders.clip import resize_position_table
-from fiber.models.encoders.swin import resize_bias_table
+from fiber.models.encoders.position_interpolation import resize_bias_table, resize_position_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import architecture_of, encoder_format, recognize

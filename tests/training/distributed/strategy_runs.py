@@ -134,6 +134,15 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "tasks__caption__share": 0,
         },
     ),
+    "together": (
+        ("coarse", "meter"),
+        {
+            "tasks__together": True,
+            "tasks__image_text__share": 1,
+            "tasks__question__batch_size": 4,
+            "train__steps": 4,
+        },
+    ),
     "ema": (("coarse", "fine", "meter"), {"train__ema_decay": 0.9}),
     "queue": (
         ("coarse",),

@@ -61,7 +61,7 @@ def test_a_living_rank_that_takes_part_in_nothing_is_named_with_its_place(store,
     places = {beats[1]._thread: ("distributed_c10d.py:9 (all_reduce)", True)}
     places[beats[2]._thread] = ("callback.py:7 (step_ended)", False)
     main = ("heartbeat.py:1 (explain)", True)
-    monkeypatch.setattr(module, "_place", lambda _: places.get(threading.current_thread(), main))
+    monkeypatch.setattr(module, "_location", lambda _: places.get(threading.current_thread(), main))
     with beats[0] as first, beats[1], beats[2]:
         time.sleep(3 * module.INTERVAL_SECONDS)
         found = first.explain(RuntimeError("gloo: timed out"))
@@ -83,7 +83,7 @@ def test_the_place_is_that_of_the_thread_that_trains(store, in_thread):
         thread.join()
     else:
         train()
-    assert re.fullmatch(r"test_heartbeat\.py:\d+ \(train\)", found[0].place)
+    assert re.fullmatch(r"test_heartbeat\.py:\d+ \(train\)", found[0].location)
 
 
 def test_all_ranks_give_the_first_answer(store):
@@ -125,7 +125,7 @@ def test_a_rank_that_stays_at_a_line_is_not_waited_for(store, monkeypatch, moves
     """In the barrier, ranks stay at a line themselves; who works is at another one each time."""
     lines = itertools.count()
 
-    def place(_):
+    def location(_):
         if threading.current_thread() is not beats[1]._thread:
             return "heartbeat.py:1 (barrier)", True
         return f"metric.py:{next(lines) if moves else 7} (compute)", False
@@ -138,7 +138,7 @@ def test_a_rank_that_stays_at_a_line_is_not_waited_for(store, monkeypatch, moves
 
     errors = []
     beats = [Heartbeat(store, rank, 3, timeout_seconds=0.5) for rank in range(3)]
-    monkeypatch.setattr(module, "_place", place)
+    monkeypatch.setattr(module, "_location", location)
     with beats[0] as first, beats[1] as second, beats[2] as third:
         waiting = threading.Thread(target=wait, args=[first])
         waiting.start()

@@ -16,7 +16,7 @@ from fiber.cli import launched, main
 from fiber.training.distributed import launch as module
 from fiber.training.distributed.launch import Job, launch
 
-HERE = module._Place("localhost")
+HERE = module._Node("localhost")
 
 
 @pytest.mark.parametrize(
@@ -48,25 +48,25 @@ def test_one_node_needs_no_address_and_several_share_one():
     assert (alone.rdzv_backend, alone.max_restarts) == ("c10d", 5)
     assert alone.run_id != module._config(Job(processes=2), HERE).run_id
     several = Job(processes=2, nodes=(1, 4), rendezvous="first:29400", id="42")
-    config = module._config(several, module._Place("10.0.0.2"))
+    config = module._config(several, module._Node("10.0.0.2"))
     assert (config.min_nodes, config.max_nodes) == (1, 4)
     assert (config.rdzv_endpoint, config.run_id) == ("first:29400", "42")
     assert (alone.local_addr, config.local_addr) == ("localhost", "10.0.0.2")
     # Otherwise the agent finds it out.
     assert "is_host" not in config.rdzv_configs
-    host = module._config(several, module._Place("10.0.0.1", is_host=True))
+    host = module._config(several, module._Node("10.0.0.1", is_host=True))
     assert host.rdzv_configs["is_host"] is True
 
 
 def test_nohup_keeps_the_job_alive(monkeypatch):
-    place, job = module._Place("localhost"), module.Job(processes=1)
+    node, job = module._Node("localhost"), module.Job(processes=1)
     names = {field.name for field in dataclasses.fields(module.LaunchConfig)}
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
-    before = module._config(job, place)
+    before = module._config(job, node)
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
     if "signals_to_handle" in names:
         assert "SIGHUP" in before.signals_to_handle
-        assert module._config(job, place).signals_to_handle == "SIGTERM,SIGINT,SIGQUIT"
+        assert module._config(job, node).signals_to_handle == "SIGTERM,SIGINT,SIGQUIT"
 
 
 def test_processes_of_a_node_share_their_notes(monkeypatch, tmp_path):

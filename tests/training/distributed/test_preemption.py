@@ -16,15 +16,14 @@ import torch
 from fiber.training import train as training
 from fiber.training.checkpoint import files
 from fiber.training.checkpoint.folder import checkpoints_in
-from fiber.training.checkpoint.layout import CHECKSUMS, OLD_FILES
+from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.preemption import EXIT_CODE, Preempted, StopSignal
 from fiber.training.run_dir import RunFolder, read_metrics
 from fiber.training.trainer import Trainer
 from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, run, with_dropout
-from tests.training.old_checkpoints import save_old
-from tests.training.test_other_data import NEW_FILES
+from tests.training.test_other_data import FILES
 from tests.training.test_trainer import numbers, weights_equal
 
 
@@ -231,7 +230,7 @@ def stopped(pictures, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", [0, 0.3, 0.999])
-@pytest.mark.parametrize("name", [*NEW_FILES, CHECKSUMS])
+@pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
 def test_a_flipped_bit_makes_the_run_go_on_from_the_checkpoint_before(
     pictures, tmp_path, stopped, name, place
 ):
@@ -245,21 +244,6 @@ def test_a_flipped_bit_makes_the_run_go_on_from_the_checkpoint_before(
         run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output, resume=True)
     assert numbers(whole) == numbers(output)
     assert weights_equal(whole, output)
-
-
-@pytest.mark.parametrize("name", OLD_FILES)
-def test_damage_of_a_checkpoint_without_checksums(pictures, tmp_path, monkeypatch, name):
-    # Of an earlier version.
-    output, config = tmp_path / "r", coarse_config(train__steps=9, train__checkpoint_every=3)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save", save_old)
-        run(config, pictures, output)
-    (output / "model.safetensors").unlink()
-    folder = output / "checkpoints" / "step-00000006"
-    (folder / CHECKSUMS).unlink()
-    (folder / name).write_bytes((folder / name).read_bytes()[:-40])
-    with pytest.warns(RuntimeWarning, match=rf"step-00000006.*{name}.*after step 3"):
-        run(coarse_config(train__steps=9, train__checkpoint_every=3), pictures, output, resume=True)
 
 
 def test_only_damaged_checkpoints_are_an_error_and_stay(pictures, tmp_path, stopped):

@@ -36,6 +36,7 @@ def test_two_groups_of_two_ranks_train_as_one_process(tmp_path):
         ("meter", "bfloat16"),
         ("coarse", "no gradient below"),
         ("coarse", "queue"),
+        ("coarse", "together"),
         ("coarse", "muon"),
     ],
 )
@@ -51,6 +52,11 @@ def test_whole_gradients_of_frozen_models_and_micro_batches(tmp_path):
 @pytest.mark.slow
 def test_ranks_exchange_the_directions_of_muon(tmp_path):
     assert_ok(compare(tmp_path, ["replicate"], ["muon"], ["coarse"]))
+
+
+@pytest.mark.slow
+def test_ranks_train_several_tasks_in_a_step(tmp_path):
+    assert_ok(compare(tmp_path, ["replicate"], ["together"], ["coarse"]))
 
 
 def test_differences_are_found():

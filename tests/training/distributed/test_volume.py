@@ -68,11 +68,11 @@ def bytes_of_steps(pictures, output, changes):
     found, parameters = [], []
     real = Trainer.train_step
 
-    def train_step(trainer, task, batches):
+    def train_step(trainer, tasks, batches):
         parameters[:] = [sum(p.numel() for p in trainer.model.parameters())]
         with Counted() as counted:
-            norm = real(trainer, task, batches)
-        found.append((task, dict(counted.sent)))
+            norm = real(trainer, tasks, batches)
+        found.append((*tasks, dict(counted.sent)))
         # What other ranks would send is not numbers.
         trainer.meter._losses = {name: [torch.zeros(())] for name in trainer.meter._losses}
         return torch.zeros_like(norm)

@@ -13,7 +13,6 @@ from fiber.training.micro_batch import MicroBatches
 from fiber.training.objectives import draw
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.forward_passes import ForwardPasses
-from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import freeze
 from tests.training.distributed.strategy_runs import config_of, records_of
@@ -42,9 +41,11 @@ def double(model):
     return copy.deepcopy(model).double()
 
 
-def trained(model, config, batch, task, passes, state=None, *, by_row=False):
-    """Losses, gradients and announcements of one micro-batch."""
-    strategy, step = NoStrategy(), TrainStep(model, config.tasks, state)
+def trained(model, config, batch, task, passes, kept=None, *, by_row=False):
+    """Losses, gradients and announcements of one micro-batch; `kept` is state of the task."""
+    strategy, step = NoStrategy(), TrainStep(model, config.tasks)
+    for name, value in (kept or {}).items():
+        setattr(step.state.trainings[task], name, value)
     micro = MicroBatches(
         step,
         strategy,
@@ -153,17 +154,15 @@ def test_a_queue(coarse):
     )
     for name in ("image_vectors", "text_vectors", "images"):
         setattr(queue, name, getattr(queue, name).double())
-    trained(
-        double(model), config, batch, "image_text", ForwardPasses(1), ObjectiveState(queue=queue)
-    )
+    trained(double(model), config, batch, "image_text", ForwardPasses(1), {"queue": queue})
     assert queue.written == BATCH
     queues = []
 
-    def state():
+    def copied():
         queues.append(copy.deepcopy(queue))
-        return ObjectiveState(queue=queues[-1])
+        return {"queue": queues[-1]}
 
-    compare(model, config, batch, "image_text", 3, state)
+    compare(model, config, batch, "image_text", 3, copied)
     one, many = queues
     assert many.written == 2 * BATCH
     assert torch.allclose(one.image_vectors, many.image_vectors, rtol=LIMIT, atol=LIMIT)
@@ -182,7 +181,7 @@ def test_gold(coarse):
             batches["caption"],
             "caption",
             3,
-            lambda: ObjectiveState(reference=double(model).eval()),
+            lambda: {"reference": double(model).eval()},
         )
 
 

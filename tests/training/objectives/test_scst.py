@@ -16,13 +16,13 @@ from fiber.losses.language import caption_loss
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.tasks.caption import branches as captions
+from fiber.tasks.caption.branches import self_critical_losses
+from fiber.tasks.caption.rewards import CaptionRewards
 from fiber.training.config.tasks import CaptionTask
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
-from fiber.training.objectives import captions
-from fiber.training.objectives.captions import self_critical_losses
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.scst import CaptionRewards, caption_rewards
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.train import train
@@ -62,6 +62,12 @@ def ids_of(tokenizer, *texts: str) -> torch.Tensor:
     rows = [tokenizer.encode(text)[0][1:] for text in texts]
     longest = max(map(len, rows))
     return torch.tensor([[row + [PAD_ID] * (longest - len(row)) for row in rows]])
+
+
+def rewards_of(config, data):
+    """Rewards of the caption task in a run."""
+    state = ObjectiveState.prepared(config, data)
+    return state.trainings["caption"].rewards
 
 
 def test_rewards_by_hand(tokenizer):
@@ -149,7 +155,7 @@ def coarse(pictures):
     config, model, batches = model_and_batches(coarse_config(**CIDER), pictures)
     data = {"caption": all_records(pictures)["caption"]}
     source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
-    return config, model, batches["caption"], caption_rewards(config, source)
+    return config, model, batches["caption"], rewards_of(config, source)
 
 
 def caught_samples(monkeypatch) -> list[torch.Tensor]:
@@ -336,7 +342,7 @@ def earned_by(folder, config, options):
     model = stored.network.eval()
     assert isinstance(model, FiberImageText)
     source = open_data(config, options["data"], tokenizer=stored.tokenizer)
-    rewards = caption_rewards(source.fit_model(config), source)
+    rewards = rewards_of(source.fit_model(config), source)
     assert rewards is not None
     with joined("cpu") as processes:
         streams = TaskLoaders(source.fit_model(config), source, processes, consumed={}, threads=1)
@@ -359,5 +365,4 @@ def test_other_tasks_and_objectives_need_no_rewards(pictures):
     records = all_records(pictures)
     data = {name: records[name] for name in config.tasks.active()}
     source = open_data(config, data, tokenizer=pictures / "tokenizer.json")
-    assert caption_rewards(config, source) is None
-    assert ObjectiveState.of(config, torch.device("cpu")).rewards is None
+    assert rewards_of(config, source) is None

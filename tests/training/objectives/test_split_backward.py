@@ -42,8 +42,10 @@ def one_backward(step, task, batch, draw):
 WAYS = (one_backward, split_backward)
 
 
-def step_of(model, task, state=None):
-    return TrainStep(model, TasksConfig(image_text=task), state)
+def step_of(model, task, queue=None):
+    step = TrainStep(model, TasksConfig(image_text=task))
+    step.state.trainings["image_text"].queue = queue
+    return step
 
 
 def gradients(model):
@@ -127,9 +129,10 @@ def test_parameters_are_those_of_the_model(pictures):
         ),
         pictures,
     )
-    state = ObjectiveState.of(config, torch.device("cpu"), None)
+    state = ObjectiveState.of(config, torch.device("cpu"))
     step = TrainStep(model, config.tasks, state)
-    assert state.queue is not None and state.reference is not None
+    assert state.trainings["image_text"].queue is not None
+    assert state.trainings["caption"].reference is not None
     assert [f"model.{name}" for name in model.state_dict()] == list(step.state_dict())
     assert list(step.parameters()) == list(model.parameters())
 
@@ -145,12 +148,12 @@ def coarse(pictures):
     return config, model, doubled
 
 
-def both_ways(model, batch, task, states):
+def both_ways(model, batch, task, queues):
     """Losses and gradients with one backward pass, and with one for each branch."""
     found = []
-    for run, state in zip(WAYS, states, strict=True):
+    for run, queue in zip(WAYS, queues, strict=True):
         model.zero_grad(set_to_none=True)
-        losses = run(step_of(model, task, state), "image_text", batch, Draw(0, 1))
+        losses = run(step_of(model, task, queue), "image_text", batch, Draw(0, 1))
         found.append((losses, gradients(model)))
     return found
 
@@ -197,13 +200,14 @@ def test_gradients_with_a_queue(pictures):
         pictures,
     )
     batch, task = batches["image_text"], config.tasks.image_text
-    states = [ObjectiveState.of(config, torch.device("cpu"), None) for _ in range(2)]
-    for state in states:
+    states = [ObjectiveState.of(config, torch.device("cpu")) for _ in range(2)]
+    queues = [state.trainings["image_text"].queue for state in states]
+    for queue in queues:
         # Older pairs, so that negatives are not those of the batch.
-        step_of(model, task, state)("image_text", batch, Draw(0, 0))
+        step_of(model, task, queue)("image_text", batch, Draw(0, 0))
     # The queue is float32; a sum of some hundred numbers is exact to some eps = 1.2e-7.
-    assert_same(both_ways(model, batch, task, states), relative=1e-5)
-    assert [state.queue.total for state in states] == [12, 12]
+    assert_same(both_ways(model, batch, task, queues), relative=1e-5)
+    assert [queue.total for queue in queues] == [12, 12]
 
 
 def test_less_is_kept_at_a_time(coarse):

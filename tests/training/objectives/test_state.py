@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fiber.losses.distributed import rank
+from fiber.tasks.caption.branches import caption_losses
 from fiber.training.checkpoint.files import read_tensors, write_tensors
 from fiber.training.config.tasks import CaptionTask, ImageTextTask
-from fiber.training.objectives.captions import caption_losses
 from fiber.training.objectives.draw import Draw
 from fiber.training.objectives.state import ObjectiveState
 from fiber.training.objectives.step import TrainStep
@@ -30,6 +30,10 @@ def coarse(pictures):
     return config, model, batches
 
 
+def queue_of(state):
+    return state.trainings["image_text"].queue
+
+
 def queue_state(config, length=10):
     task = dataclasses.replace(config.tasks.image_text, itc_form="queue", queue_length=length)
     tasks = dataclasses.replace(config.tasks, image_text=task)
@@ -38,7 +42,7 @@ def queue_state(config, length=10):
 
 def test_most_runs_have_no_state(coarse):
     state = ObjectiveState.of(coarse[0], torch.device("cpu"))
-    assert state.queue is state.reference is None
+    assert state.trainings["image_text"].queue is state.trainings["caption"].reference is None
     assert state.state_dict() == {}
 
 
@@ -47,21 +51,21 @@ def test_the_queue_is_written_in_training_mode_only(coarse):
     task, state = queue_state(config)
     batch = batches["image_text"]
     model.eval()
-    image_text_losses(model, batch, task, Draw(0, 0), state.queue)
-    assert state.queue.total == 0
+    image_text_losses(model, batch, task, Draw(0, 0), queue_of(state))
+    assert queue_of(state).total == 0
     model.train()
-    losses = image_text_losses(model, batch, task, Draw(0, 0), state.queue)
-    assert state.queue.total == 4
+    losses = image_text_losses(model, batch, task, Draw(0, 0), queue_of(state))
+    assert queue_of(state).total == 4
     assert losses.keys() == {"itc", "itm", "mlm"}
-    assert torch.equal(state.queue.images[:4], batch.images)
+    assert torch.equal(queue_of(state).images[:4], batch.images)
     vectors = model.embed_images(batch.images)
-    torch.testing.assert_close(state.queue.image_vectors[:4], vectors, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(queue_of(state).image_vectors[:4], vectors, rtol=1e-4, atol=1e-6)
 
 
 def test_an_empty_queue_gives_the_losses_of_the_batch(coarse):
     config, model, batches = coarse
     task, state = queue_state(config)
-    queued = image_text_losses(model, batches["image_text"], task, Draw(0, 1), state.queue)
+    queued = image_text_losses(model, batches["image_text"], task, Draw(0, 1), queue_of(state))
     plain_task = dataclasses.replace(task, itc_form="gather")
     plain = image_text_losses(model, batches["image_text"], plain_task, Draw(0, 1))
     for name, loss in plain.items():
@@ -73,13 +77,13 @@ def test_negatives_of_the_queue_run_through_the_model(coarse):
     task, state = queue_state(config)
     batch = batches["image_text"]
     only_matching = dataclasses.replace(task, itc=0.0, mlm=0.0)
-    image_text_losses(model, batch, task, Draw(0, 0), state.queue)
+    image_text_losses(model, batch, task, Draw(0, 0), queue_of(state))
     # The same pairs again, as if they were others: negatives may come from the queue.
     other = dataclasses.replace(
         batch, image_ids=batch.image_ids + 1000, token_ids=batch.token_ids.roll(1, 0)
     )
     other = dataclasses.replace(other, text_mask=batch.text_mask.roll(1, 0))
-    losses = image_text_losses(model, other, only_matching, Draw(0, 1), state.queue)
+    losses = image_text_losses(model, other, only_matching, Draw(0, 1), queue_of(state))
     assert losses.keys() == {"itm"}
     assert torch.isfinite(losses["itm"])
 
@@ -99,7 +103,8 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     task = CaptionTask(share=1, objective="gold", gold_copy_every=3)
     tasks = dataclasses.replace(config.tasks, caption=task)
     state = ObjectiveState.of(dataclasses.replace(config, tasks=tasks), torch.device("cpu"))
-    assert state.reference is not None
+    caption = state.trainings["caption"]
+    assert caption.reference is not None
     weight = model.itm_head.weight
     before = weight.detach().clone()
     seen = []
@@ -107,11 +112,11 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
         state.begin_step(step, model.state_dict)
         with torch.no_grad():
             weight.add_(1.0)
-        seen.append(round((state.reference.itm_head.weight - before).mean().item()))
+        seen.append(round((caption.reference.itm_head.weight - before).mean().item()))
     assert seen == [0, 0, 0, 3, 3]
     losses = TrainStep(model, tasks, state)("caption", batches["caption"], Draw(0, 0))
     losses["caption"].backward()
-    assert all(p.grad is None for p in state.reference.parameters())
+    assert all(p.grad is None for p in caption.reference.parameters())
     likelihood = next(caption_losses(model, batches["caption"], CaptionTask(share=1), Draw(0, 0)))
     # Every weight is at most 1.
     assert losses["caption"] < likelihood["caption"]
@@ -153,7 +158,7 @@ def named_tensors(state):
 def write_queue(folder):
     """Enqueue six pairs of each rank in two batches, more than fit; write a checkpoint."""
     state = new_queue()
-    queue = state.queue
+    queue = state.trainings["image_text"].queue
     for batch in range(2):
         numbers = torch.arange(3) + 10 * rank() + 100 * batch
         images = numbers[:, None, None, None].expand(3, *queue.images.shape[1:]).float()
@@ -172,7 +177,7 @@ def read_queue(folder):
     state.load_state_dict(
         {"queue": {name.removeprefix("queue/"): value for name, value in targets.items()}}
     )
-    queue = state.queue
+    queue = state.trainings["image_text"].queue
     return queue.images[:, 0, 0, 0].clone(), queue.image_ids, torch.tensor(queue.pointer)
 
 

@@ -9,7 +9,7 @@ from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
 from fiber.losses.language import mlm_loss
 from fiber.models.registry import build_model
-from fiber.training import data as training_data
+from fiber.tasks.image_text import train as image_text_train
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
@@ -36,7 +36,8 @@ def model_and_batches(config, pictures, records=None):
 
 def image_text_losses(model, batch, task, draw, queue=None):
     """Losses of the image-text task with one graph."""
-    step = TrainStep(model, TasksConfig(image_text=task), ObjectiveState(queue=queue))
+    step = TrainStep(model, TasksConfig(image_text=task))
+    step.state.trainings["image_text"].queue = queue
     return step("image_text", batch, draw)
 
 
@@ -171,7 +172,7 @@ def test_every_parameter_learns_from_some_task(pictures, build):
 def test_captions_without_words_train_to_finite_losses(pictures, texts, form, monkeypatch):
     """Empty captions are alike, so they are no negatives of one another, and no word is picked."""
     # Records that are all alike are refused, but a batch of others may be.
-    monkeypatch.setattr(training_data, "_check_negatives", lambda *given: None)
+    monkeypatch.setattr(image_text_train, "check_negatives", lambda *given: None)
     config = coarse_config(tasks__image_text__itc_form=form)
     records = all_records(pictures)
     for name in ("image_text", "caption"):

@@ -185,10 +185,11 @@ def test_a_queue_sends_its_pairs(image_text, counter):
     assert counter.bytes["all_to_all"] == images
     assert expected.negatives == ring * images
     state = ObjectiveState.of(config, torch.device("cpu"))
-    assert state.queue is not None
-    stored = sum(getattr(state.queue, name).nbytes for name in state.queue.TENSORS)
-    assert queue_pair_bytes(config) * len(state.queue) - stored == images * counter.ranks
-    assert state.queue.images.nbytes == images
+    queue = state.trainings["image_text"].queue
+    assert queue is not None
+    stored = sum(getattr(queue, name).nbytes for name in queue.TENSORS)
+    assert queue_pair_bytes(config) * len(queue) - stored == images * counter.ranks
+    assert queue.images.nbytes == images
 
 
 def test_ranking_sends_random_images(model_and_batch, counter):  # noqa: F811

@@ -1,4 +1,4 @@
-"""Goodput over starts, kills and restarts, and metrics of earlier versions."""
+"""Goodput over starts, kills and restarts."""
 
 import json
 import time
@@ -56,12 +56,6 @@ def test_a_clock_that_was_set_back_gives_no_negative_pause(tmp_path):
         begin_attempt(tmp_path, lines, 1, started=20.0, environment=by_torchrun(1)).wall_seconds
         == 100.0
     )
-
-
-def test_metrics_of_an_earlier_version_count_as_they_are(tmp_path):
-    old = [{"step": 1, "seconds": 3.0}, {"step": 2, "seconds": 7.0}]
-    first = begin_attempt(tmp_path, old, 2, started=50.0, environment={})
-    assert (first.wall_seconds, first.step_seconds, first.restarts) == (7.0, 7.0, 0)
 
 
 @pytest.mark.parametrize(

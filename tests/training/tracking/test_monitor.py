@@ -1,6 +1,5 @@
 """The field "performance" of a line of metrics."""
 
-import json
 import types
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch.distributed as dist
 
 from fiber.training.distributed.processes import Processes
 from fiber.training.plan.step_cost import StepFlops
-from fiber.training.run_dir import draw_curves, read_metrics
+from fiber.training.run_dir import read_metrics
 from fiber.training.tracking import monitor as monitor_module
 from fiber.training.tracking.callback import Callback
 from fiber.training.tracking.goodput import begin_attempt
@@ -129,23 +128,3 @@ def test_the_page_names_every_field_and_callback(pictures, tmp_path):
     assert len(methods) == 5
     assert [name for name in methods if f"| `{name}` |" not in page] == []
     assert [name for name in TRACKERS if f"| `{name}` |" not in page] == []
-
-
-def test_metrics_of_an_earlier_version_are_read_and_drawn(pictures, tmp_path):
-    """A run of an earlier version goes on, and its curves have old and new lines."""
-    folder, config = tmp_path / "r", coarse_config(train__steps=8)
-    run(config, pictures, folder)
-    (folder / "model.safetensors").unlink()
-    (folder / "attempts.jsonl").unlink()
-    file = folder / "metrics.jsonl"
-    old = [
-        {name: value for name, value in line.items() if name != "performance"}
-        for line in read_metrics(file)
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in old))
-    lines = run(config, pictures, folder, resume=True).metrics
-    assert ["performance" in line for line in lines] == [False] * 4 + [True] * 4
-    # Its steps count as they are.
-    seconds = lines[3]["seconds"]
-    assert lines[4]["performance"]["wall_seconds"] > seconds
-    assert draw_curves(lines, tmp_path / "curves.png")

@@ -11,10 +11,10 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from . import task as tasks
-from .task import SIZE, Epoch, Task
+from .task import SIZE, Epoch, PeerTask
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Build the pipeline for the task."""
     pipeline = pipeline_def(
         batch_size=task.batch_size,
@@ -36,12 +36,12 @@ def open_peer(task: Task) -> Epoch:
     return epoch
 
 
-def _encoded(task: Task) -> Any:
+def _encoded(task: PeerTask) -> Any:
     encoded, _ = fn.readers.file(files=list(task.files), random_shuffle=False)
     return encoded
 
 
-def _coarse(task: Task) -> Any:
+def _coarse(task: PeerTask) -> Any:
     encoded, mirror = _encoded(task), 0
     if task.work == "squash":
         images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
@@ -69,7 +69,7 @@ def _coarse(task: Task) -> Any:
     )
 
 
-def _fine(task: Task) -> Any:
+def _fine(task: PeerTask) -> Any:
     """Resize, flip and normalize images. Boxes are in normalized coordinates, as DALI expects."""
 
     def next_boxes() -> Iterator[list[np.ndarray]]:
@@ -101,7 +101,7 @@ def _fine(task: Task) -> Any:
     return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
 
 
-def _normalized_boxes(task: Task, index: int) -> np.ndarray:
+def _normalized_boxes(task: PeerTask, index: int) -> np.ndarray:
     height, width = task.sizes[index]
     scale = np.array([width, height, width, height], np.float32)
     return np.clip(np.asarray(task.boxes[index], np.float32) / scale, 0, 1)

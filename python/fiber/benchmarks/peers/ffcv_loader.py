@@ -20,7 +20,7 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTen
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
+from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, PeerTask
 
 # pyright: reportMissingImports=false
 
@@ -38,7 +38,7 @@ class IndexedImages:
         return np.asarray(Image.open(self.files[index]).convert("RGB")), 0
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Convert the images (variant "jpg" or "raw") and open the converted file."""
     torch.set_num_threads(1)
     numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
@@ -60,7 +60,7 @@ def open_peer(task: Task) -> Epoch:
     return lambda number: (images for images, _ in loader)
 
 
-def _page_size(task: Task) -> int:
+def _page_size(task: PeerTask) -> int:
     """Return FFCV's default page size of 8 MiB, or a larger one that every image fits into.
 
     An image that does not fit into a page crashes a worker of the writer, which then hangs.
@@ -69,7 +69,7 @@ def _page_size(task: Task) -> int:
     return max(1 << 23, 1 << largest.bit_length())
 
 
-def _operations(task: Task) -> list[Any]:
+def _operations(task: PeerTask) -> list[Any]:
     if task.work == "crop":
         decoder = RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale=SCALE, ratio=RATIO)
         operations: list[Any] = [decoder, RandomHorizontalFlip()]

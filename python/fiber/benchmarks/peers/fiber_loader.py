@@ -12,13 +12,13 @@ import torch
 from fiber.data import DataLoader, ImageTransform, Record, Tokenizer
 
 from . import task as tasks
-from .task import SIZE, Epoch, Task
+from .task import SIZE, Epoch, PeerTask
 from .texts import batches_of_texts
 
 _DTYPES = {"int64": torch.int64, "bool": torch.bool}
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open the loader or the tokenizer."""
     if task.work in ("captions", "offsets", "prompt"):
         return _texts(task)
@@ -40,7 +40,7 @@ def open_peer(task: Task) -> Epoch:
     )
 
 
-def _record(task: Task, index: int) -> Record:
+def _record(task: PeerTask, index: int) -> Record:
     text = task.texts[index % len(task.texts)]
     record = Record(key=str(index), images=(task.files[index],), text=text)
     if task.work != "fine":
@@ -66,7 +66,7 @@ def _transform(work: str) -> ImageTransform:
     )
 
 
-def _texts(task: Task) -> Epoch:
+def _texts(task: PeerTask) -> Epoch:
     tokenizer = Tokenizer.from_file(task.tokenizer)
     if task.work == "prompt":
         spans = [[(start, end)] for start, end in task.char_spans[0]]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .task import Epoch, Task, fine_size
+from .task import Epoch, PeerTask, fine_size
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     images = [np.asarray(boxes, np.float32) for boxes in task.boxes]
 

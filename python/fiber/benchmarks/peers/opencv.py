@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from . import task as tasks
-from .task import SIZE, Epoch, Task
+from .task import SIZE, Epoch, PeerTask
 
 #: Mean and standard deviation of values in [0, 255], in channel order.
 _COARSE = ([m * 255 for m in tasks.MEAN], [s * 255 for s in tasks.STD])
@@ -23,7 +23,7 @@ _FINE = (tasks.FINE_MEAN[::-1], tasks.FINE_STD[::-1])
 _kept = threading.local()
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Start threads that decode, resize, flip and normalize images into a reused batch."""
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(task.threads)
@@ -41,14 +41,14 @@ def open_peer(task: Task) -> Epoch:
     def fine(number: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for start in starts:
             places = range(start, min(start + task.batch_size, len(task.files)))
-            found = list(pool.map(lambda index: _fine_pixels(task, index), places))
-            pixels = [pixels for pixels, _ in found]
+            results = list(pool.map(lambda index: _fine_pixels(task, index), places))
+            pixels = [pixels for pixels, _ in results]
             height = tasks.padded_side(max(one.shape[0] for one in pixels))
             width = tasks.padded_side(max(one.shape[1] for one in pixels))
-            shape = (len(found), 3, height, width)
+            shape = (len(results), 3, height, width)
             batch = memory[: np.prod(shape)].reshape(shape)
-            list(pool.map(_normalize, pixels, batch, [_FINE] * len(found)))
-            yield batch, [boxes for _, boxes in found]
+            list(pool.map(_normalize, pixels, batch, [_FINE] * len(results)))
+            yield batch, [boxes for _, boxes in results]
 
     return fine if task.work == "fine" else coarse
 
@@ -60,7 +60,7 @@ def _read(path: str, color: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     return pixels
 
 
-def _coarse(path: str, place: np.ndarray, work: str) -> None:
+def _coarse(path: str, slot: np.ndarray, work: str) -> None:
     pixels = _read(path)
     if work == "crop":
         height, width = pixels.shape[:2]
@@ -71,10 +71,10 @@ def _coarse(path: str, place: np.ndarray, work: str) -> None:
     pixels = cv2.resize(pixels, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     if work == "crop" and random.random() < 0.5:
         pixels = cv2.flip(pixels, 1)
-    _normalize(pixels, place, _COARSE)
+    _normalize(pixels, slot, _COARSE)
 
 
-def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
+def _normalize(pixels: np.ndarray, slot: np.ndarray, numbers: Any) -> None:
     """Normalize (h, w, 3) pixels into the top left corner of a (3, H, W) slot; zero the rest."""
     mean, std = numbers
     height, width = pixels.shape[:2]
@@ -86,13 +86,13 @@ def _normalize(pixels: np.ndarray, place: np.ndarray, numbers: Any) -> None:
     times: Any = (*(1 / s for s in std), 0)
     cv2.subtract(pixels, less, dst=values, dtype=cv2.CV_32F)
     cv2.multiply(values, times, dst=values)
-    for channel, plane in enumerate(place):
+    for channel, plane in enumerate(slot):
         cv2.extractChannel(values, channel, plane[:height, :width])
         plane[height:] = 0
         plane[:height, width:] = 0
 
 
-def _fine_pixels(task: Task, index: int) -> tuple[np.ndarray, np.ndarray]:
+def _fine_pixels(task: PeerTask, index: int) -> tuple[np.ndarray, np.ndarray]:
     pixels = _read(task.files[index], cv2.IMREAD_COLOR_BGR)
     boxes = np.asarray(task.boxes[index], np.float32)
     old_height, old_width = pixels.shape[:2]

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from .task import FINE_MEAN, FINE_STD, MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task, fine_size
+from .task import FINE_MEAN, FINE_STD, MEAN, RATIO, SCALE, SIZE, STD, Epoch, PeerTask, fine_size
 from .torch_batches import pad_pairs, with_data_loader
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open the pipeline of the coarse or the fine stage."""
     if task.work == "boxes":
         return _boxes_only(task)
@@ -49,7 +49,7 @@ def coarse_transform(work: str) -> Callable[[Image.Image], Tensor]:
     return T.Compose([*first, T.ToTensor(), T.Normalize(MEAN, STD)])
 
 
-def _fine(task: Task, index: int) -> tuple[Tensor, Tensor]:
+def _fine(task: PeerTask, index: int) -> tuple[Tensor, Tensor]:
     """Resize, flip, convert to BGR in [0, 255] and normalize an image, and transform its boxes."""
     image: Any = read(task.files[index])
     boxes = torch.tensor(task.boxes[index])
@@ -86,7 +86,7 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.cat((width - x1 - 1, y0, width - x0 - 1, y1), dim=-1)
 
 
-def _boxes_only(task: Task) -> Epoch:
+def _boxes_only(task: PeerTask) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
     images = [torch.tensor(boxes) for boxes in task.boxes]

@@ -12,10 +12,10 @@ import spdl.io
 import torch
 from spdl.pipeline import PipelineBuilder
 
-from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
+from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, PeerTask
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open a pipeline that yields images in the order of the files."""
     torch.set_num_threads(1)
     mean = torch.tensor(MEAN).view(1, 1, 1, 3) * 255

@@ -34,7 +34,7 @@ Epoch = Callable[[int], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class PeerTask:
     """Kind of work, data and options. Only `variant` and `cache` differ between peers."""
 
     #: "squash", "crop", "fine", "captions", "offsets", "prompt" or "boxes".

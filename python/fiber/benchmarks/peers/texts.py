@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .task import MAX_TOKENS, PAD_ID, Epoch, Task
+from .task import MAX_TOKENS, PAD_ID, Epoch, PeerTask
 
 #: Encodes a batch of texts as padded ids, a mask and possibly other arrays.
 Encode = Callable[[list[str]], Any]
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open the tokenizer given by the task's variant.
 
     The work is "captions" (ids), "offsets" (ids and offsets) or "prompt" (one long text and the
@@ -27,14 +27,14 @@ def open_peer(task: Task) -> Epoch:
     return batches_of_texts(task, makers[task.variant](task))
 
 
-def batches_of_texts(task: Task, encode: Encode) -> Epoch:
+def batches_of_texts(task: PeerTask, encode: Encode) -> Epoch:
     """Return a function that encodes all texts in batches once per epoch."""
     starts = range(0, len(task.texts), task.batch_size)
     batches = [list(task.texts[start : start + task.batch_size]) for start in starts]
     return lambda number: map(encode, batches)
 
 
-def _tokenizers(task: Task) -> Encode:
+def _tokenizers(task: PeerTask) -> Encode:
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -69,7 +69,7 @@ def _positive_map(encoding: Any, char_spans: Sequence[Sequence[int]]) -> Any:
     return marked / (marked.sum(-1, keepdims=True) + 1e-6)
 
 
-def _transformers(task: Task) -> Encode:
+def _transformers(task: PeerTask) -> Encode:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -81,7 +81,7 @@ def _transformers(task: Task) -> Encode:
     return lambda texts: tuple(tokenizer(texts, **settings).values())
 
 
-def _gigatoken(task: Task) -> Encode:
+def _gigatoken(task: PeerTask) -> Encode:
     import gigatoken
 
     tokenizer = gigatoken.Tokenizer(task.tokenizer)

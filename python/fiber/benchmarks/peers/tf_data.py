@@ -8,10 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
+from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, PeerTask
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Build the dataset with a private pool of `task.threads` threads."""
     tf.config.threading.set_inter_op_parallelism_threads(task.threads)
     tf.config.threading.set_intra_op_parallelism_threads(task.threads)

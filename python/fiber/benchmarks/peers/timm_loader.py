@@ -11,11 +11,11 @@ from PIL import Image
 from timm.data.loader import fast_collate
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 
-from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, Task
+from .task import MEAN, RATIO, SCALE, SIZE, STD, Epoch, PeerTask
 from .torch_batches import with_data_loader
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open timm's training or evaluation pipeline."""
     # timm's annotations reject `color_jitter=None`, which disables color jitter, and include the
     # three transforms that only `separate=True` returns.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .task import Epoch, Task, padded_side
+from .task import Epoch, PeerTask, padded_side
 
 
 class LoadedImages(Dataset):
@@ -28,7 +28,7 @@ class LoadedImages(Dataset):
 
 
 def with_data_loader(
-    load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
+    load: Callable[[int], Any], task: PeerTask, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
     """Load samples in `task.threads` persistent worker processes."""
     torch.set_num_threads(1)
@@ -44,7 +44,7 @@ def with_data_loader(
 
 
 def with_threads(
-    load: Callable[[int], Any], task: Task, collate: Callable[[list[Any]], Any] | None = None
+    load: Callable[[int], Any], task: PeerTask, collate: Callable[[list[Any]], Any] | None = None
 ) -> Epoch:
     """Load samples in `task.threads` threads, prefetching two batches."""
     collate = collate or torch.stack
@@ -78,8 +78,8 @@ def pad_images(images: Sequence[Tensor]) -> Tensor:
     height = padded_side(max(image.shape[1] for image in images))
     width = padded_side(max(image.shape[2] for image in images))
     batch = images[0].new_zeros(len(images), 3, height, width)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]].copy_(image)
+    for padded, image in zip(batch, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]].copy_(image)
     return batch
 
 

@@ -13,11 +13,11 @@ from torchvision import io, tv_tensors
 from torchvision.transforms import InterpolationMode
 
 from . import task as tasks
-from .task import SIZE, Epoch, Task
+from .task import SIZE, Epoch, PeerTask
 from .torch_batches import pad_pairs, with_data_loader, with_threads
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Open the pipeline of the task's variant.
 
     Variants "pil" (Pillow's decoder) and "io" (torchvision's decoder) use DataLoader; "threads"
@@ -36,7 +36,7 @@ def decoded(path: str) -> Any:
     return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
 
 
-def _coarse(task: Task) -> Callable[[int], Any]:
+def _coarse(task: PeerTask) -> Callable[[int], Any]:
     bicubic = InterpolationMode.BICUBIC
     with_pillow = task.variant == "pil"
     if task.work == "squash":
@@ -61,7 +61,7 @@ def _coarse(task: Task) -> Callable[[int], Any]:
     return load
 
 
-def _fine(task: Task) -> Callable[[int], tuple[Tensor, Tensor]]:
+def _fine(task: PeerTask) -> Callable[[int], tuple[Tensor, Tensor]]:
     geometry = T.Compose(
         [
             T.ClampBoundingBoxes(),
@@ -94,7 +94,7 @@ def _boxes(boxes: Any, size: Sequence[int]) -> Any:
     )
 
 
-def _boxes_only(task: Task) -> Epoch:
+def _boxes_only(task: PeerTask) -> Epoch:
     """Clip, resize and flip the boxes of each image."""
     torch.set_num_threads(1)
     images = [_boxes(boxes, size) for boxes, size in zip(task.boxes, task.sizes, strict=True)]

@@ -12,11 +12,11 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from .published import coarse_transform
-from .task import Epoch, Task
+from .task import Epoch, PeerTask
 from .torch_batches import one_thread
 
 
-def open_peer(task: Task) -> Epoch:
+def open_peer(task: PeerTask) -> Epoch:
     """Write one shard per worker, and open the shards."""
     torch.set_num_threads(1)
     # Write only full batches to every shard, so that no batch is short.

@@ -41,7 +41,7 @@ def main() -> None:
     sys.modules[PACKAGE] = package
     try:
         order = json.loads(sys.stdin.readline())
-        task = importlib.import_module(f"{PACKAGE}.task").Task(**order["task"])
+        task = importlib.import_module(f"{PACKAGE}.task").PeerTask(**order["task"])
         epoch = importlib.import_module(f"{PACKAGE}.{order['module']}").open_peer(task)
         answer(versions=versions(order["distributions"]))
         for line in sys.stdin:
@@ -54,11 +54,11 @@ def main() -> None:
 
 def versions(distributions: list[str]) -> dict[str, str]:
     """Return the versions of the given distributions that are installed."""
-    found = {}
+    installed = {}
     for name in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _run(epoch: Any, repeats: int, number: int, sample: str) -> int:

@@ -157,35 +157,35 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     # The boxes of a split may be part of another split's file.
     if source == "detection" and coco_folders.find(data, split) is not None:
         return first.reader, None
-    found = _layouts_in(source, data, split)
-    if not found:
+    matches = _layouts_in(source, data, split)
+    if not matches:
         raise FileNotFoundError(_missing(source, data, split))
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(data)) for path in found.values())
+    if len(matches) > 1:
+        names = ", ".join(str(path.relative_to(data)) for path in matches.values())
         others = (name for name in LAYOUTS if name != source)
         raise AmbiguousLayoutError(
             f"{data} has {source} for split {shown(split)} in several layouts; pass one of these"
             f" files instead: {names}",
-            tuple(name for name in others if _reads_one(name, data, split, found)),
+            tuple(name for name in others if _reads_one(name, data, split, matches)),
         )
-    return next(iter(found.items()))
+    return next(iter(matches.items()))
 
 
 def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
     """Return the readers of a source that match files in a folder, with the first file of each."""
-    found: dict[Reader, Path] = {}
+    matches: dict[Reader, Path] = {}
     for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
-        if layout.split not in ("", split) or (layout.is_fallback and found):
+        if layout.split not in ("", split) or (layout.is_fallback and matches):
             continue
         for path in matching(folder, layout.pattern, split)[:1]:
-            found.setdefault(layout.reader, path)
-    return found
+            matches.setdefault(layout.reader, path)
+    return matches
 
 
-def _reads_one(source: str, folder: Path, split: str, found: dict[Reader, Path]) -> bool:
-    """Return whether `source` would select exactly one of the readers in `found`."""
-    own = found.keys() & {layout.reader for layout in LAYOUTS[source]}
-    return len(own) == 1 or bool(own and matching(folder, LAYOUTS[source][0].pattern, split))
+def _reads_one(source: str, folder: Path, split: str, matches: dict[Reader, Path]) -> bool:
+    """Return whether `source` would select exactly one of the readers in `matches`."""
+    common = matches.keys() & {layout.reader for layout in LAYOUTS[source]}
+    return len(common) == 1 or bool(common and matching(folder, LAYOUTS[source][0].pattern, split))
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
@@ -281,18 +281,18 @@ def check_records(given: Any, expected: str) -> None:
         try:
             if not len(given) or isinstance(given[0], Record):
                 return
-            found = f"{kind} whose first item is {shown(given[0])} ({type(given[0]).__name__})"
+            got = f"{kind} whose first item is {shown(given[0])} ({type(given[0]).__name__})"
         except (KeyError, TypeError) as error:
-            found = f"{kind}, of which [0] fails with {type(error).__name__}"
+            got = f"{kind}, of which [0] fails with {type(error).__name__}"
     else:
-        found = f"{kind} {shown(given)}"
-    raise TypeError(f"{expected}; got {found}")
+        got = f"{kind} {shown(given)}"
+    raise TypeError(f"{expected}; got {got}")
 
 
 def check_supported(given: Any, expected: str) -> None:
     """Raise TypeError, with what to do, for data such as a data frame; see `unsupported_object`."""
-    if (found := unsupported_object(given)) is not None:
-        raise TypeError(f"{expected}; got {found}")
+    if (advice := unsupported_object(given)) is not None:
+        raise TypeError(f"{expected}; got {advice}")
 
 
 class ChosenRecords:

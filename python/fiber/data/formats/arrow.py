@@ -142,12 +142,12 @@ def entailment_records(tables: Tables) -> RowRecords:
     for number, table in enumerate(tables.tables):
         image = _columns_in(table, IMAGES)[0]
         columns = [table.values(*_columns_in(table, (name,))) for name in ("sentences", "labels")]
-        for place, (sentences, labels) in enumerate(zip(*columns, strict=True)):
+        for row_number, (sentences, labels) in enumerate(zip(*columns, strict=True)):
             row = DataRow(
-                where=f"{table.path}: row {place}",
-                key=f"{table.path.stem}/{place}",
+                where=f"{table.path}: row {row_number}",
+                key=f"{table.path.stem}/{row_number}",
                 values={},
-                locations=((number, place, image),),
+                locations=((number, row_number, image),),
             )
             with named(row.where):
                 check_one_each(labels, "labels", sentences)
@@ -177,14 +177,14 @@ def statement_records(tables: Tables) -> RowRecords:
         for name in names:
             _columns_in(table, (name,))
         columns = [table.values(name) for name in names[2:]]
-        for place, (texts, answers, identifier) in enumerate(zip(*columns, strict=True)):
-            where = f"{table.path}: row {place}"
+        for row_number, (texts, answers, identifier) in enumerate(zip(*columns, strict=True)):
+            where = f"{table.path}: row {row_number}"
             with named(where):
                 row = DataRow(
                     where=where,
                     key=f"{table.path.stem}/{check_id(identifier, 'identifier')}",
                     values={},
-                    locations=((number, place, "image_0"), (number, place, "image_1")),
+                    locations=((number, row_number, "image_0"), (number, row_number, "image_1")),
                 )
                 check_one_each(answers, "answers", texts)
                 for index, (text, answer) in enumerate(zip(texts, answers, strict=True)):

@@ -166,14 +166,14 @@ class _ArrowTable(Table):
         self._problems: dict[tuple[int, int], str | None] = {}
 
     def _column(self, part: int, column: str) -> Any:
-        place = self.columns.index(column)
-        found = self._batches[part].column(place)
-        if (part, place) not in self._problems:
-            self._problems[part, place] = _problem_of(found, self._batches[part].num_rows)
-        problem = self._problems[part, place]
+        index = self.columns.index(column)
+        values = self._batches[part].column(index)
+        if (part, index) not in self._problems:
+            self._problems[part, index] = _problem_of(values, self._batches[part].num_rows)
+        problem = self._problems[part, index]
         if problem is not None:
             raise ValueError(problem)
-        return found
+        return values
 
 
 def _problem_of(values: Any, rows: int) -> str | None:
@@ -209,11 +209,11 @@ class _ParquetTable(Table):
         self._file.check_now()
         try:
             with self._lock:
-                found = self._reader.read(columns=[column]).column(0)
-            found.validate(full=True)
-            if len(found) != (rows := self._ends[-1] if self._ends else 0):
-                raise ValueError(f"the column has {len(found)} values; expected {rows}")
-            return found.to_pylist()
+                values = self._reader.read(columns=[column]).column(0)
+            values.validate(full=True)
+            if len(values) != (rows := self._ends[-1] if self._ends else 0):
+                raise ValueError(f"the column has {len(values)} values; expected {rows}")
+            return values.to_pylist()
         except Exception as problem:
             raise ValueError(
                 f"{self.path}: cannot read column {column!r}: {_line(problem)}"
@@ -223,9 +223,9 @@ class _ParquetTable(Table):
         key, cache = (part, column), self._cache
         with self._lock:
             if key not in cache:
-                found = self._reader.read_row_group(part, columns=[column]).column(0)
-                found.validate(full=True)
-                cache[key] = found
+                values = self._reader.read_row_group(part, columns=[column]).column(0)
+                values.validate(full=True)
+                cache[key] = values
                 while len(cache) > 1 and sum(a.nbytes for a in cache.values()) > CACHE_BYTES:
                     cache.popitem(last=False)
             cache.move_to_end(key)

@@ -80,9 +80,9 @@ def jsonl_captions(
         if not isinstance(texts, list) or not texts:
             raise lines.error(f"has 'texts' {shown(texts)}; expected a nonempty list of strings")
         image = lines.image(entry)
-        for place, text in enumerate(texts):
-            text = lines.text({(field := f"texts[{place}]"): text}, field) if several else text
-            name = f"{key}-{place}" if several else key
+        for index, text in enumerate(texts):
+            text = lines.text({(field := f"texts[{index}]"): text}, field) if several else text
+            name = f"{key}-{index}" if several else key
             if (image, text) in seen:
                 out.skip("repeated captions")
                 continue

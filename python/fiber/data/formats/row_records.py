@@ -101,14 +101,14 @@ def caption_records(source: RowSource) -> RowRecords:
             one = isinstance(texts, str)
             if not texts and not one:
                 out.skip("pictures without captions")
-            for place, text in enumerate([texts] if isinstance(texts, str) else texts):
+            for index, text in enumerate([texts] if isinstance(texts, str) else texts):
                 if not text.strip():
                     out.skip("empty captions")
                 elif text in seen:
                     out.skip("repeated captions")
                 else:
                     seen.add(text)
-                    key = row.key if one else f"{row.key}-{place}"
+                    key = row.key if one else f"{row.key}-{index}"
                     out.add(row, key=key, text=text, image_id=_image_id(row))
     out.add_report(source)
     return out
@@ -123,8 +123,8 @@ def question_records(source: RowSource) -> RowRecords:
     out = RowRecords(source)
     for row in source.rows("questions"):
         with named(row.where):
-            for place, (number, fields) in enumerate(questions_of(row.values)):
-                key = f"{row.key}-{place}" if "questions" in row.values else row.key
+            for index, (number, fields) in enumerate(questions_of(row.values)):
+                key = f"{row.key}-{index}" if "questions" in row.values else row.key
                 if number is not None:
                     key = f"{row.key.rpartition('/')[0]}/{number}"
                 out.add(row, key=key, image_id=_image_id(row), **fields)

@@ -74,14 +74,14 @@ def questions_of(row: Mapping[str, Any]) -> Iterator[tuple[str | int | None, dic
     for name, values in (("question_id", number), ("answers", answers), ("answer_scores", scores)):
         if values is not None and values != []:
             check_one_each(values, name, questions)
-    for place, text in enumerate(questions):
+    for index, text in enumerate(questions):
         own = {}
         if answers and scores:
-            own = {"answers": _scored(answers[place] or [], scores[place] or [])}
+            own = {"answers": _scored(answers[index] or [], scores[index] or [])}
         elif answers:
-            own = _answers({"answers": answers[place]})
+            own = _answers({"answers": answers[index]})
         fields = {"text": _text(text, "questions"), **own}
-        yield check_id(number[place], "question_id") if number else None, fields
+        yield check_id(number[index], "question_id") if number else None, fields
 
 
 def check_id(value: Any, name: str) -> str | int:
@@ -102,17 +102,17 @@ def _text(value: Any, name: str) -> str:
 
 def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record fields `answers` (soft scores) and, if known, `human_answers`."""
-    found, scores = row.get("answers"), row.get("answer_scores")
-    if isinstance(found, Mapping):
-        return {"answers": check_scores(found)}
-    if isinstance(found, list) and found:
-        given = [one.get("answer") if isinstance(one, Mapping) else one for one in found]
+    given_answers, scores = row.get("answers"), row.get("answer_scores")
+    if isinstance(given_answers, Mapping):
+        return {"answers": check_scores(given_answers)}
+    if isinstance(given_answers, list) and given_answers:
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in given_answers]
         answers = tuple(_text(answer, "answers") for answer in given)
         if scores:
             return {"answers": _scored(list(answers), scores)}
         return {"answers": scores_of(answers), "human_answers": answers}
-    if found:
-        raise ValueError(f"has 'answers' {shown(found)}; expected a list")
+    if given_answers:
+        raise ValueError(f"has 'answers' {shown(given_answers)}; expected a list")
     one = row.get("answer", row.get("multiple_choice_answer"))
     return {} if one is None else {"answers": {_text(one, "answer"): 1.0}}
 

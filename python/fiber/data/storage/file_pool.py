@@ -125,24 +125,24 @@ class PooledFile:
         """Raise `ChangedFileError` if the file has changed, or OSError if it cannot be opened."""
         _POOL.get(self)
 
-    def _stamp_of(self, found: os.stat_result) -> tuple[int, ...]:
-        stamp = (found.st_size, found.st_mtime_ns)
-        return (*stamp, found.st_dev, found.st_ino) if self._is_held else stamp
+    def _stamp_of(self, status: os.stat_result) -> tuple[int, ...]:
+        stamp = (status.st_size, status.st_mtime_ns)
+        return (*stamp, status.st_dev, status.st_ino) if self._is_held else stamp
 
-    def is_same(self, found: os.stat_result) -> bool:
-        """Return whether `found` describes the file that was opened."""
-        return self._stamp_of(found) == self.stamp
+    def is_same(self, status: os.stat_result) -> bool:
+        """Return whether `status` describes the file that was opened."""
+        return self._stamp_of(status) == self.stamp
 
-    def check(self, found: os.stat_result) -> None:
-        """Raise `ChangedFileError` unless `found` describes the file that was opened."""
-        if self.is_same(found):
+    def check(self, status: os.stat_result) -> None:
+        """Raise `ChangedFileError` unless `status` describes the file that was opened."""
+        if self.is_same(status):
             return
-        if found.st_size != self.bytes:
-            change = f"it had {self.bytes} bytes and now has {found.st_size}"
-        elif found.st_mtime_ns != self.changed:
+        if status.st_size != self.bytes:
+            change = f"it had {self.bytes} bytes and now has {status.st_size}"
+        elif status.st_mtime_ns != self.changed:
             change = (
                 f"its modification time was {self.changed / 1e9:.6f} s and now is"
-                f" {found.st_mtime_ns / 1e9:.6f} s (it still has {self.bytes} bytes)"
+                f" {status.st_mtime_ns / 1e9:.6f} s (it still has {self.bytes} bytes)"
             )
         else:
             change = f"it was replaced by a different file of {self.bytes} bytes"

@@ -1,8 +1,7 @@
 """`pack.json`, the description of a packed folder: its files, their checksums and its records.
 
-Version 2 lists every file with its size, its SHA-256 checksum and the CRC-32 of each block of
-`block_bytes` bytes, so that a part of a file can be checked without the rest. Version 1 lists the
-sizes of shards only; its first folders have no checksums of the index of images.
+It lists every file with its size, its SHA-256 checksum and the CRC-32 of each block of
+`block_bytes` bytes, so that a part of a file can be checked without the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_DESCRIPTION_BYTES = 1 << 28
 #: Maximum number of characters of the name of a file.
 _MAX_NAME = 1000
 FORMAT, VERSION = "fiber pack", 2
-#: Bytes of a file that share a CRC-32 in version 2.
+#: Bytes of a file that share a CRC-32.
 BLOCK_BYTES = 16 << 20
 MAX_BLOCK_BYTES = 1 << 30
 #: End of a message about a file that is not the one that was packed.
@@ -35,26 +34,19 @@ IMAGES = "images"
 #: Lists of files in the description.
 FILE_LISTS = ("shards", "indexes", "parts", "files")
 #: Fields of the description that are read, with their types.
-_FIELDS = {"fingerprint": str, "shards": list, "parts": list}
-_SHARD_FIELDS = {"file": str, "split": str, "bytes": int}
-_PART_FIELDS = {
-    **dict.fromkeys(("source", "split", "file", "sha256"), str),
-    **dict.fromkeys(("counts", "counts_of_objects"), dict),
-    **dict.fromkeys(("notes", "classes", "shared"), list),
-    "records": int,
-}
+_FIELDS = {"fingerprint": str, "block_bytes": int, **dict.fromkeys(FILE_LISTS, list)}
+_FILE_FIELDS = {"file": str, "bytes": int, "sha256": str, "crc32s": list}
 _ENTRY_FIELDS = {
-    "shards": _SHARD_FIELDS,
-    "indexes": dict.fromkeys(("split", "file", "sha256"), str),
-    "parts": _PART_FIELDS,
-    "files": {"file": str, "sha256": str},
-}
-#: Additional fields of version 2.
-_BLOCK_FIELDS = {"bytes": int, "sha256": str, "crc32s": list}
-_VERSION_2_FIELDS = {
-    **dict.fromkeys(FILE_LISTS, _BLOCK_FIELDS),
-    "shards": {**_BLOCK_FIELDS, "pictures": int},
-    "indexes": {**_BLOCK_FIELDS, "source": str},
+    "shards": {**_FILE_FIELDS, "split": str, "pictures": int},
+    "indexes": {**_FILE_FIELDS, "split": str, "source": str},
+    "parts": {
+        **_FILE_FIELDS,
+        **dict.fromkeys(("source", "split"), str),
+        **dict.fromkeys(("counts", "counts_of_objects"), dict),
+        **dict.fromkeys(("notes", "classes", "shared"), list),
+        "records": int,
+    },
+    "files": _FILE_FIELDS,
 }
 
 
@@ -91,48 +83,41 @@ def parse_description(content: bytes, name: str) -> dict[str, Any]:
         )
     try:
         text = content.decode()
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"it contains {shown(found)}; expected an object")
-        if may_have_surrogates(text) and (text := find_surrogate(found)) is not None:
+        description = json.loads(text)
+        if not isinstance(description, dict):
+            raise ValueError(f"it contains {shown(description)}; expected an object")
+        if may_have_surrogates(text) and (text := find_surrogate(description)) is not None:
             raise ValueError(f"it has a lone surrogate in {shown(text)}")
-        form, version = found.get("format"), found.get("version")
-        if form != FORMAT or not is_integer(version, 1, VERSION):
+        form, version = description.get("format"), description.get("version")
+        if form != FORMAT or not is_integer(version, VERSION, VERSION):
             raise ValueError(f"unsupported format {shown(form)}, version {shown(version)}")
-        _check_description(found)
-        stored, own = found["fingerprint"], fingerprint_of_content(found)
+        _check_description(description)
+        stored, computed = description["fingerprint"], fingerprint_of_content(description)
     except JSON_ERRORS as problem:
         raise ValueError(
             f"{name} does not describe a packed folder ({problem}); expected format {FORMAT!r},"
-            f" version 1 to {VERSION}"
+            f" version {VERSION}"
         ) from None
-    if stored != own:
+    if stored != computed:
         raise ValueError(f"{name} does not have the hash {shown(stored)} and {NOT_PACKED}")
-    return found
+    return description
 
 
-def _check_description(found: dict[str, Any]) -> None:
+def _check_description(description: dict[str, Any]) -> None:
     """Check the types of the fields that are read, and that splits are parts of file names."""
-    _check_fields(DESCRIPTION, found, _FIELDS)
-    is_first = found["version"] == 1
-    lists = {"indexes": list, "files": list}
-    _check_fields(DESCRIPTION, {"indexes": [], "files": [], **found} if is_first else found, lists)
-    if not is_first:
-        _check_fields(DESCRIPTION, found, {"block_bytes": int})
-        # A block is held in memory when it is downloaded.
-        if not 1 <= found["block_bytes"] <= MAX_BLOCK_BYTES:
-            raise ValueError(
-                f"block_bytes is {found['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}"
-            )
+    _check_fields(DESCRIPTION, description, _FIELDS)
+    # A block is held in memory when it is downloaded.
+    if not 1 <= description["block_bytes"] <= MAX_BLOCK_BYTES:
+        raise ValueError(
+            f"block_bytes is {description['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}"
+        )
     for name, fields in _ENTRY_FIELDS.items():
-        for index, entry in enumerate(found.get(name, ())):
+        for index, entry in enumerate(description[name]):
             where = f"{name}[{index}]"
             _check_fields(where, entry, fields)
             _check_name(where, entry["file"], entry.get("split", ""))
-            if not is_first:
-                _check_fields(where, entry, _VERSION_2_FIELDS[name])
-                _check_blocks(where, entry, found["block_bytes"])
-    for index, part in enumerate(found["parts"]):
+            _check_blocks(where, entry, description["block_bytes"])
+    for index, part in enumerate(description["parts"]):
         _check_part(f"parts[{index}]", part)
 
 
@@ -190,7 +175,7 @@ def fingerprint_of_content(description: dict[str, Any]) -> str:
 def files_of(description: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the entry of each file of a packed folder except `pack.json`."""
     for name in FILE_LISTS:
-        yield from description.get(name, ())
+        yield from description[name]
 
 
 def file_of(folder: Path, entry: dict[str, Any]) -> Path:

@@ -12,10 +12,6 @@ packed, except that its images are bytes, and a path in `image_id` is relative t
 Opening a folder checks pack.json, the sizes of all files of the split, and `SAMPLED` records and
 images with their tar headers, and the first image of every shard. Every record and image that is
 read later is checked by its CRC-32. `fiber data inspect --verify` reads all files.
-
-In folders of version 1, train-pictures.json and train-crc32.json take the place of
-train-images.bin, and the lines have no index; these files are read and checked as a whole. The
-first such folders have no checksums of images.
 """
 
 from __future__ import annotations
@@ -43,15 +39,7 @@ from fiber.data.storage.pack_description import (
     file_of,
     read_description,
 )
-from fiber.data.storage.pack_index import (
-    TAR_BLOCK,
-    FlatIndex,
-    IndexEntry,
-    JsonIndex,
-    LineIndex,
-    PackIndex,
-    read_numbers,
-)
+from fiber.data.storage.pack_index import TAR_BLOCK, FlatIndex, IndexEntry
 from fiber.data.storage.record_entry import from_entry, read_fields
 from fiber.data.storage.remote_pack import shards_of
 from fiber.data.storage.shard_cache import CachedShard
@@ -62,10 +50,6 @@ from fiber.messages import printable, shown, shown_names
 SAMPLED = 64
 #: Maximum number of characters of a note.
 MAX_NOTE = 2000
-_EARLIER = (
-    f"{DESCRIPTION} is of an earlier version, without checksums of images; some changes of a shard"
-    " are found by `fiber data inspect --verify` only"
-)
 _KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
 #: Source under which each named dataset is packed.
 OTHER_NAMES = {
@@ -115,10 +99,10 @@ class PackedRecords(RecordSequence):
         remote = shards_of(folder, shards)
         self._shards: list[ShardFile] = remote or [_open_file(folder, shard) for shard in shards]
         self._records, self._images = self._indexes(folder, description, part, shards)
-        for line in _spread(len(self._records)) if description["version"] > 1 else ():
+        for line in _spread(len(self._records)):
             self._line(line)
         # Shards at a URL are checked when they are downloaded.
-        checked = () if remote else {*_spread(len(self._images)), *self._first_images(shards)}
+        checked = () if remote else {*_spread(len(self._images)), *_first_images(shards)}
         for number in sorted(checked):
             self.check_image(number)
 
@@ -128,48 +112,24 @@ class PackedRecords(RecordSequence):
         description: dict[str, Any],
         part: dict[str, Any],
         shards: Sequence[dict[str, Any]],
-    ) -> tuple[PackIndex, PackIndex]:
+    ) -> tuple[FlatIndex, FlatIndex]:
         """Return the indexes of the records and of the images."""
         split = part["split"]
-        found = [index for index in description.get("indexes", ()) if index["split"] == split]
-        if description["version"] > 1:
-            of = {index["source"]: file_of(folder, index) for index in found}
-            for name in (part["source"], IMAGES):
-                if name not in of:
-                    raise ValueError(
-                        f"{folder / DESCRIPTION} has no index of {shown(split)}, {shown(name)}"
-                    )
-            images = sum(shard["pictures"] for shard in shards)
-            records = FlatIndex(of[part["source"]], part["records"])
-            if self._text.bytes != part["bytes"]:
-                raise _other_size(self._text, part["bytes"])
-            return records, FlatIndex(of[IMAGES], images)
-        records = LineIndex(self._text, part["records"], part["sha256"])
-        numbers = [
-            read_numbers(file_of(folder, index), index["sha256"], "numbers") for index in found
-        ]
-        crc32s = None
-        if len(numbers) == 2:
-            locations, crc32s = numbers
-        elif numbers:
-            text = (
-                f"{folder / DESCRIPTION} lists {len(numbers)} indexes of images of {shown(split)}"
-            )
-            raise ValueError(f"{text}; expected 2")
-        else:
-            self.notes.append(_EARLIER)
-            path = folder / f"index/{split}-pictures.json"
-            locations = read_numbers(path, None, "image locations")
-        sizes = [shard.bytes for shard in self._shards]
-        return records, JsonIndex(locations, crc32s, sizes, folder / DESCRIPTION)
-
-    def _first_images(self, shards: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the first image of each shard."""
-        if isinstance(self._images, JsonIndex):
-            return np.unique(self._images.numbers(), return_index=True)[1].tolist()
-        counts = [shard["pictures"] for shard in shards]
-        starts = accumulate(counts, initial=0)
-        return [start for start, count in zip(starts, counts, strict=False) if count]
+        of = {
+            index["source"]: file_of(folder, index)
+            for index in description["indexes"]
+            if index["split"] == split
+        }
+        for name in (part["source"], IMAGES):
+            if name not in of:
+                raise ValueError(
+                    f"{folder / DESCRIPTION} has no index of {shown(split)}, {shown(name)}"
+                )
+        images = sum(shard["pictures"] for shard in shards)
+        records = FlatIndex(of[part["source"]], part["records"])
+        if self._text.bytes != part["bytes"]:
+            raise _other_size(self._text, part["bytes"])
+        return records, FlatIndex(of[IMAGES], images)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -178,13 +138,13 @@ class PackedRecords(RecordSequence):
         """Read a line of the index; raise ValueError if it has changed."""
         entry = self._records[line]
         data = self._text.read(entry.start, entry.size)
-        if entry.crc32 is not None and zlib.crc32(data) != entry.crc32:
+        if zlib.crc32(data) != entry.crc32:
             raise ChangedFileError(f"{self._text.path}: line {line + 1} {NOT_PACKED}")
         return entry, data
 
     def _record(self, index: int) -> Record:
         line = self.lines[index]
-        found, data = self._line(line)
+        location, data = self._line(line)
         try:
             text = data.decode()
             entry = json.loads(text)
@@ -199,8 +159,8 @@ class PackedRecords(RecordSequence):
                 )
             if not isinstance(numbers, list) or not numbers or not all(map(is_integer, numbers)):
                 raise ValueError(f"images is {shown(numbers)}; expected one or two integers")
-            if found.number not in (None, numbers[0]):
-                raise ValueError(f"its first image is {numbers[0]}; expected {found.number}")
+            if location.number != numbers[0]:
+                raise ValueError(f"its first image is {numbers[0]}; expected {location.number}")
             if not self._objects:
                 entry.pop("objects", None)
             images = LazyImages(self.image, tuple(numbers))
@@ -248,9 +208,9 @@ class PackedRecords(RecordSequence):
             raise ValueError(
                 f"{self._text.path} refers to image {number}; expected 0 to {len(self._images) - 1}"
             )
-        shard, entry = self._place(number)
+        shard, entry = self._location(number)
         data = shard.read(entry.start, entry.size)
-        if entry.crc32 in (None, zlib.crc32(data)):
+        if zlib.crc32(data) == entry.crc32:
             return data
         if isinstance(shard, CachedShard):
             # The disk of the cache changed it; download it again.
@@ -263,10 +223,10 @@ class PackedRecords(RecordSequence):
             )
         return data
 
-    def _place(self, number: int) -> tuple[ShardFile, IndexEntry]:
+    def _location(self, number: int) -> tuple[ShardFile, IndexEntry]:
         """Return the shard of an image and its location there."""
         entry = self._images[number]
-        if entry.number is None or entry.number >= len(self._shards):
+        if entry.number >= len(self._shards):
             raise ChangedFileError(
                 f"the index of images of {self._text.path} has shard {entry.number} for image"
                 f" {number}; expected 0 to {len(self._shards) - 1}; it {NOT_PACKED}"
@@ -274,25 +234,24 @@ class PackedRecords(RecordSequence):
         return self._shards[entry.number], entry
 
     def check_image(self, number: int) -> None:
-        """Check the tar header of an image, and its CRC-32 unless the folder has none.
+        """Check the tar header of an image and its CRC-32.
 
         Raises:
             FileNotFoundError, ValueError: see `image`.
         """
-        file, entry = self._place(number)
-        place = entry.start - TAR_BLOCK
+        file, entry = self._location(number)
+        header_start = entry.start - TAR_BLOCK
         try:
-            header = tarfile.TarInfo.frombuf(file.read(place, TAR_BLOCK), "utf-8", "strict")
-            found = (header.name.partition(".")[0], header.size)
+            header = tarfile.TarInfo.frombuf(file.read(header_start, TAR_BLOCK), "utf-8", "strict")
+            header_name_and_size = (header.name.partition(".")[0], header.size)
         except (tarfile.HeaderError, UnicodeDecodeError) as problem:
-            found = str(problem)
-        if found != (f"{number:09d}", entry.size):
+            header_name_and_size = str(problem)
+        if header_name_and_size != (f"{number:09d}", entry.size):
             raise ChangedFileError(
-                f"{file.path}: the tar header at byte {place} is not that of image {number}"
-                f" ({shown(found)}); the shard {NOT_PACKED}"
+                f"{file.path}: the tar header at byte {header_start} is not that of image {number}"
+                f" ({shown(header_name_and_size)}); the shard {NOT_PACKED}"
             )
-        if entry.crc32 is not None:
-            self.image(number)
+        self.image(number)
 
 
 def _with_whole_spans(record: Record) -> Record:
@@ -311,6 +270,13 @@ def _shared_fields(entry: dict[str, Any], where: str) -> dict[str, Any]:
 def _spread(count: int) -> Iterable[int]:
     """Return `SAMPLED` numbers from 0 to `count` - 1, evenly spaced."""
     return map(int, np.linspace(0, count - 1, SAMPLED).astype(int)) if count else ()
+
+
+def _first_images(shards: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the first image of each shard."""
+    counts = [shard["pictures"] for shard in shards]
+    starts = accumulate(counts, initial=0)
+    return [start for start, count in zip(starts, counts, strict=False) if count]
 
 
 def _open_file(folder: Path, entry: dict[str, Any]) -> PooledFile:
@@ -355,15 +321,15 @@ def open_pack(
     """
     parts = read_description(folder)["parts"]
     names = (source, OTHER_NAMES.get(source, source))
-    found = [
+    matching = [
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]
-    if not found:
+    if not matching:
         have = shown_names([f"{part['source']} for split {part['split']}" for part in parts])
         raise FileNotFoundError(
             f"packed folder {folder} has no {source} for split {shown(split)}; it has {have}"
         )
-    records = PackedRecords(folder, found[0], objects=objects, whole=whole_expression)
+    records = PackedRecords(folder, matching[0], objects=objects, whole=whole_expression)
     if shots:
         records.lines = _choose_shots(records, shots)
     return records

@@ -130,8 +130,8 @@ class RemoteFolder:
                 raise NotImplementedError("the server sends whole files where a range is asked for")
             if len(data) != end - start:
                 raise _WrongBytesError(f"{len(data)} bytes arrived")
-            if (found := zlib.crc32(data)) != crc32:
-                raise _WrongBytesError(f"bytes with CRC-32 {found} arrived")
+            if (actual := zlib.crc32(data)) != crc32:
+                raise _WrongBytesError(f"bytes with CRC-32 {actual} arrived")
             return data
 
         try:

@@ -56,8 +56,8 @@ def remote_pack(url: str, cache: AnyPath | None = None, cache_gb: float | None =
     Raises:
         FileNotFoundError: if there is no `pack.json` at the URL.
         RemoteError: if a file cannot be downloaded or stored.
-        ValueError: if `url` is not a URL, the folder is of an earlier version, or `cache_gb` is not
-            positive.
+        ValueError: if `url` is not a URL, its `pack.json` does not describe a packed folder, or
+            `cache_gb` is not positive.
     """
     if not is_url(url):
         raise ValueError(f"url is {shown(url)}; expected a URL such as 's3://bucket/packed'")
@@ -67,11 +67,6 @@ def remote_pack(url: str, cache: AnyPath | None = None, cache_gb: float | None =
     folder = Path(default_cache() if cache is None else cache).absolute()
     remote = RemoteFolder(url)
     content, description = remote.description()
-    if description["version"] < 2:
-        raise ValueError(
-            f"{remote.url}/{DESCRIPTION} is of version {description['version']}, without checksums"
-            " of blocks; expected version 2 or later; pack the data again"
-        )
     name = remote.url.rpartition("/")[2] or "pack"
     mirror = folder / f"{name}-{description['fingerprint'][:16]}"
     pack = CachedPack(mirror, remote, ShardCache(folder, limit_bytes), description["block_bytes"])
@@ -170,16 +165,16 @@ def _remote_file(mirror: Path) -> Path:
 def _stored_remote(folder: Path) -> dict[str, Any] | None:
     path = _remote_file(folder.absolute())
     try:
-        found = read_json(path, _MAX_NOTE_BYTES)
+        note = read_json(path, _MAX_NOTE_BYTES)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ValueError(f"{error}; delete it") from None
-    if not isinstance(found, dict) or not is_url(found.get("url")):
+    if not isinstance(note, dict) or not is_url(note.get("url")):
         raise ValueError(f"{path} has no URL; delete it")
-    if not is_integer(found.get("limit_bytes"), 1):
+    if not is_integer(note.get("limit_bytes"), 1):
         raise ValueError(f"{path} has no integer limit_bytes; delete it")
-    return found
+    return note
 
 
 def _write_shared(path: Path, content: bytes) -> None:

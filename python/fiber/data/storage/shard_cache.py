@@ -65,12 +65,12 @@ class ShardCache:
             RemoteError: if it does not fit into the cache without other files.
         """
         used, shards = 0, []
-        for path, found in self._files():
+        for path, status in self._files():
             if path == part:
                 continue
-            used += _final_bytes(path, found.st_size)
+            used += _final_bytes(path, status.st_size)
             if path.suffix == SHARD_SUFFIX:
-                shards.append((found.st_mtime_ns, path, _final_bytes(path, found.st_size)))
+                shards.append((status.st_mtime_ns, path, _final_bytes(path, status.st_size)))
         shards.sort(reverse=True)
         while used + size > self.limit_bytes:
             if not shards:
@@ -171,11 +171,11 @@ class CachedPack:
                 _write(descriptor, data, start)
             digest.update(data)
         os.ftruncate(descriptor, size)
-        if (found := digest.hexdigest()) != entry["sha256"]:
+        if (actual := digest.hexdigest()) != entry["sha256"]:
             os.ftruncate(descriptor, 0)
             raise RemoteError(
-                f"{self.remote.url}/{entry['file']} has the SHA-256 checksum {found}; expected"
-                f" {printable(entry['sha256'], len(found))} ({DESCRIPTION})"
+                f"{self.remote.url}/{entry['file']} has the SHA-256 checksum {actual}; expected"
+                f" {printable(entry['sha256'], len(actual))} ({DESCRIPTION})"
             )
 
 

@@ -103,13 +103,13 @@ class TarFile(PooledFile):
         members have the names, and places in the file, that a scan could have found.
         """
         try:
-            found = read_json(self._index_path, self.bytes + _INDEX_BYTES)
+            index = read_json(self._index_path, self.bytes + _INDEX_BYTES)
         except (OSError, ValueError):
             return False
         stamp = {"version": _INDEX_VERSION, "bytes": self.bytes, "changed_ns": self.changed}
-        if not isinstance(found, dict) or any(found.get(k) != v for k, v in stamp.items()):
+        if not isinstance(index, dict) or any(index.get(k) != v for k, v in stamp.items()):
             return False
-        counts, notes, members = (found.get(name) for name in ("counts", "notes", "members"))
+        counts, notes, members = (index.get(name) for name in ("counts", "notes", "members"))
         if not (_are_counts(counts) and _are_notes(notes) and isinstance(members, list)):
             return False
         if not all(map(self._is_member, members)):
@@ -346,7 +346,7 @@ def _check_pax(data: bytes, *, is_global: bool) -> None:
 
 def as_json(text: str, where: str) -> dict[str, Any]:
     """Parse a JSON object; raise a ValueError that begins with `where` if that fails."""
-    found = parse_json(text, where, dict)
-    if may_have_surrogates(text) and (problem := surrogate_problem(found)) is not None:
+    content = parse_json(text, where, dict)
+    if may_have_surrogates(text) and (problem := surrogate_problem(content)) is not None:
         raise ValueError(f"{where} {problem}")
-    return found
+    return content

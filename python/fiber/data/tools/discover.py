@@ -86,24 +86,24 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     path = local_path(data)
     if pack_description.is_pack(path):
         description = pack_description.read_description(path)
-        found = [Part(part["source"], part["split"], path) for part in description["parts"]]
+        parts_there = [Part(part["source"], part["split"], path) for part in description["parts"]]
     elif path.is_dir():
-        found = [part for source in SOURCES for part in _in_folder(source, path)]
+        parts_there = [part for source in SOURCES for part in _in_folder(source, path)]
     elif path.is_file():
-        found = list(_in_file(path))
+        parts_there = list(_in_file(path))
     else:
         raise FileNotFoundError(f"folder or file {path} does not exist")
-    if not found:
+    if not parts_there:
         raise ValueError(_nothing(path))
     order = {source: index for index, source in enumerate(LAYOUTS)}
-    found.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
-    have = list(dict.fromkeys(part.split for part in found))
+    parts_there.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
+    have = list(dict.fromkeys(part.split for part in parts_there))
     if missing := [split for split in splits if split not in have]:
         raise ValueError(
             f"{path} has no split {', '.join(map(shown, missing))}; available splits:"
             f" {', '.join(map(shown, have[:_MOST_SPLITS]))}"
         )
-    return [part for part in found if not splits or part.split in splits]
+    return [part for part in parts_there if not splits or part.split in splits]
 
 
 def _nothing(path: Path) -> str:
@@ -174,8 +174,8 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
             yield Part(source, split, folder)
             continue
         if source == "detection" and file is None:
-            found = coco_folders.find(folder, split)
-            file = None if found is None else found.file
+            detection = coco_folders.find(folder, split)
+            file = None if detection is None else detection.file
         if reader in WITH_SPLITS and file is not None and split not in _karpathy_splits(file):
             continue
         if source == "objects365" and file is not None and not objects365.is_description(file):
@@ -207,15 +207,15 @@ def _karpathy_splits(file: Path) -> set[str]:
     entries = images if isinstance(images, list) else ()
     splits = (entry.get("split") for entry in entries if isinstance(entry, dict))
     # Opening reports splits of other types.
-    found = {split for split in splits if isinstance(split, str)}
-    if len(found) > jsonl.MAX_SPLITS:
+    names = {split for split in splits if isinstance(split, str)}
+    if len(names) > jsonl.MAX_SPLITS:
         raise ValueError(
-            f"{file} has {len(found):,} splits; expected at most {jsonl.MAX_SPLITS}, such as train"
+            f"{file} has {len(names):,} splits; expected at most {jsonl.MAX_SPLITS}, such as train"
         )
-    for split in found:
+    for split in names:
         if (problem := split_problem(split)) is not None:
             raise ValueError(f"{file} has {problem}")
-    return found
+    return names
 
 
 def _in_file(path: Path) -> Iterator[Part]:

@@ -52,8 +52,8 @@ def histogram(values: Iterable[float]) -> list[Bar]:
     width = next(w for w in widths if most // w - least // w < _BARS)
     bars = Counter(value // width for value in whole)
     return [
-        Bar(place * width, place * width + width - 1, bars[place])
-        for place in range(least // width, most // width + 1)
+        Bar(number * width, number * width + width - 1, bars[number])
+        for number in range(least // width, most // width + 1)
     ]
 
 
@@ -176,24 +176,24 @@ class DataReport:
     @property
     def faults(self) -> list[str]:
         """Faults found, as sentences."""
-        found = [*self.changed, *(part.fault for part in self.parts if part.fault)]
+        faults = [*self.changed, *(part.fault for part in self.parts if part.fault)]
         for images in self.images:
             for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
-                found.append(f"image {printable(name, MAX_PATH)} {fault}")
+                faults.append(f"image {printable(name, MAX_PATH)} {fault}")
             for name, (height, width), annotated in map(dict.values, images.other_sizes):
                 rotated = " (transposed)" if [width, height] == annotated else ""
-                found.append(
+                faults.append(
                     f"image {printable(name, MAX_PATH)} is {width} x {height} pixels, but its"
                     f" annotation says {annotated[1]} x {annotated[0]}{rotated}, so its boxes do"
                     " not fit"
                 )
             for _, key, (height, width), pixels in map(dict.values, images.outside):
-                found.append(
+                faults.append(
                     f"record {shown_value(key)}: a box exceeds its image of {width} x {height}"
                     f" pixels by {pixels:.6g} pixels; expected at most {SLACK_PIXELS}"
                 )
-        return found
+        return faults
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole report as a JSON-serializable dict."""
@@ -230,12 +230,12 @@ def inspect(
         ValueError: if it contains no known data, or lacks one of `splits`, or if `verify` is set
             and it is not a packed folder.
     """
-    found, report = parts_of(data, splits), DataReport(str(data))
+    parts, report = parts_of(data, splits), DataReport(str(data))
     if verify:
         report.verified, report.changed = verify_files(Path(data), splits)
-    for split in dict.fromkeys(part.split for part in found):
+    for split in dict.fromkeys(part.split for part in parts):
         images: dict[Any, _Image] = {}
-        for part in (part for part in found if part.split == split):
+        for part in (part for part in parts if part.split == split):
             one = PartReport(part.source, split)
             report.parts.append(one)
             try:
@@ -292,14 +292,14 @@ class _Image(NamedTuple):
 def _add_images(images: dict[Any, _Image], record: Record) -> None:
     """Add the images and annotations of a record."""
     stored: Any = record.images
-    for place in range(len(stored)):
+    for index in range(len(stored)):
         # Identify lazy images without reading them.
-        key = stored[place] if isinstance(stored, tuple) else (stored, place)
+        key = stored[index] if isinstance(stored, tuple) else (stored, index)
         name = f"of record {shown_value(record.key)}"
         if isinstance(key, str | os.PathLike):
             key = name = os.fspath(key)
         if key not in images:
-            images[key] = _Image(name, partial(operator.getitem, stored, place), set(), {})
+            images[key] = _Image(name, partial(operator.getitem, stored, index), set(), {})
         if record.image_size:
             images[key].annotated.add(record.image_size)
         if record.boxes_xyxy:

@@ -144,15 +144,15 @@ def pack(
         raise FileExistsError(
             f"{output} already exists and is not an empty folder; expected a new or empty folder"
         )
-    found = parts_of(source, splits)
-    for part in found:
+    parts = parts_of(source, splits)
+    for part in parts:
         if (problem := split_problem(part.split)) is not None:
             raise ValueError(f"{source} has {problem}")
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
         packer = _Packer(source, folder, output, shard_bytes, block_bytes, on_error, tell, progress)
-        for name in dict.fromkeys(part.split for part in found):
+        for name in dict.fromkeys(part.split for part in parts):
             split = _Split(name)
-            for part in (part for part in found if part.split == name):
+            for part in (part for part in parts if part.split == name):
                 packer.add_part(split, part)
             packer.write_shards(split)
         return packer.finish()
@@ -246,8 +246,8 @@ class _Packer:
                 written += 1
         # Some readers count while records are read.
         counts |= {} if counts else getattr(records, "counts", {})
-        for own in (counts, counts_of_objects):
-            own |= {_UNREADABLE: skipped} if skipped else {}
+        for counter in (counts, counts_of_objects):
+            counter |= {_UNREADABLE: skipped} if skipped else {}
         self.parts.append(
             {
                 "source": part.source,
@@ -271,13 +271,13 @@ class _Packer:
         if split.last is not None and record.images == split.last[0]:
             return split.last[1]
         numbers = []
-        for place in range(len(record.images)):
+        for index in range(len(record.images)):
             image: Any
             try:
-                stored = record.images[place]
+                stored = record.images[index]
                 if isinstance(stored, bytes):
                     identity = hashlib.sha256(stored).digest()
-                    image = partial(operator.getitem, record.images, place)
+                    image = partial(operator.getitem, record.images, index)
                 else:
                     identity = image = os.fspath(stored)
                     if image not in split.numbers and not is_file(Path(image)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from fiber.data.storage.pack_description import (
     is_pack,
     read_description,
 )
-from fiber.data.storage.packed import PackedRecords
 from fiber.data.storage.remote_pack import fetch_missing
 from fiber.messages import printable
 
@@ -24,9 +23,6 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     """Compare the SHA-256 checksums of the files of a packed folder with those in `pack.json`.
 
     Files of a folder at a URL that are not in the cache are downloaded, and checked in doing so.
-
-    In a folder of an earlier version, which has no checksum of the image locations, the tar headers
-    of all images are compared with these instead.
 
     Args:
         folder: packed folder.
@@ -51,10 +47,8 @@ def verify_files(folder: Path, splits: Sequence[str] = ()) -> tuple[int, list[st
     ]
     with ThreadPoolExecutor() as pool:
         # Hashing releases the GIL.
-        found = pool.map(lambda entry: _changed(folder, entry), entries)
-        changed = [problem for problem in found if problem]
-    if "indexes" not in description and not changed:
-        changed = list(_wrong_locations(folder, description["parts"], splits))
+        problems = pool.map(lambda entry: _changed(folder, entry), entries)
+        changed = [problem for problem in problems if problem]
     return len(entries), changed
 
 
@@ -71,17 +65,3 @@ def _changed(folder: Path, entry: dict[str, Any]) -> str | None:
         return None
     expected = printable(entry["sha256"], len(digest))
     return f"{path} has the SHA-256 checksum {digest}, but {DESCRIPTION} lists {expected}"
-
-
-def _wrong_locations(
-    folder: Path, parts: Sequence[dict[str, Any]], splits: Sequence[str]
-) -> Iterator[str]:
-    # All parts of a split have the same images.
-    of_splits = {part["split"]: part for part in parts if not splits or part["split"] in splits}
-    for part in of_splits.values():
-        try:
-            records = PackedRecords(folder, part)
-            for number in range(records.num_images):
-                records.check_image(number)
-        except (ValueError, OSError) as problem:
-            yield str(problem)

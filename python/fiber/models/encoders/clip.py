@@ -5,8 +5,6 @@ Source: CLIP (Radford et al. 2021).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -100,45 +98,3 @@ class ClipEncoder(nn.Module):
             nn.init.normal_(cast(nn.Linear, block.mlp[2]).weight, std=output_std)
             for linear in (block.qkv, block.output, block.mlp[0], block.mlp[2]):
                 nn.init.zeros_(cast(nn.Linear, linear).bias)
-
-
-def resize_position_table(table: Tensor, rows: int) -> Tensor:
-    """Resize a position table by bicubic interpolation, as in METER: (r, C) -> (rows, C).
-
-    The first row, that of the class token, stays as it is. Returns `table` itself if it already
-    has `rows` rows.
-
-    Raises:
-        ValueError: if the patches of either table are not a square.
-    """
-    if len(table) == rows:
-        return table
-    old, new = math.isqrt(len(table) - 1), math.isqrt(rows - 1)
-    for side, count in ((old, len(table)), (new, rows)):
-        if side**2 + 1 != count:
-            raise ValueError(
-                f"position table: expected one row more than a square number, got {count}"
-            )
-    # (old ** 2, C) -> (1, C, old, old)
-    square = table[1:].T.reshape(1, -1, old, old)
-    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
-    return torch.cat((table[:1], resized[0].flatten(1).T.to(table.dtype)))
-
-
-def resize_position_tables(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Resize the position table of a state dict with our keys or published keys."""
-    of_transformers = "embeddings.position_embedding.weight"
-    names = (
-        "image.position_embedding",
-        "visual.positional_embedding",
-        f"vision_model.{of_transformers}",
-    )
-
-    # Not any name with the last ending: CLIP's text encoder has such a table, too.
-    def is_table(name: str) -> bool:
-        return name.endswith(names) or name == of_transformers
-
-    return {
-        name: resize_position_table(tensor, rows) if is_table(name) else tensor
-        for name, tensor in state.items()
-    }

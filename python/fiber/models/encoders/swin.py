@@ -8,8 +8,7 @@ Source: Swin Transformer (Liu et al. 2021).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from fiber import kernels
 from fiber.config import SwinConfig
-from fiber.ops.dropout import is_by_row, keeps
+from fiber.ops.drop_path import drop_path
 
 #: Size in bytes of MLP activation chunks that fit in the CPU cache; used without gradients.
 PIECE_BYTES = 8_000_000
@@ -202,15 +201,7 @@ class SwinBlock(nn.Module):
         return window_size, 0 if min(map_size) <= self.window_size else shift
 
     def _drop(self, update: Tensor) -> Tensor:
-        """Apply stochastic depth per sample."""
-        if not self.training or self.drop_path == 0.0:
-            return update
-        keep = 1.0 - self.drop_path
-        if is_by_row():
-            kept = keeps((update.shape[0], 1, 1, 1), self.drop_path, update.device).to(update.dtype)
-        else:
-            kept = update.new_empty(update.shape[0], 1, 1, 1).bernoulli_(keep)
-        return update * (kept / keep)
+        return drop_path(update, self.drop_path, training=self.training)
 
 
 class SwinStage(nn.Module):
@@ -287,26 +278,3 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def resize_bias_tables(state: Mapping[str, Tensor], window_size: int) -> dict[str, Tensor]:
-    """Resize all relative position bias tables in a state dict with our keys or published keys."""
-    rows = (2 * window_size - 1) ** 2
-    return {
-        name: resize_bias_table(tensor, rows) if name.endswith("bias_table") else tensor
-        for name, tensor in state.items()
-    }
-
-
-def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Resize a bias table by bicubic interpolation, as in Swin: (r, h) -> (rows, h).
-
-    For window size w, r = (2 w - 1) ** 2. Returns `table` itself if it already has `rows` rows.
-    """
-    if len(table) == rows:
-        return table
-    old, new = math.isqrt(len(table)), math.isqrt(rows)
-    # (old ** 2, h) -> (1, h, old, old)
-    square = table.T.reshape(1, -1, old, old)
-    resized = F.interpolate(square.float(), (new, new), mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T.to(table.dtype)

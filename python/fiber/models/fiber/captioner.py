@@ -4,7 +4,7 @@ Decoding is incremental and batched over all texts of all images. Keys and value
 are cached, and the keys and values of an image are shared by all of its texts.
 
 Shapes: B images, K beams, S samples, V vocabulary size, n tokens after <s>. image_tokens is the
-(B, H, W, C) last-stage output of `encode_image`. max_tokens includes <s> and </s>.
+(B, H, W, C) output of the model's `image_tokens`. max_tokens includes <s> and </s>.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.models.abilities import WritesCaptions
 from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.image_text import FiberImageText
 
 #: Ids of <s> and </s>.
 START_ID = 0
@@ -27,6 +27,9 @@ END_ID = 2
 _FORBIDDEN_LOGIT = -10000.0
 #: Added to lengths before dividing by them, as in the published code.
 _LENGTH_EPS = 1e-9
+
+#: Beam size of captioning in the published code.
+CAPTION_BEAMS = 5
 
 
 class Captions(NamedTuple):
@@ -50,14 +53,14 @@ class Samples(NamedTuple):
 class CaptionDecoder:
     """Incremental language model over several texts per image."""
 
-    def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
+    def __init__(self, model: WritesCaptions, image_tokens: Tensor) -> None:
         self.num_images, self.device = len(image_tokens), image_tokens.device
         self._model = model
         self._decoding = model.start_decoding(image_tokens)
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
         """Append a token to each text; return next-token log probabilities: (B, n) -> (B, n, V)."""
-        hidden = self._model.backbone.decode_next(self._decoding, token_ids)
+        hidden = self._model.decode_next(self._decoding, token_ids)
         return next_token_log_probs(self._model, self._model.caption_logits(hidden))
 
     def select(self, sources: Tensor) -> None:
@@ -67,7 +70,7 @@ class CaptionDecoder:
 
 @torch.no_grad()
 def beam_search(
-    model: FiberImageText, image_tokens: Tensor, *, num_beams: int, max_tokens: int
+    model: WritesCaptions, image_tokens: Tensor, *, num_beams: int, max_tokens: int
 ) -> Captions:
     """Find the caption with the highest mean log probability by beam search.
 
@@ -78,7 +81,7 @@ def beam_search(
     Raises:
         ValueError: if num_beams or max_tokens is out of range.
     """
-    vocab_size = model.config.roberta.vocab_size
+    vocab_size = model.config.vocab_size
     if not 1 <= num_beams <= vocab_size:
         raise ValueError(f"num_beams must be from 1 to vocab_size ({vocab_size}), got {num_beams}")
     _check_max_tokens(model, max_tokens)
@@ -115,7 +118,7 @@ def search_beams(decoder: CaptionDecoder, num_beams: int, max_tokens: int) -> Ca
 
 @torch.no_grad()
 def sample_captions(
-    model: FiberImageText,
+    model: WritesCaptions,
     image_tokens: Tensor,
     *,
     samples_per_image: int = 1,
@@ -172,7 +175,7 @@ def sample_captions(
     return Samples(torch.stack(tokens, -1), torch.stack(values, -1))
 
 
-def caption_log_probs(model: FiberImageText, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+def caption_log_probs(model: WritesCaptions, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
     """Compute differentiable log probabilities of token_ids from `sample_captions`.
 
     token_ids is (B, S, n) int64 without <s>. Returns (B, S, n) float32, with 0 after the first </s>
@@ -203,13 +206,13 @@ def is_written(token_ids: Tensor) -> Tensor:
 
 def written_tokens(token_ids: Sequence[int]) -> list[int]:
     """Truncate a caption before its first </s> or <pad>."""
-    ends = (place for place, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
+    ends = (index for index, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
     return list(token_ids[: next(ends, len(token_ids))])
 
 
-def next_token_log_probs(model: FiberImageText, logits: Tensor) -> Tensor:
+def next_token_log_probs(model: WritesCaptions, logits: Tensor) -> Tensor:
     """Compute log probabilities with <mask> excluded: (..., V) -> (..., V), at least float32."""
-    forbidden = torch.tensor([model.config.roberta.mask_id], device=logits.device)
+    forbidden = torch.tensor([model.mask_id], device=logits.device)
     logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
@@ -248,8 +251,8 @@ def _sample(
     return tokens.view(weights.shape[:2])
 
 
-def _check_max_tokens(model: FiberImageText, max_tokens: int) -> None:
-    longest = model.config.roberta.max_tokens
+def _check_max_tokens(model: WritesCaptions, max_tokens: int) -> None:
+    longest = model.longest_caption
     if not 2 <= max_tokens <= longest:
         raise ValueError(f"max_tokens must be from 2 to {longest}, got {max_tokens}")
 

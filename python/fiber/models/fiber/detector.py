@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.config import FiberConfig
-from fiber.models.features import BackboneOutput, ImagePrefix, ImageSizes
+from fiber.models.architecture import Network
+from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
@@ -34,25 +34,6 @@ from fiber.ops.dropout import of_rows
 PRIOR_PROBABILITY = 0.01
 #: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
-
-
-@dataclass(frozen=True)
-class DetectorOutput:
-    """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
-
-    #: (B, H_l * W_l, L), with locations in row-major order.
-    token_logits: list[Tensor]
-    #: (B, H_l * W_l, 4) relative to the anchors; see `fiber.ops.boxes.decode_deltas`.
-    box_deltas: list[Tensor]
-    #: (B, H_l * W_l).
-    centerness_logits: list[Tensor]
-    #: (H_l * W_l, 4) float32, half-open pixel coordinates in the padded image.
-    anchors: list[Tensor]
-    #: (B, L) bool, True = real token.
-    text_mask: Tensor
-    #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
-    #: token logits. None if all are valid.
-    inside: Tensor | None = None
 
 
 class GroundingHead(nn.Module):
@@ -110,7 +91,7 @@ class GroundingHead(nn.Module):
         return (products + token_bias.unsqueeze(1)).clamp(-MAX_TOKEN_LOGIT, MAX_TOKEN_LOGIT)
 
 
-class FiberDetector(nn.Module):
+class FiberDetector(Network):
     """Fine-stage FIBER model (object detector).
 
     Args:
@@ -175,13 +156,18 @@ class FiberDetector(nn.Module):
             )
         )
 
+    @property
+    def size_divisor(self) -> int:
+        """Number that divides the height and width of padded images."""
+        return self.config.swin.patch_size * 8
+
     def image_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
         """Run the image blocks that precede fusion.
 
         Pass the result to the backbone's `fuse`, then to `predict`. Arguments and errors are as in
         `forward`.
         """
-        divisor = self.config.swin.patch_size * 8
+        divisor = self.size_divisor
         height, width = images.shape[-2:]
         if images.ndim != 4 or height % divisor or width % divisor:
             raise ValueError(
@@ -242,7 +228,7 @@ class FiberDetector(nn.Module):
         self, images: Tensor, image_sizes: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:
         """Return `anchors` and `inside` of the output of `forward`, without running the network."""
-        divisor, sizes = self.config.swin.patch_size * 8, None
+        divisor, sizes = self.size_divisor, None
         if image_sizes is not None:
             images, sizes = _crop_padding(images, image_sizes, divisor)
         maps = self._level_sizes(images.shape[-2], images.shape[-1])
@@ -310,13 +296,18 @@ class FiberDetector(nn.Module):
                 padded.append(whole.flatten(1, 2))
             return padded
 
-        found = [output for _, _, output in outputs]
+        outputs_of_groups = [output for _, _, output in outputs]
         lowest = -MAX_TOKEN_LOGIT
-        valid = [[torch.ones_like(c, dtype=torch.bool) for c in f.centerness_logits] for f in found]
+        valid = [
+            [torch.ones_like(c, dtype=torch.bool) for c in f.centerness_logits]
+            for f in outputs_of_groups
+        ]
         return DetectorOutput(
-            token_logits=pad([output.token_logits for output in found], lowest),
-            box_deltas=pad([output.box_deltas for output in found], 0.0),
-            centerness_logits=pad([output.centerness_logits for output in found], lowest),
+            token_logits=pad([output.token_logits for output in outputs_of_groups], lowest),
+            box_deltas=pad([output.box_deltas for output in outputs_of_groups], 0.0),
+            centerness_logits=pad(
+                [output.centerness_logits for output in outputs_of_groups], lowest
+            ),
             anchors=self._anchors(sizes, text_mask.device),
             text_mask=text_mask,
             inside=torch.cat(pad(valid, False), dim=1),

@@ -33,6 +33,9 @@ class FiberImageText(ImageTextModel):
     Methods that need a missing head raise AttributeError.
     """
 
+    #: Name of the first tensor that `init_embeddings` sets.
+    embedding_weight = "itc_image_transform.weight"
+
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()
         self.config = config
@@ -71,7 +74,7 @@ class FiberImageText(ImageTextModel):
         if "caption" in heads:
             # Captioning attends to the last stage in all layers. Text layers paired with stage 3
             # expect that stage's channels, so each of them has a projection.
-            stages = [place[0] for place in self.backbone.image.places]
+            stages = [stage for stage, _ in self.backbone.image.places]
             paired = stages[self.backbone.first_fused_block :].count(len(channels) - 2)
             self.caption_projections = nn.ModuleList(
                 nn.Linear(channels[-1], channels[-2]) for _ in range(paired)
@@ -127,6 +130,11 @@ class FiberImageText(ImageTextModel):
         pooled = self.pooled(fused)
         return self.itm_logits(pooled) if head == "itm" else self.vqa_logits(pooled)
 
+    @property
+    def embedding_width(self) -> int:
+        """Number of channels of an embedding for ITC."""
+        return self.config.roberta.width
+
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed images for ITC: (B, D), L2-normalized."""
         return self.image_vectors(self.backbone.encode_image(images))
@@ -164,13 +172,27 @@ class FiberImageText(ImageTextModel):
         """See `ImageTextModel`."""
         return self.text_transform(text)
 
+    @property
+    def mask_id(self) -> int:
+        """Id of <mask>, which captions do not have."""
+        return self.config.roberta.mask_id
+
+    @property
+    def longest_caption(self) -> int:
+        """Maximum number of tokens of a caption, including <s> and </s>."""
+        return self.config.roberta.max_tokens
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Encode images for `decode_text`: (B, H, W, C) output of the last stage."""
+        return self.backbone.encode_image(images).stages[-1]
+
     def caption_logits(self, text: Tensor) -> Tensor:
         """Compute next-token logits from `decode_text` output: (B, L, D) -> (B, L, vocabulary)."""
         return self.mlm_logits(text)
 
     def next_token_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Compute next-token logits from the image and previous tokens: (B, L, vocabulary)."""
-        tokens = self.backbone.encode_image(images).stages[-1]
+        tokens = self.image_tokens(images)
         return self.caption_logits(self.decode_text(tokens, token_ids, text_mask))
 
     def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -180,6 +202,10 @@ class FiberImageText(ImageTextModel):
     def start_decoding(self, image_tokens: Tensor) -> Decoding:
         """Start decoding from the last-stage output of `encode_image`."""
         return self.backbone.start_decoding(self._for_decoder(image_tokens))
+
+    def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
+        """Run the backbone's `decode_next`: (B, n) -> (B, n, D)."""
+        return self.backbone.decode_next(decoding, token_ids)
 
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
         """Project the last-stage output to the channels of each fused layer."""

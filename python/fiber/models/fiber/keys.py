@@ -273,7 +273,9 @@ def to_published_fine(state: Mapping[str, Tensor], config: FiberConfig) -> dict[
 
 def _relative_position_index(window: int) -> Tensor:
     """Return the (N, N) int64 bias table row of each pair of tokens in a window."""
-    place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
-    place = place.flatten(1)
-    distance = place[:, :, None] - place[:, None, :] + window - 1
+    coordinates = torch.stack(
+        torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    )
+    coordinates = coordinates.flatten(1)
+    distance = coordinates[:, :, None] - coordinates[:, None, :] + window - 1
     return distance[0] * (2 * window - 1) + distance[1]

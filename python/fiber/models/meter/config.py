@@ -160,6 +160,20 @@ class MeterConfig:
         return 3 if "nlvr2" in self.heads else 2
 
     @property
+    def mlm_units(self) -> tuple[str, ...]:
+        """Units that MLM may mask; words and positions are those of byte-level BPEs."""
+        return ("token",) if self.text_encoder == "bert" else ("token", "word", "position")
+
+    @property
+    def has_row_draws(self) -> bool:
+        """True if dropout may be drawn by row.
+
+        With merged attention, the weights of a pair have other places if its texts are padded to
+        another length.
+        """
+        return self.cross.kind != "merged_attention"
+
+    @property
     def pair_heads(self) -> tuple[str, ...]:
         """Heads that rank pairs for retrieval, best first."""
         return ("rank", "itm")
@@ -175,6 +189,28 @@ class MeterConfig:
             return dataclasses.replace(self, bert=bert)
         roberta = dataclasses.replace(self.roberta, vocab_size=vocab_size)
         return dataclasses.replace(self, roberta=roberta)
+
+    def with_answers(self, count: int) -> MeterConfig:
+        """Return a copy of the config with a new number of answers of the VQA head."""
+        image_text = dataclasses.replace(self.image_text, num_answers=count)
+        return dataclasses.replace(self, image_text=image_text)
+
+    def check_published(self, prefix: str = "") -> None:
+        """Check what only published runs need of a config.
+
+        Args:
+            prefix: put before names of fields in messages.
+
+        Raises:
+            ValueError: if the image encoder is a Swin whose windows do not fit the image size.
+        """
+        window, step = self.swin.window_size, self.size_step
+        require(
+            self.image_encoder != "swin" or window * step == self.image_size,
+            f"{prefix}swin.window_size {window} with {prefix}image_size {self.image_size}: METER's"
+            f" windows have image_size / {step} tokens; expected {prefix}image_size"
+            f" {window * step} or {prefix}swin.window_size {self.image_size // step}",
+        )
 
     def with_image_size(self, image_size: int) -> MeterConfig:
         """Return a copy of the config with a new input size; windows of Swin scale with it.

@@ -111,6 +111,11 @@ class MeterImageText(ImageTextModel):
         """Compute retrieval scores: (B, 2 D) -> (B,)."""
         return self.rank_head(pooled)[:, 0]
 
+    @property
+    def scores_are_log_odds(self) -> bool:
+        """False: pairs are ranked by a single logit."""
+        return False
+
     def ranking_scores(self, pooled: Tensor) -> Tensor:
         """See `ImageTextModel`. Without a ranking head, pairs are ranked by the "match" logit.
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from fiber.models.encoders.clip import resize_position_tables
 from fiber.models.encoders.keys import (
     EncoderLayout,
     IgnoredKeys,
@@ -27,7 +26,7 @@ from fiber.models.encoders.keys import (
     swin_keys,
     weight_and_bias,
 )
-from fiber.models.encoders.swin import resize_bias_tables
+from fiber.models.encoders.position_interpolation import resize_bias_tables, resize_position_tables
 from fiber.models.meter.config import MeterConfig
 
 #: Prefixes of the published encoders.

@@ -111,14 +111,14 @@ def read_tensors(folder: Path, targets: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{folder} has no tensor {', '.join(missing[:4])}")
     filled: dict[str, Tensor] = {}
     for name, target in targets.items():
-        found = stored[name]
-        if found.shape != target.shape:
-            if not found.shape.numel() == target.numel() == 1:
+        entry = stored[name]
+        if entry.shape != target.shape:
+            if not entry.shape.numel() == target.numel() == 1:
                 raise ValueError(
-                    f"{folder}: {name} has shape {tuple(found.shape)}, expected"
+                    f"{folder}: {name} has shape {tuple(entry.shape)}, expected"
                     f" {tuple(target.shape)}"
                 )
-            target = torch.empty(found.shape, dtype=found.dtype)
+            target = torch.empty(entry.shape, dtype=entry.dtype)
         filled[name] = target
     with _causes(folder):
         load_files(filled, storage_reader=_Reader(folder))
@@ -163,24 +163,24 @@ class _Reader(FileSystemReader):
     """Reader that loads no pickle; those of the index and of tensors are read as data."""
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        found = read_index(Path(self.path) / INDEX)
-        assert found.storage_meta is not None
-        found.storage_meta.load_id = self.load_id
-        return found
+        metadata = read_index(Path(self.path) / INDEX)
+        assert metadata.storage_meta is not None
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        places = [self.storage_data[item.storage_index] for item in plan.items]
-        names = dict.fromkeys(place.relative_path for place in places)
+        locations = [self.storage_data[item.storage_index] for item in plan.items]
+        names = dict.fromkeys(location.relative_path for location in locations)
         files = {name: MappedFile(Path(self.path) / name) for name in names}
-        for item, place in zip(plan.items, places, strict=True):
-            file = files[place.relative_path]
-            tensor = read_tensor_part(file, place.offset, place.length)
+        for item, location in zip(plan.items, locations, strict=True):
+            file = files[location.relative_path]
+            tensor = read_tensor_part(file, location.offset, location.length)
             target = planner.resolve_tensor(item).detach()
             ends = [first + n for first, n in zip(item.storage_offsets, item.lengths, strict=True)]
             if len(ends) != tensor.dim() or any(map(operator.gt, ends, tensor.shape)):
                 raise ValueError(
                     f"{file.path}: {item.storage_index.fqn} has shape {tuple(tensor.shape)} at byte"
-                    f" {place.offset}; expected {ends} or more"
+                    f" {location.offset}; expected {ends} or more"
                 )
             for dim, (first, length) in enumerate(
                 zip(item.storage_offsets, item.lengths, strict=True)

@@ -5,8 +5,6 @@ optimizer, EMA and objective state; see `TrainingState`), `data.json` (`Position
 with the checksums of these files, in the format of sha256sum. The folder is written under a
 temporary name, so one with the final name is complete. The best validated weights are next to it,
 as `best-00000500.safetensors`. For finished models see `fiber.checkpoints.model_dir`.
-
-Earlier versions wrote `model.safetensors` and `training.pt` instead, which are still read.
 """
 
 from __future__ import annotations
@@ -21,21 +19,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
-from torch import nn
 
 from fiber.atomic_io import (
     PART,
     read_json,
 )
-from fiber.checkpoints.model_dir import MAX_JSON_BYTES, load_state
-from fiber.checkpoints.torch_file import read_state
+from fiber.checkpoints.model_dir import MAX_JSON_BYTES
 from fiber.config_io import from_dict
 from fiber.messages import printable, shown, shown_names
-from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, OLD_FILES, STEP, SUFFIX
+from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, STEP, SUFFIX
 
 if TYPE_CHECKING:
     from fiber.training.checkpoint.state import TrainingState
@@ -62,13 +58,12 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     #: Number of records of each task, and of `VALIDATION`.
     records: dict[str, int]
-    #: `fiber.training.data.fingerprint` of the same records; empty in checkpoints of earlier
-    #: versions.
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    #: `RunFolder.vocabulary_sha256`; empty in checkpoints of earlier versions.
-    vocabulary_sha256: str = ""
+    #: `fiber.training.data.fingerprint` of the same records.
+    fingerprints: dict[str, str]
+    #: `RunFolder.vocabulary_sha256`.
+    vocabulary_sha256: str
     #: Step with the best validation score so far (0 if not validated yet), its score, and the
-    #: SHA-256 checksum of its weights ("" in checkpoints of earlier versions).
+    #: SHA-256 checksum of its weights ("" if not validated yet).
     best_step: int = 0
     best_score: float = 0.0
     best_sha256: str = ""
@@ -83,17 +78,8 @@ class RunCheckpoint:
     folder: Path
     step: int
 
-    @property
-    def is_old(self) -> bool:
-        """True for a checkpoint of an earlier version, with `training.pt`."""
-        if (self.folder / INDEX).exists():
-            return False
-        return any((self.folder / name).is_file() for name in OLD_FILES[:2])
-
     def files(self) -> list[str]:
         """List the files that a checkpoint consists of, except that of the checksums."""
-        if self.is_old:
-            return list(OLD_FILES)
         shards = sorted(path.name for path in self.folder.glob(f"*{SUFFIX}"))
         return [*shards, INDEX, "data.json"]
 
@@ -104,25 +90,24 @@ class RunCheckpoint:
 
         Args:
             records: number of records of each task, and of `VALIDATION`.
-            fingerprints: fingerprints of the same records. Those of a checkpoint of an earlier
-                version, which are missing, are not compared.
+            fingerprints: fingerprints of the same records.
             data: path of the records, for messages.
 
         Raises:
             ValueError: if a field of data.json is invalid (the message names it), or if it was
                 written for other records.
         """
-        found = self.read_position()
+        position = self.read_position()
         changed = [
-            f"{_named(name)} had {shown(found.records.get(name, 0))} records and now has"
+            f"{_named(name)} had {shown(position.records.get(name, 0))} records and now has"
             f" {records.get(name, 0)}"
-            for name in dict.fromkeys((*found.records, *records))
-            if found.records.get(name) != records.get(name)
+            for name in dict.fromkeys((*position.records, *records))
+            if position.records.get(name) != records.get(name)
         ] or [
             f"the data of {_named(name)} has changed, although it still has {records[name]} records"
-            f" (fingerprint {shown(found.fingerprints.get(name))}, now {shown(own)})"
-            for name, own in fingerprints.items()
-            if found.fingerprints and found.fingerprints.get(name) != own
+            f" (fingerprint {shown(position.fingerprints.get(name))}, now {shown(current)})"
+            for name, current in fingerprints.items()
+            if position.fingerprints.get(name) != current
         ]
         if changed:
             than = f" than is in {data} now" if data else ""
@@ -130,7 +115,7 @@ class RunCheckpoint:
                 f"{self.folder} was saved with different data{than}: {'; '.join(changed)}. Resume"
                 " with the data of the run, or start a new run in another folder"
             )
-        return found
+        return position
 
     def damage(self, *, with_best: bool = True) -> str | None:
         """Describe the damaged file, or return None if the checkpoint is intact.
@@ -140,17 +125,9 @@ class RunCheckpoint:
         Raises:
             ValueError: if the checksums are right, but data.json is invalid.
         """
-        for name in self.files():
+        for name in (*self.files(), CHECKSUMS):
             if not (self.folder / name).is_file():
-                return f"{name} does not exist"
-        if not (self.folder / CHECKSUMS).is_file():
-            # Earlier versions wrote neither.
-            missing = f"{CHECKSUMS} does not exist"
-            if not self.is_old:
-                return missing
-            return self._damage_without_checksums() or (
-                missing if self.read_position().fingerprints else None
-            )
+                return f"{name} does not exist{self._strangers()}"
         try:
             content = (self.folder / CHECKSUMS).read_bytes()
             if content != checksums(self.folder):
@@ -182,16 +159,6 @@ class RunCheckpoint:
         with self.explained(INDEX):
             state.restore(self.folder)
 
-    def restore_old(self, model: nn.Module) -> dict[str, Any]:
-        """Load the weights of an earlier version; return the contents of training.pt.
-
-        Raises:
-            ValueError: if a file is invalid or does not fit the model; the message names it.
-        """
-        load_state(model, self.folder / "model.safetensors")
-        with self.explained("training.pt"):
-            return read_state(self.folder / "training.pt")
-
     def read_position(self) -> Position:
         """Read data.json and check its fields.
 
@@ -202,25 +169,25 @@ class RunCheckpoint:
         try:
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object, got {shown(values)}")
-            found = from_dict(Position, values)
+            position = from_dict(Position, values)
         except (TypeError, ValueError) as error:
             raise self._invalid("data.json", f"is invalid: {error}") from None
-        tasks = sorted(found.records.keys() - {VALIDATION})
-        if sorted(found.consumed) != tasks:
-            consumed = shown_names(sorted(found.consumed))
+        tasks = sorted(position.records.keys() - {VALIDATION})
+        if sorted(position.consumed) != tasks:
+            consumed = shown_names(sorted(position.consumed))
             problem = f"has consumed samples of {consumed}; expected {shown_names(tasks)}"
             raise self._invalid("data.json", problem)
-        counts = {f"consumed.{name}": count for name, count in found.consumed.items()}
-        counts |= {"images": found.images, "seconds": found.seconds}
+        counts = {f"consumed.{name}": count for name, count in position.consumed.items()}
+        counts |= {"images": position.images, "seconds": position.seconds}
         limits = {name: (value, 0, math.inf) for name, value in counts.items()}
-        limits["step"] = (found.step, self.step, self.step + 1)
-        limits["best_step"] = (found.best_step, 0, self.step + 1)
+        limits["step"] = (position.step, self.step, self.step + 1)
+        limits["best_step"] = (position.best_step, 0, self.step + 1)
         for name, (value, least, end) in limits.items():
             if not least <= value < end:
                 expected = least if end == least + 1 else f"at least {least}"
                 expected = f"0 to {self.step}" if name == "best_step" else expected
                 raise self._invalid("data.json", f"has {name} {shown(value)}; expected {expected}")
-        return found
+        return position
 
     def _invalid(self, name: str, problem: str) -> ValueError:
         return ValueError(f"{self.folder / name} {problem}. {self._hint()}")
@@ -240,20 +207,11 @@ class RunCheckpoint:
             return f"the SHA-256 checksum of {path.name}, the best weights so far, has changed"
         return None
 
-    def _damage_without_checksums(self) -> str | None:
-        """Check for damage using the zip archive's CRCs and the safetensors header."""
-        try:
-            self.read_position()
-            with self.explained("training.pt"):
-                _check_zip(self.folder / "training.pt")
-                read_state(self.folder / "training.pt")
-            path = self.folder / "model.safetensors"
-            with self.explained(path.name), safetensors.safe_open(path, framework="pt"):
-                pass
-        except ValueError as error:
-            reason = str(error).removeprefix(f"{self.folder}/")
-            return reason.removesuffix(f". {self._hint()}")
-        return None
+    def _strangers(self) -> str:
+        """Name the files that are not those of a checkpoint, for a message about a missing one."""
+        own = {*self.files(), CHECKSUMS}
+        others = sorted({path.name for path in self.folder.iterdir()} - own)
+        return f"; it has {shown_names(others)}, which no checkpoint has" if others else ""
 
 
 def newest_checkpoint(checkpoints: Path) -> RunCheckpoint | None:
@@ -313,18 +271,20 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
 
 def checkpoints_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List a run's complete checkpoints, oldest first."""
-    found = _folders_in(checkpoints)
-    return [each for each in found if all((each.folder / name).is_file() for name in each.files())]
+    folders = _folders_in(checkpoints)
+    return [
+        each for each in folders if all((each.folder / name).is_file() for name in each.files())
+    ]
 
 
 def _folders_in(checkpoints: Path) -> list[RunCheckpoint]:
     """List the folders of a run's checkpoints, also of incomplete ones, oldest first."""
-    found = [
+    folders = [
         RunCheckpoint(folder=folder, step=int(folder.name.removeprefix(STEP)))
         for folder in (checkpoints.glob(f"{STEP}*") if checkpoints.is_dir() else ())
         if folder.name.removeprefix(STEP).isdecimal() and folder.is_dir()
     ]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return sorted(folders, key=lambda checkpoint: checkpoint.step)
 
 
 def best_file(checkpoints: Path, step: int) -> Path:
@@ -352,10 +312,10 @@ def remove_checkpoint(checkpoint: RunCheckpoint) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _wrong_checksum(folder: Path, found: str) -> str:
+def _wrong_checksum(folder: Path, content: str) -> str:
     """Describe how the content of `CHECKSUMS` differs from what it must be."""
     stored = {
-        name: digest for digest, _, name in (line.partition("  ") for line in found.split("\n"))
+        name: digest for digest, _, name in (line.partition("  ") for line in content.split("\n"))
     }
     names = RunCheckpoint(folder=folder, step=0).files()
     for name in names:
@@ -370,9 +330,3 @@ def _wrong_checksum(folder: Path, found: str) -> str:
 
 def _named(name: str) -> str:
     return "the validation" if name == VALIDATION else f"task {shown(name)}"
-
-
-def _check_zip(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if (bad := archive.testzip()) is not None:
-            raise ValueError(f"CRC mismatch in archive member {bad}")

@@ -90,33 +90,33 @@ class _Index:
                 "expected tensors and their places as dicts, got"
                 f" {type(entries).__name__} and {type(storage).__name__}"
             )
-        places = dict(self._place(index, info) for index, info in storage.items())
+        locations = dict(self._location(index, info) for index, info in storage.items())
         tensors: dict[str, Any] = {}
         chunks = 0
         for name, entry in entries.items():
             _check_name(name)
             try:
-                tensors[name], count = self._tensor(name, entry, places, len(places) - chunks)
+                tensors[name], count = self._tensor(name, entry, locations, len(locations) - chunks)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             chunks += count
         if chunks != len(storage):
             raise ValueError(f"has {len(storage):,} parts of tensors; expected {chunks:,}")
-        return Metadata(tensors, storage_data=places, storage_meta=StorageMeta())
+        return Metadata(tensors, storage_data=locations, storage_meta=StorageMeta())
 
-    def _place(self, index: Any, info: Any) -> tuple[MetadataIndex, _StorageInfo]:
+    def _location(self, index: Any, info: Any) -> tuple[MetadataIndex, _StorageInfo]:
         """Read where a chunk is: in a file next to the index, in bytes of its own."""
-        key, place = _state(index, MetadataIndex), _state(info, _StorageInfo)
+        key, location = _state(index, MetadataIndex), _state(info, _StorageInfo)
         name = _check_name(key.get("fqn"))
-        file: Any = place.get("relative_path")
-        first: Any = place.get("offset")
-        length: Any = place.get("length")
+        file: Any = location.get("relative_path")
+        first: Any = location.get("offset")
+        length: Any = location.get("length")
         if not isinstance(file, str) or not file.endswith(SUFFIX) or len(file) > MAX_NAME:
             raise ValueError(f"{name} is in file {shown(file)}; expected a name such as 0{SUFFIX}")
         # Compared as a string, and also as another system would read it.
         if file.startswith("..") or not file.isprintable() or set(file) & set("/\\:"):
             raise ValueError(f"{name} is in file {shown(file)}, outside of the folder")
-        if place.get("transform_descriptors"):
+        if location.get("transform_descriptors"):
             raise ValueError(f"{name} is compressed or encrypted, which is not supported")
         if not (_is_count(first) and _is_count(length)):
             raise ValueError(
@@ -135,7 +135,11 @@ class _Index:
         return MetadataIndex(name, _size(key.get("offset"))), _StorageInfo(file, first, length)
 
     def _tensor(
-        self, name: str, entry: Any, places: Mapping[MetadataIndex, _StorageInfo], most_chunks: int
+        self,
+        name: str,
+        entry: Any,
+        locations: Mapping[MetadataIndex, _StorageInfo],
+        most_chunks: int,
     ) -> tuple[TensorStorageMetadata, int]:
         """Read a tensor, and count its chunks."""
         state = _state(entry, TensorStorageMetadata)
@@ -144,19 +148,19 @@ class _Index:
         if not isinstance(dtype, Inert) or dtype.name not in _DTYPES:
             raise ValueError(f"has dtype {shown(dtype)}; expected one of torch")
         kind, size = _DTYPES[dtype.name], _size(state.get("size"))
-        found = state.get("chunks")
+        chunk_records = state.get("chunks")
         # One list can be that of many tensors, but each of its chunks is in one place.
-        if not isinstance(found, list) or len(found) > most_chunks:
+        if not isinstance(chunk_records, list) or len(chunk_records) > most_chunks:
             raise ValueError("has parts without a place")
-        chunks = [_chunk(each) for each in found]
+        chunks = [_chunk(each) for each in chunk_records]
         _check_cover(size, chunks)
         for chunk in chunks:
-            place = places.get(MetadataIndex(name, chunk.offsets))
-            if place is None:
+            location = locations.get(MetadataIndex(name, chunk.offsets))
+            if location is None:
                 raise ValueError(f"the part at {tuple(chunk.offsets)} has no place")
-            if place.length < math.prod(chunk.sizes) * kind.itemsize:
+            if location.length < math.prod(chunk.sizes) * kind.itemsize:
                 raise ValueError(
-                    f"the part of size {tuple(chunk.sizes)} has {place.length:,} bytes of {kind}"
+                    f"the part of size {tuple(chunk.sizes)} has {location.length:,} bytes of {kind}"
                 )
         return TensorStorageMetadata(TensorProperties(dtype=kind), size, chunks), len(chunks)
 

@@ -4,6 +4,5 @@
 STEP, BEST = "step-", "best-"
 #: File that lists all tensors, and the ending of those with the tensors.
 INDEX, SUFFIX = ".metadata", ".distcp"
-#: Files of a checkpoint of an earlier version; the oldest have no checksums.
-OLD_FILES = ("model.safetensors", "training.pt", "data.json")
+#: File with the checksums of the others.
 CHECKSUMS = "SHA256SUMS"

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fiber.checkpoints.mapped_file import read_safetensors
 from fiber.checkpoints.model_dir import StoredModel, load_tensors
-from fiber.checkpoints.torch_file import Weights, read_state
+from fiber.checkpoints.torch_file import Weights
 from fiber.models.registry import build_empty
 from fiber.training.checkpoint.files import stored_tensors
 from fiber.training.checkpoint.folder import RunCheckpoint, checkpoints_in
-from fiber.training.checkpoint.layout import INDEX, OLD_FILES, STEP
+from fiber.training.checkpoint.layout import INDEX, STEP
 from fiber.training.checkpoint.state import stored_weights
 from fiber.training.run_dir import RunFolder
 
@@ -52,9 +51,8 @@ def read_checkpoint_model(
             f" expected RUN/checkpoints/{folder.name}, with RUN/config.json"
         )
     run.check_vocabulary(checkpoint.read_position().vocabulary_sha256, folder)
-    read, name = (_old_weights, OLD_FILES[1]) if checkpoint.is_old else (_weights, INDEX)
-    with checkpoint.explained(name):
-        tensors, is_average = read(folder, weights != "raw")
+    with checkpoint.explained(INDEX):
+        tensors, is_average = _weights(folder, weights != "raw")
     if weights == "ema" and not is_average:
         raise ValueError(f"{folder} has no moving average (weights 'ema'); expected 'raw'")
     model_config = config.model
@@ -67,8 +65,8 @@ def read_checkpoint_model(
             tensors[name] = tensors[name].reshape(())
     load_tensors(model, folder, tensors, resize=image_size is not None, device="cpu")
     vocabulary = run.vocabulary()
-    own: dict[str, Any] = vocabulary._asdict() if vocabulary is not None else {}
-    stored = StoredModel(network=model.eval(), path=folder, **own)
+    parts: dict[str, Any] = vocabulary._asdict() if vocabulary is not None else {}
+    stored = StoredModel(network=model.eval(), path=folder, **parts)
     return CheckpointModel(stored, "ema" if is_average else "raw")
 
 
@@ -96,11 +94,3 @@ def _weights(folder: Path, with_average: bool) -> tuple[dict[str, Tensor], bool]
     """Read the weights, or their EMA if there is one; return whether it is the EMA."""
     is_average = with_average and "average/updates" in stored_tensors(folder)
     return stored_weights(folder, average=is_average), is_average
-
-
-def _old_weights(folder: Path, with_average: bool) -> tuple[dict[str, Tensor], bool]:
-    """`_weights` of a checkpoint of an earlier version."""
-    tensors = dict(read_safetensors(folder / "model.safetensors").tensors)
-    average = read_state(folder / "training.pt")["average"] if with_average else {}
-    tensors |= {name: average[name] for name in tensors if name in average}
-    return tensors, bool(average)

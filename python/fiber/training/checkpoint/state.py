@@ -38,13 +38,13 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors, which share the memory of the run unless they are numbers."""
-        found = self._weights()
+        tensors = self._weights()
         for name, parameter in self._trained().items():
             for field, value in self.optimizer.state.get(parameter, {}).items():
                 # A number becomes an int64, which no other field is.
                 tensor = value if isinstance(value, Tensor) else torch.tensor(int(value))
-                found[f"optimizer/{name}/{field}"] = tensor
-        return found
+                tensors[f"optimizer/{name}/{field}"] = tensor
+        return tensors
 
     def restore(self, folder: Path) -> None:
         """Fill the parts from the files of a checkpoint; all ranks must call this.
@@ -88,12 +88,12 @@ class TrainingState:
             prefix = f"optimizer/{name}/"
             fields = [key.removeprefix(prefix) for key in stored if key.startswith(prefix)]
             for field in (field for field in fields if "/" not in field):
-                found = stored[prefix + field]
-                is_moment = found.dtype.is_floating_point and field != "step"
+                entry = stored[prefix + field]
+                is_moment = entry.dtype.is_floating_point and field != "step"
                 states.setdefault(name, {})[field] = (
-                    torch.zeros_like(parameter.detach(), dtype=found.dtype)
+                    torch.zeros_like(parameter.detach(), dtype=entry.dtype)
                     if is_moment
-                    else torch.zeros(found.shape, dtype=found.dtype)
+                    else torch.zeros(entry.shape, dtype=entry.dtype)
                 )
         return states
 
@@ -121,13 +121,13 @@ def stored_weights(folder: Path, *, average: bool = False) -> dict[str, Tensor]:
     Raises:
         ValueError: if its index is damaged.
     """
-    stored, found = stored_tensors(folder), {}
+    stored, weights = stored_tensors(folder), {}
     for name in (name for name in stored if name.startswith("model/")):
         averaged = name.replace("model/", "average/", 1)
         source = averaged if average and averaged in stored else name
-        found[source] = torch.empty(stored[source].shape, dtype=stored[source].dtype)
-    read_tensors(folder, found)
-    return {name.partition("/")[2]: tensor for name, tensor in found.items()}
+        weights[source] = torch.empty(stored[source].shape, dtype=stored[source].dtype)
+    read_tensors(folder, weights)
+    return {name.partition("/")[2]: tensor for name, tensor in weights.items()}
 
 
 def _check_names(
@@ -144,10 +144,10 @@ def _check_names(
 
 
 def _nested(tensors: Mapping[str, Tensor], part: str) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition("/")
         if first == part:
             group, _, last = rest.partition("/")
-            found.setdefault(group, {})[last] = tensor
-    return found
+            groups.setdefault(group, {})[last] = tensor
+    return groups

@@ -125,8 +125,8 @@ class CheckpointWriter:
 
     def completed(self) -> list[int]:
         """Return the steps of checkpoints that were completed since the last call; on rank 0."""
-        found, self._completed = self._completed, []
-        return found
+        completed, self._completed = self._completed, []
+        return completed
 
     def check(self) -> None:
         """Raise the error of a checkpoint that could not be written; do not wait."""

@@ -10,14 +10,17 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.config_io import field_names, nearest, require
+from fiber.config_io import READ, field_names, nearest, require
 from fiber.messages import shown
-from fiber.models.meter.config import MeterConfig
-from fiber.training.config.tasks import TasksConfig
+from fiber.models.families import read_config
+from fiber.models.model_config import ModelConfig
+from fiber.tasks import all_evaluations
+from fiber.training.config.tasks import TasksConfig, read_tasks
 from fiber.training.config.transforms import TransformConfig
 
 
@@ -40,7 +43,7 @@ class DataConfig:
     mlm_probability: float = 0.15
     #: Unit of MLM masking: "token" (as in FIBER's published code), "word" (whole words) or
     #: "position" (a fixed number of positions per padded text, of which those of words count, as in
-    #: METER's published code; see `fiber.data.masking.PaddedPositions`).
+    #: METER's published code); see `fiber.data.loader_config.CollatorConfig`.
     mlm_unit: Literal["token", "word", "position"] = "token"
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: Train a tokenizer on the texts if neither the data nor the user provides one and the model
@@ -206,29 +209,12 @@ class TrainConfig:
         )
 
 
-#: Maps tasks of `fiber eval` to the metrics whose sum selects the best checkpoint.
-CHOSEN_BY: dict[str, tuple[str, ...]] = {
-    "retrieval": ("text_to_image_recall_at_1", "image_to_text_recall_at_1"),
-    "matching": ("accuracy",),
-    "masked_words": ("accuracy",),
-    "caption": ("cider_d",),
-    "vqa": ("accuracy",),
-    "nlvr2": ("accuracy",),
-    "snli": ("accuracy",),
-    "winoground": ("group",),
-    "refcoco": ("accuracy_at_1",),
-    "flickr": ("any_recall_at_1",),
-    "coco": ("ap",),
-    "lvis": ("ap",),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Selection of the finished model: the best checkpoint on a task, or the last one."""
 
-    #: Task to evaluate at every checkpoint and at the end, a key of `CHOSEN_BY`; ties keep the
-    #: later step. None keeps the last weights.
+    #: Task to evaluate at every checkpoint and at the end, one of `fiber.tasks.all_evaluations`;
+    #: ties keep the later step. None keeps the last weights.
     task: str | None = None
     #: Split to evaluate; must not be a training split.
     split: str = "val"
@@ -239,9 +225,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.task is None or self.task in CHOSEN_BY,
+            self.task is None or self.task in all_evaluations(),
             f"validation.task: unknown task {shown(self.task)};"
-            f" {nearest(str(self.task), CHOSEN_BY)}",
+            f" {nearest(str(self.task), all_evaluations())}",
         )
         _check_range(self, "validation", ("pictures", "stop_after"), 0)
 
@@ -250,52 +236,31 @@ class ValidationConfig:
 class RunConfig:
     """Complete configuration of a run, as returned by a recipe and stored in `config.json`."""
 
-    tasks: TasksConfig
-    model: FiberConfig | MeterConfig = field(default_factory=FiberConfig)
+    tasks: TasksConfig = field(metadata={READ: read_tasks})
+    #: The config of a model of any family.
+    model: ModelConfig = field(default_factory=FiberConfig, metadata={READ: read_config})
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        heads, task = self.model.heads, self.tasks.image_text
-        is_fine = "grounding" in self.model.heads
-        for name in self.tasks.active():
+        for name, task in self.tasks.active().items():
+            missing = [head for head in task.heads() if head not in self.model.heads]
+            stage = getattr(self.model, "stage", None)
             require(
-                (name == "grounding") == is_fine,
-                f"tasks.{name} cannot train a {'fine' if is_fine else 'coarse'}-stage model;"
-                " grounding needs a fine-stage model, all other tasks need a coarse-stage model",
+                not missing,
+                f"tasks.{name}: the {f'{stage}-stage ' if stage else ''}model lacks"
+                f" {', '.join(missing)}; its heads{self._heads_field} are"
+                f" {', '.join(self.model.heads)}"
+                + ("; boxes need model.stage 'fine', other tasks 'coarse'" if stage else ""),
             )
-        missing = [head for head in self.needed_heads() if head not in heads]
+            task.check_run(f"tasks.{name}", self)
         require(
-            is_fine or not missing,
-            f"model.image_text.heads lacks {', '.join(missing)}, needed by the tasks; got"
-            f" {', '.join(heads)}",
-        )
-        batch_size, accumulation = self.data.batch_size, self.train.accumulation
-        pairs = batch_size // accumulation
-        if task.share > 0 and task.has_contrast and task.itc_form == "queue":
-            require(
-                self.data.transform.kind != "shorter_side",
-                "tasks.image_text.itc_form 'queue' needs images of the same size:"
-                " data.transform.kind must be 'squash' or 'crop', got 'shorter_side'",
-            )
-            require(
-                pairs <= task.queue_length,
-                f"tasks.image_text.queue_length must be at least {pairs}, the number of pairs in a"
-                f" micro-batch, got {task.queue_length}",
-            )
-        has_bert = isinstance(self.model, MeterConfig) and self.model.text_encoder == "bert"
-        require(
-            self.data.mlm_unit == "token" or not has_bert,
+            self.data.mlm_unit in self.model.mlm_units,
             f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
-            " 'bert' needs 'token'",
-        )
-        moving = self.data.transform.rand_augment.moving_operations
-        require(
-            not (moving and "grounding" in self.tasks.active()),
-            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
-            " boxes; remove these operations to train tasks.grounding",
+            f" {getattr(self.model, 'text_encoder', '')!r} needs"
+            f" {' or '.join(map(repr, self.model.mlm_units))}",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
@@ -303,54 +268,41 @@ class RunConfig:
             f"validation.split {shown(self.validation.split)} is used for training (data.split"
             f" {shown(self.data.split)}); expected a held-out split",
         )
+        if self.optim.published_coarse:
+            self.model.check_published("model.")
         require(
-            not (self.train.compile and is_fine),
-            "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
-            " many sizes",
-        )
-        self._check_published()
-        cross = self.model.cross.kind if isinstance(self.model, MeterConfig) else ""
-        require(
-            self.train.draws == "rank" or cross != "merged_attention",
+            self.train.draws == "rank" or self.model.has_row_draws,
             "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
             " weights have other places in texts of other lengths",
         )
-        require(
-            batch_size % accumulation == 0,
-            f"data.batch_size {batch_size} is not a multiple of train.accumulation {accumulation}",
-        )
+        accumulation = self.train.accumulation
+        for name in self.tasks.active():
+            require(
+                self.batch_size(name) % accumulation == 0,
+                f"{self.batch_size_field(name)} is not a multiple of train.accumulation"
+                f" {accumulation}",
+            )
         self._check_length()
-        # The queue provides negatives.
-        has_queue = task.itc_form == "queue" and task.itm_negatives != "random"
-        ranking = self.tasks.ranking
-        for losses, needs_pairs in (
-            ("image_text.itc and itm", task.share and not has_queue and (task.itc or task.itm)),
-            ("ranking.itm", ranking.share and ranking.itm),
-        ):
-            require(
-                pairs > 1 or not needs_pairs,
-                f"data.batch_size {batch_size} in {accumulation} micro-batches (train.accumulation)"
-                f" leaves one pair per micro-batch; tasks.{losses} need 2 or more, since negatives"
-                " come from the other pairs",
-            )
 
-    def _check_published(self) -> None:
-        """Check what only published runs need."""
-        model = self.model
-        if not self.optim.published_coarse:
-            return
-        require(
-            "grounding" not in model.heads,
-            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
+    @property
+    def _heads_field(self) -> str:
+        """Name of the field that lists the heads, for messages."""
+        return " (model.image_text.heads)" if hasattr(self.model, "image_text") else ""
+
+    def batch_size(self, task: str) -> int:
+        """Return the samples of a step of a task, over all ranks and micro-batches."""
+        return getattr(self.tasks, task).batch_size or self.data.batch_size
+
+    def micro_batch_size(self, task: str) -> int:
+        """Return the samples of a micro-batch of a task, over all ranks."""
+        return self.batch_size(task) // self.train.accumulation
+
+    def batch_size_field(self, task: str) -> str:
+        """Return the field that sets the samples of a step of a task, and its value."""
+        own = getattr(self.tasks, task).batch_size
+        return (
+            f"tasks.{task}.batch_size {own}" if own else f"data.batch_size {self.data.batch_size}"
         )
-        if isinstance(model, MeterConfig) and model.image_encoder == "swin":
-            window, step = model.swin.window_size, model.size_step
-            require(
-                window * step == model.image_size,
-                f"model.swin.window_size {window} with model.image_size {model.image_size}: METER's"
-                f" windows have image_size / {step} tokens; expected model.image_size"
-                f" {window * step} or model.swin.window_size {model.image_size // step}",
-            )
 
     def _check_length(self) -> None:
         """Check the fields that depend on epochs or evaluations."""
@@ -376,7 +328,8 @@ class RunConfig:
     def with_length(self, records: int) -> RunConfig:
         """Convert `epochs` and `checkpoint_epochs` to steps for the given number of records."""
         train = self.train
-        steps_of_epoch = records / self.data.batch_size
+        # Epochs are of a run's only task.
+        steps_of_epoch = records / self.batch_size(next(iter(self.tasks.active())))
         steps, every = train.steps, train.checkpoint_every
         if train.epochs > 0:
             steps = min(steps, max(1, math.ceil(train.epochs * steps_of_epoch)))
@@ -387,34 +340,24 @@ class RunConfig:
         )
 
     def needed_heads(self) -> tuple[str, ...]:
-        """Return the heads of the coarse-stage model that the active tasks need."""
-        active = self.tasks.active()
-        heads = []
-        if "image_text" in active:
-            task = self.tasks.image_text
-            # Hard negatives are sampled by ITC similarity, so ITM also needs the ITC head.
-            heads += ["itc"] if task.has_contrast else []
-            heads += [name for name in ("itm", "mlm") if getattr(task, name) > 0]
-        if "ranking" in active:
-            heads += ["itm"] if self.tasks.ranking.itm > 0 and "itm" not in heads else []
-        others = {
-            "question": "vqa",
-            "reasoning": "nlvr2",
-            "entailment": "snli",
-            "ranking": "rank",
-            "caption": "caption",
-        }
-        return (*heads, *(head for name, head in others.items() if name in active))
+        """Return the heads of the model that the active tasks need."""
+        tasks = self.tasks.active().values()
+        return tuple(dict.fromkeys(head for task in tasks for head in task.heads()))
 
 
 def load_recipe(name: str) -> RunConfig:
-    """Build the configuration of a recipe in `fiber.recipes`.
+    """Build the configuration of a recipe in `fiber.recipes`, or of another package.
 
     Raises:
         ValueError: if there is no such recipe; the message suggests the nearest names.
     """
     # Imported lazily, because recipes import this package.
-    return importlib.import_module("fiber.recipes").get(name)()
+    config = importlib.import_module("fiber.recipes").get(name)()
+    require(
+        isinstance(config, RunConfig),
+        f"recipe {shown(name)}: expected a function that returns a RunConfig, got {shown(config)}",
+    )
+    return config
 
 
 #: Fields that say how a run is trained, not what, so a resumed run may change them.
@@ -433,7 +376,11 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     lines, how = [], HOW
     if old.validation.task is None and new.validation.task is None:
         how = (*HOW, "train.checkpoint_every")
-    for name in [name for name in field_names(new) if name not in how]:
+    if type(old.model) is not type(new.model):
+        kinds = [type(config.model).__name__ for config in (old, new)]
+        return [f"model: {' -> '.join(kinds)}"]
+    stored = (field_names(config, only_stored=True) for config in (old, new))
+    for name in [name for name in dict.fromkeys(chain(*stored)) if name not in how]:
         before, after = (attrgetter(name)(config) for config in (old, new))
         if before != after and not dataclasses.is_dataclass(after):
             lines.append(f"{name}: {shown(before)} -> {shown(after)}")

@@ -61,11 +61,11 @@ def agree(
     }
     lines = []
     first, *others = gather_objects((socket.gethostname(), facts), processes)
-    for rank, (host, found) in enumerate(others, 1):
-        names = dict.fromkeys((*first[1], *found))
-        different = [name for name in names if first[1].get(name) != found.get(name)]
+    for rank, (host, facts_there) in enumerate(others, 1):
+        names = dict.fromkeys((*first[1], *facts_there))
+        different = [name for name in names if first[1].get(name) != facts_there.get(name)]
         lines += [
-            f"{name} is {shown(found.get(name))} on rank {rank} ({host})"
+            f"{name} is {shown(facts_there.get(name))} on rank {rank} ({host})"
             f" and {shown(first[1].get(name))} on rank 0 ({first[0]})"
             for name in different
         ]

@@ -23,9 +23,9 @@ def any_rank(flag: bool, processes: Processes) -> bool:
     """Return whether `flag` is True on any rank."""
     if processes.world_size == 1:
         return flag
-    found = torch.tensor(int(flag), device=processes.device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return bool(found)
+    result = torch.tensor(int(flag), device=processes.device)
+    dist.all_reduce(result, op=dist.ReduceOp.MAX)
+    return bool(result)
 
 
 def mean_over_ranks(values: Tensor, processes: Processes) -> Tensor:
@@ -40,9 +40,9 @@ def gather_objects(value: Any, processes: Processes) -> list[Any]:
     """Return the values of all ranks, by rank; they are pickled."""
     if processes.world_size == 1:
         return [value]
-    found: list[Any] = [None] * processes.world_size
-    dist.all_gather_object(found, value)
-    return found
+    gathered: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def broadcast_object(value: Any, processes: Processes) -> Any:

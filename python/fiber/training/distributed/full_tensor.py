@@ -90,23 +90,3 @@ def sharded_rows(local: Tensor, rows: int) -> Tensor:
 def local_rows(tensor: Tensor) -> Tensor:
     """Return the part of a sharded tensor that this rank holds; a plain tensor stays as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict of whole tensors into an optimizer, whose parameters may be sharded.
-
-    Raises:
-        ValueError: if the state is of other parameter groups (see `torch.optim.Optimizer`).
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def fitted(name: str, value: Any, parameter: Tensor) -> Any:
-        # The number of steps does not have the shape of the parameter.
-        is_moment = isinstance(value, Tensor) and name != "step"
-        return shard_like(value, parameter) if is_moment else value
-
-    entries = {
-        index: {name: fitted(name, value, parameters[index]) for name, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": entries})

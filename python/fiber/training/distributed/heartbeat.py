@@ -45,7 +45,7 @@ class LostRank:
     #: Error that ended it, if it could report one.
     error: str = ""
     #: File, line and function where it is, if it lives but does not take part.
-    place: str = ""
+    location: str = ""
     #: Whether the error is one of its input.
     is_bad_input: bool = False
 
@@ -53,7 +53,7 @@ class LostRank:
         where = f"rank {self.rank} (process {self.pid} on {self.host})"
         if self.error:
             return f"{where} failed: {self.error}"
-        return f"{where} hangs in {self.place}" if self.place else f"{where} died or hangs"
+        return f"{where} hangs in {self.location}" if self.location else f"{where} died or hangs"
 
 
 class Heartbeat:
@@ -155,16 +155,16 @@ class Heartbeat:
 
     def _wait_for(self, rank: int) -> None:
         """Wait until a rank is at this barrier, or at the next one."""
-        last_beat, last_place, pause = "", "", INTERVAL_SECONDS / 64
+        last_beat, last_location, pause = "", "", INTERVAL_SECONDS / 64
         beat_at = moved_at = time.monotonic()
         while int(self._get(f"barrier/{rank}") or 0) < self._barriers:
             if self._has(f"error/{rank}"):
                 raise LostRankError(self._peers([rank]))
             beat, now = self._read([rank])[rank], time.monotonic()
             if beat != last_beat:
-                place = json.loads(beat)[3]
-                if place != last_place:
-                    last_place, moved_at = place, now
+                location = json.loads(beat)[3]
+                if location != last_location:
+                    last_location, moved_at = location, now
                 last_beat, beat_at = beat, now
             if now - beat_at > 4 * MISSED * INTERVAL_SECONDS:
                 raise LostRankError(self._peers([rank]))
@@ -182,7 +182,7 @@ class Heartbeat:
                 self._write(number)
 
     def _write(self, number: int) -> None:
-        entry = [number, socket.gethostname(), os.getpid(), *_place(self._worker)]
+        entry = [number, socket.gethostname(), os.getpid(), *_location(self._worker)]
         with self._lock:
             self._store.set(f"alive/{self._rank}", json.dumps(entry))
 
@@ -201,19 +201,19 @@ class Heartbeat:
 
     def _peers(self, ranks: Sequence[int], *, only_hung: bool = False) -> list[LostRank]:
         """Describe ranks; with `only_hung`, those of them that live, but take part in nothing."""
-        found = []
+        peers = []
         for rank in ranks:
             entry = self._get(f"alive/{rank}") or '[0, "", 0, "", true]'
-            _, host, pid, place, may_wait = json.loads(entry)
+            _, host, pid, location, may_wait = json.loads(entry)
             if not only_hung:
                 error, is_input = json.loads(self._get(f"error/{rank}") or '["", false]')
-                found.append(LostRank(rank, host, pid, error, is_bad_input=is_input))
+                peers.append(LostRank(rank, host, pid, error, is_bad_input=is_input))
             elif not may_wait:
-                found.append(LostRank(rank, host, pid, place=place))
-        return found
+                peers.append(LostRank(rank, host, pid, location=location))
+        return peers
 
 
-def _place(thread: int) -> tuple[str, bool]:
+def _location(thread: int) -> tuple[str, bool]:
     """Return where a thread is, and whether it may wait for other ranks there."""
     frame = sys._current_frames().get(thread)
     if frame is None:
@@ -248,10 +248,10 @@ def kill_hung_at_exit(peers: Sequence[LostRank]) -> None:
     A stopped process does not react to the agent's SIGTERM, and the agent waits for it. It is not
     killed earlier, since the agent then ends this process, maybe before its error is printed.
     """
-    own = [p for p in peers if p.host == socket.gethostname() and p.pid and not p.error]
+    hung = [p for p in peers if p.host == socket.gethostname() and p.pid and not p.error]
     # The interpreter waits for this thread. Unlike functions of `atexit`, it also runs in children
     # of multiprocessing.
-    threading.Thread(target=_kill_after_main, args=(own,), name="kill-hung").start()
+    threading.Thread(target=_kill_after_main, args=(hung,), name="kill-hung").start()
 
 
 def _kill_after_main(peers: Sequence[LostRank]) -> None:

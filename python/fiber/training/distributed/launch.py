@@ -110,14 +110,14 @@ def launch(arguments: Sequence[str], job: Job) -> int:
     ):
         _quiet_agent(Path(notes))
         try:
-            place = _Place("localhost")
+            node = _Node("localhost")
             if job.nodes[1] > 1:
                 print(
                     f"job {job.id}: waiting for {job.nodes[0]} nodes at {job.rendezvous}",
                     flush=True,
                 )
-                place = _wait_for_host(job.rendezvous)
-            start = elastic_launch(_config(job, place), sys.executable)
+                node = _wait_for_host(job.rendezvous)
+            start = elastic_launch(_config(job, node), sys.executable)
             # Files of the working directory are no modules (-P), as for the command `fiber`.
             start("-P", "-m", "fiber.cli", *arguments)
         except SignalException as stop:
@@ -171,7 +171,7 @@ def _signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-class _Place(NamedTuple):
+class _Node(NamedTuple):
     """How the nodes of a job see this one."""
 
     #: A name or an address that the others can reach. The agent itself takes the host name, which
@@ -181,7 +181,7 @@ class _Place(NamedTuple):
     is_host: bool | None = None
 
 
-def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
+def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Node:
     """Wait until the node of the rendezvous listens, unless this node is it.
 
     The agent itself waits for 60 seconds only, and nodes may start minutes apart, for example where
@@ -193,18 +193,18 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
     """
     host, port = parse_rendezvous_endpoint(rendezvous, default_port=DEFAULT_PORT)
     if _matches_machine_hostname(host):
-        return _Place(host)
+        return _Node(host)
     end = time.monotonic() + longest
     is_told = False
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
-                return _Place(connection.getsockname()[0])
+                return _Node(connection.getsockname()[0])
         except OSError as error:
             # The agent compares the addresses of its host name, which is often that of the loopback
             # interface (127.0.1.1 on Debian and Ubuntu).
             if _is_own(host):
-                return _Place(host, is_host=True)
+                return _Node(host, is_host=True)
             # The name of a node that has not started may be unknown until it does.
             if time.monotonic() >= end:
                 raise ConnectionError(
@@ -220,10 +220,10 @@ def _wait_for_host(rendezvous: str, *, longest: float = JOIN_SECONDS) -> _Place:
 def _is_own(host: str) -> bool:
     """Check whether a name or an address is that of an interface of this machine."""
     try:
-        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+        addresses = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
     except OSError:
         return False
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         with socket.socket(family, kind, protocol) as probe, suppress(OSError):
             probe.bind(address)
             return True
@@ -241,7 +241,7 @@ def _quiet_agent(notes: Path) -> None:
         logger.addFilter(lambda record: not (notes / BAD_INPUT).exists())
 
 
-def _config(job: Job, place: _Place) -> LaunchConfig:
+def _config(job: Job, node: _Node) -> LaunchConfig:
     several = job.nodes[1] > 1
     values: dict[str, Any] = {
         "min_nodes": job.nodes[0],
@@ -253,13 +253,13 @@ def _config(job: Job, place: _Place) -> LaunchConfig:
         "rdzv_configs": {"timeout": JOIN_SECONDS, "last_call_timeout": LAST_CALL_SECONDS},
         "max_restarts": job.restarts,
         "shutdown_timeout": SAVE_SECONDS,
-        "local_addr": place.address,
+        "local_addr": node.address,
     }
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         # Under nohup, which torch 2.6 has no setting for.
         values["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"
-    if place.is_host is not None:
-        values["rdzv_configs"]["is_host"] = place.is_host
+    if node.is_host is not None:
+        values["rdzv_configs"]["is_host"] = node.is_host
     # torch 2.6 has no `shutdown_timeout`; it waits 30 seconds.
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     return LaunchConfig(**{name: value for name, value in values.items() if name in known})

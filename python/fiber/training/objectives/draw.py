@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from enum import IntEnum, auto
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -16,26 +17,29 @@ from fiber.ops.dropout import by_row
 
 
 class Place(IntEnum):
-    """Computation of a step. A sample has other random numbers in each."""
+    """Computation of a step. A sample has other random numbers in each.
+
+    Numbers are part of every run: they never change. Tasks of other packages use strings.
+    """
 
     #: Layers below the fusion.
-    IMAGE = auto()
-    TEXT = auto()
+    IMAGE = 1
+    TEXT = 2
     #: Encoders without fusion, for ITC.
-    IMAGE_ALONE = auto()
-    TEXT_ALONE = auto()
-    MLM = auto()
-    ITM = auto()
+    IMAGE_ALONE = 3
+    TEXT_ALONE = 4
+    MLM = 5
+    ITM = 6
     #: Negatives from the ITC queue, below the fusion.
-    QUEUED_IMAGE = auto()
-    QUEUED_TEXT = auto()
+    QUEUED_IMAGE = 7
+    QUEUED_TEXT = 8
     #: All layers, for objectives that share none.
-    PAIR = auto()
-    CAPTION = auto()
+    PAIR = 9
+    CAPTION = 10
     #: Sampled captions, and their probabilities.
-    SAMPLES = auto()
-    LOG_PROBS = auto()
-    RANKING = auto()
+    SAMPLES = 11
+    LOG_PROBS = 12
+    RANKING = 13
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,15 @@ class Draw:
         return rows + sum(row_counts(rows)[: rank()])
 
     def dropout(
-        self, place: Place, rows: Tensor, *, is_repeated: bool = False
+        self, place: Place | str, rows: Tensor, *, is_repeated: bool = False
     ) -> AbstractContextManager[None]:
         """Draw by row within the returned context, if `by_row`; see `fiber.ops.dropout.by_row`."""
         if not self.by_row:
             return nullcontext()
-        return by_row((self.seed, self.number, place), rows, is_repeated=is_repeated)
+        number = zlib.crc32(place.encode()) if isinstance(place, str) else int(place)
+        return by_row((self.seed, self.number, number), rows, is_repeated=is_repeated)
 
-    def within(self, place: Place, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def within(self, place: Place | str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return a function of (rows, *arguments) that calls `function` within `dropout`."""
 
         def call(rows: Tensor, *arguments: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fiber.config_io import require
+from fiber.tasks import find_task
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.shard import group_size
 from fiber.training.machine_memory import FROZEN_BYTES, TRAINED_BYTES, count_parameters
 from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.plan.gpus import find_gpu, peak_of
-from fiber.training.plan.step_cost import TextShape, count_step, is_counted, largest_image
+from fiber.training.plan.step_cost import TextShape, count_step, largest_image
 from fiber.training.plan.traffic import (
     gradient_bytes,
     loss_traffic,
-    queue_image_bytes,
-    queue_pair_bytes,
     shard_bytes,
     weight_bytes,
 )
+from fiber.training.task_training import trainings_of
 
 #: Hours of one GPU between two unexpected interruptions: 419 in 54 days of 16,384 GPUs.
 #: Source: The Llama 3 Herd of Models (Grattafiori et al., 2024), section 3.3.4.
@@ -146,13 +146,12 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     samples = samples_of(config, cluster.gpus)
     gpu, precision = find_gpu(cluster.gpu), config.train.precision
     tokens, size = config.model.max_tokens, largest_image(config)
-    rotation = Counter(config.tasks.rotation())
-    share = {task: count / rotation.total() for task, count in rotation.items()}
+    share, weight = _shares(config)
     passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
     of_a_pass = -(-samples // passes)
     costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
     traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}
-    flops = sum(share[task] * cost[0] for task, cost in costs.items())
+    flops = sum(weight[task] * cost[0] for task, cost in costs.items())
     activations = max(cost[1] for cost in costs.values())
     contrast = sum(share[task] * each.contrast for task, each in traffic.items())
     negatives = sum(share[task] * each.negatives for task, each in traffic.items())
@@ -163,9 +162,9 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         compute = config.data.batch_size * flops / (cluster.gpus * peak * cluster.utilization)
     images = None
     if compute is not None:
-        per_sample = sum(part * (2 if task == "reasoning" else 1) for task, part in share.items())
+        per_sample = sum(part * find_task(task).images for task, part in weight.items())
         images = config.data.batch_size * per_sample / compute / cluster.nodes
-    queue, reference = _objective_bytes(config, parameters, cluster.gpus)
+    kept = _objective_bytes(config, parameters, cluster.gpus)
     average = 4 * parameters if config.train.ema_decay > 0 else 0
     strategies = {
         name: _strategy(
@@ -175,14 +174,14 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
             parameters=parameters,
             trained=trained,
             average=average,
-            other=activations + queue + reference,
+            other=activations + kept,
             loss_bytes=(contrast, negatives),
             compute=compute,
         )
         for name in ("replicate", "shard", "hybrid")
     }
     # A checkpoint has the parts of all GPUs.
-    objectives = sum(_objective_bytes(config, parameters, gpus=1))
+    objectives = _objective_bytes(config, parameters, gpus=1)
     checkpoint = 4 * parameters + 8 * trained + average + objectives
     seconds = checkpoint / (1e9 * cluster.disk_gbps)
     hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
@@ -190,16 +189,16 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         cluster=cluster,
         parameters=parameters,
         trained_parameters=trained,
-        batch_size=config.data.batch_size,
+        batch_size=max(config.batch_size(task) for task in config.tasks.active()),
         accumulation=config.train.accumulation,
         samples_per_gpu=samples,
         passes=passes,
         tokens=tokens,
         image_size=size,
-        flops_per_sample=flops,
+        flops_per_sample=flops / sum(weight.values()),
         compute_seconds=compute,
         activation_bytes=activations,
-        objective_bytes=queue + reference,
+        objective_bytes=kept,
         gpu_bytes=1e9 * gpu.memory_gb,
         contrast_bytes=contrast,
         negative_bytes=negatives,
@@ -215,20 +214,31 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     )
 
 
+def _shares(config: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the steps of each task in a step of the run, and its batches of `data.batch_size`."""
+    steps = dict.fromkeys(config.tasks.active(), 1.0)
+    if not config.tasks.together:
+        rotation = Counter(config.tasks.rotation())
+        steps = {task: count / rotation.total() for task, count in rotation.items()}
+    whole = config.data.batch_size
+    return steps, {task: part * (config.batch_size(task) / whole) for task, part in steps.items()}
+
+
 def samples_of(config: RunConfig, gpus: int) -> int:
-    """Return the samples of a micro-batch on a GPU; if it is no multiple of the GPUs, the most.
+    """Return the samples of a micro-batch on a GPU; the most, if tasks or GPUs differ.
 
     Raises:
         ValueError: if there are fewer samples than GPUs.
     """
-    batch, accumulation = config.data.batch_size, config.train.accumulation
-    samples = batch // accumulation
-    require(
-        gpus <= samples,
-        f"data.batch_size {batch} in {accumulation} micro-batches (train.accumulation) leaves"
-        f" {samples} samples for {gpus} GPUs; expected one or more for each",
-    )
-    return -(-samples // gpus)
+    for task in config.tasks.active():
+        samples = config.micro_batch_size(task)
+        require(
+            gpus <= samples,
+            f"{config.batch_size_field(task)} in {config.train.accumulation} micro-batches"
+            f" (train.accumulation) leaves {samples} samples for {gpus} GPUs; expected one or more"
+            " for each",
+        )
+    return max(-(-config.micro_batch_size(task) // gpus) for task in config.tasks.active())
 
 
 def _cost(
@@ -244,17 +254,10 @@ def _cost(
     return flops / 2, one.activation_bytes + (samples - 1) * each
 
 
-def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> tuple[int, int]:
-    """Return the bytes on a GPU of the ITC queue and of the reference model of GOLD."""
-    active, task = config.tasks.active(), config.tasks.image_text
-    queue = reference = 0
-    if "image_text" in active and task.has_contrast and task.itc_form == "queue":
-        pair, image = queue_pair_bytes(config), queue_image_bytes(config)
-        # Each GPU holds a part of the images.
-        queue = task.queue_length * (pair - image) + -(-task.queue_length // gpus) * image
-    if "caption" in active and config.tasks.caption.objective == "gold":
-        reference = 4 * parameters
-    return queue, reference
+def _objective_bytes(config: RunConfig, parameters: int, gpus: int) -> int:
+    """Return the bytes on a GPU of what objectives keep, such as the queue of ITC."""
+    trainings = trainings_of(config.tasks.active()).values()
+    return sum(training.state_bytes(config, parameters, gpus) for training in trainings)
 
 
 def _strategy(
@@ -322,11 +325,18 @@ def _notes(config: RunConfig, cluster: Cluster, passes: int, *, has_peak: bool) 
             f"{cluster.gpu} has no tensor cores for train.precision {config.train.precision!r}; no"
             " times"
         )
-    unsized = [task for task in config.tasks.active() if not is_counted(config, task)]
-    if "grounding" in unsized:
-        notes.append("images differ in size; all are counted at the largest one")
-    if "caption" in unsized:
-        notes.append("FLOPs leave out the captions that are sampled in training")
+    sizes = {task: config.batch_size(task) for task in config.tasks.active()}
+    if len(set(sizes.values())) > 1:
+        notes.append(
+            "tasks have batches of their own ("
+            + ", ".join(f"{task} {size}" for task, size in sizes.items())
+            + "); memory is that of the largest one"
+        )
+    if config.tasks.together and len(sizes) > 1:
+        notes.append("each step trains all tasks, one after the other")
+    for training in trainings_of(config.tasks.active()).values():
+        if not training.is_counted(config):
+            notes.append(training.cost_note)
     return notes
 
 

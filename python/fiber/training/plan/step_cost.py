@@ -1,9 +1,10 @@
 """Count FLOPs and activations of a task's forward and backward passes, without running them.
 
-The passes are those of `fiber.training.objectives`, on fake tensors, which have shapes but no
-memory, so a model of any size is counted on a laptop. Values are unknown, too: losses are replaced
-by sums, and negatives by rows of the same number. `tests/training/plan/test_step_cost.py` compares
-the counts with those of real training steps.
+The passes are `TaskTraining.cost_passes` of the task, on fake tensors, which have shapes but no
+memory, so a model of any size is counted on a laptop. By default they are the branches of a step.
+Values are unknown, so tasks whose branches depend on them replace losses by sums, and negatives by
+rows of the same number. `tests/training/plan/test_step_cost.py` compares the counts with those of
+real training steps.
 """
 
 from __future__ import annotations
@@ -15,24 +16,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 # Imported for the registration of torch.ops.fiber.
 import fiber.kernels  # noqa: F401
-from fiber.models.features import ImagePrefix
-from fiber.models.fiber.detector import FiberDetector
-from fiber.models.fiber.image_text import FiberImageText
-from fiber.models.image_text import ImageTextModel
-from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import build_empty
 from fiber.training.config.run import RunConfig
-from fiber.training.config.tasks import ImageTextTask
 from fiber.training.objectives.split_backward import SplitGraph
 from fiber.training.optim import freeze
-
-#: Size of an image in pixels, (height, width).
-ImageSize = tuple[int, int]
+from fiber.training.task_training import ImageSize, trainings_of
 
 
 class StepCost(NamedTuple):
@@ -77,7 +69,7 @@ def count_step(
         with saved.hooks(), counter:
             # As in the trainer, the casts of weights are kept for all branches.
             with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
-                for output in _passes(model, config, task, shape, image_size, split):
+                for output in _branches(model, config, task, shape, image_size, split):
                     with torch.autocast("cpu", enabled=False):
                         output.backward()
                     del output
@@ -144,8 +136,7 @@ class StepFlops:
 
 def is_counted(config: RunConfig, task: str) -> bool:
     """Return False if the FLOPs of a task depend on values: image sizes or sampled captions."""
-    has_sampling = task == "caption" and config.tasks.caption.objective == "cider"
-    return config.data.transform.kind != "shorter_side" and not has_sampling
+    return trainings_of(config.tasks.active())[task].is_counted(config)
 
 
 def largest_image(config: RunConfig) -> ImageSize:
@@ -167,7 +158,7 @@ def _parabola(at: list[int], values: list[float]) -> tuple[float, float, float]:
     return y0 - linear * x0 - quadratic * x0**2, linear, quadratic
 
 
-def _passes(
+def _branches(
     model: nn.Module,
     config: RunConfig,
     task: str,
@@ -176,112 +167,12 @@ def _passes(
     split: SplitGraph,
 ) -> Iterator[Tensor]:
     """Yield a scalar for each branch of a task, as `TrainStep.branches` does."""
-    samples, tokens = shape
-    ids = torch.ones(samples, tokens, dtype=torch.int64)
-    mask = torch.ones(samples, tokens, dtype=torch.bool)
-    pair = (samples, 2) if task == "reasoning" else (samples,)
-    images = torch.empty(*pair, 3, *size)
-    if isinstance(model, FiberDetector):
-        # Without the sizes of images in the padded batch, which are values.
-        yield _total(model(images, ids, mask))
-        return
-    assert isinstance(model, ImageTextModel)
-    backbone = model.backbone
-    if task == "image_text":
-        yield from _image_text_passes(model, config, images, ids, mask, split)
-    elif task == "reasoning":
-        yield model.statement_logits(images, ids, mask).sum()
-    elif task == "caption":
-        fiber = cast(FiberImageText, model)
-        if config.tasks.caption.objective == "gold":
-            with torch.no_grad():
-                fiber.next_token_logits(images, ids, mask)
-        yield fiber.next_token_logits(images, ids, mask).sum()
-    elif task == "ranking":
-        yield from _ranking_passes(cast(MeterImageText, model), config, images, ids, mask, split)
-    else:
-        pooled = model.pooled(backbone.encode_pair(images, ids, mask, wanted="pooled"))
-        is_question = task == "question"
-        head = model.vqa_logits if is_question else cast(MeterImageText, model).snli_logits
-        yield head(pooled).sum()
-
-
-def _image_text_passes(
-    model: ImageTextModel,
-    config: RunConfig,
-    images: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    split: SplitGraph,
-) -> Iterator[Tensor]:
-    task, backbone = config.tasks.image_text, model.backbone
-    image = ImagePrefix(split.cut(backbone.image_prefix(images).tokens))
-    if task.mlm > 0:
-        text = backbone.text_prefix(ids, mask)
-        fused = backbone.fuse(image, text, mask, wanted="text")
-        picked = torch.zeros(round(config.data.mlm_probability * ids.numel()), dtype=torch.int64)
-        yield model.mlm_logits(fused.text, picked).sum()
-        del text, fused
-    if task.itc == 0 and task.itm == 0:
-        return
-    text = split.cut(backbone.text_prefix(ids, mask))
-    if task.has_contrast:
-        with torch.set_grad_enabled(task.itc > 0):
-            fiber = cast(FiberImageText, model)
-            vectors = (
-                fiber.image_vectors(backbone.complete_image(image)),
-                fiber.text_vectors(backbone.complete_text(text, mask, wanted="pooled")),
-            )
-        if task.itc > 0:
-            yield vectors[0].sum() + vectors[1].sum()
-        del vectors
-    if task.itm > 0:
-        rows = _itm_rows(task, len(images))
-        tokens, texts, masks = image.tokens, text, mask
-        if task.has_contrast and task.itc_form == "queue" and task.itm_negatives != "random":
-            # A negative image and a negative text of each row are encoded again.
-            tokens = torch.cat([tokens, backbone.image_prefix(images).tokens])
-            texts, masks = torch.cat([texts, backbone.text_prefix(ids, mask)]), mask.repeat(2, 1)
-        chosen = ImagePrefix(tokens[rows])
-        fused = backbone.fuse(chosen, texts[rows], masks[rows], wanted="pooled")
-        yield model.itm_logits(model.pooled(fused)).sum()
-
-
-def _itm_rows(task: ImageTextTask, samples: int) -> Tensor:
-    """Return an index of as many rows as ITM has pairs; their values do not matter."""
-    if not task.has_contrast or task.itm_negatives == "random":
-        return torch.zeros(samples, dtype=torch.int64)
-    return torch.zeros((2 if task.itm_negatives == "half" else 3) * samples, dtype=torch.int64)
-
-
-def _ranking_passes(
-    model: MeterImageText,
-    config: RunConfig,
-    images: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    split: SplitGraph,
-) -> Iterator[Tensor]:
-    task, backbone = config.tasks.ranking, model.backbone
-    texts, samples = 1 + task.false_texts, len(images)
-    all_ids, all_masks = ids.repeat(texts, 1), mask.repeat(texts, 1)
-    image = ImagePrefix(split.cut(backbone.image_prefix(images).tokens))
-    text = split.cut(backbone.text_prefix(all_ids, all_masks))
-    if task.itm > 0:
-        rows = torch.zeros(samples, dtype=torch.int64)
-        fused = backbone.fuse(ImagePrefix(image.tokens[rows]), text[rows], mask, wanted="pooled")
-        yield model.itm_logits(model.pooled(fused)).sum()
-        del fused
-    rows = torch.zeros(samples * texts, dtype=torch.int64)
-    fused = backbone.fuse(image.take(rows), text, all_masks, wanted="pooled")
-    yield model.rank_scores(model.pooled(fused)).sum()
-
-
-def _total(output: Any) -> Tensor:
-    """Sum all floating-point tensors of an output that depend on the parameters."""
-    tensors = tree_leaves(vars(output) if hasattr(output, "__dict__") else output)
-    sums = [each.sum() for each in tensors if isinstance(each, Tensor) and each.requires_grad]
-    return torch.stack([each.float() for each in sums]).sum()
+    training = trainings_of(config.tasks.active())[task]
+    ids = torch.ones(*shape, dtype=torch.int64)
+    mask = torch.ones(*shape, dtype=torch.bool)
+    number = training.task.images
+    images = torch.empty(shape.samples, *((number,) if number > 1 else ()), 3, *size)
+    return training.cost_passes(model, config, images, ids, mask, split)
 
 
 class _Saved:

@@ -108,13 +108,13 @@ class Goodput:
 
 
 def _wall_seconds(entry: Mapping[str, Any]) -> float:
-    """Return the wall time of a line; that of an earlier version has only the training time."""
-    return float(entry.get("performance", entry).get("wall_seconds", entry.get("seconds", 0.0)))
+    """Return the wall time of a line."""
+    return float(entry["performance"]["wall_seconds"])
 
 
 def _step_seconds(entry: Mapping[str, Any]) -> float:
     """Return the time of the steps that count up to a line."""
-    return _wall_seconds(entry) * float(entry.get("performance", {}).get("goodput", 1.0))
+    return _wall_seconds(entry) * float(entry["performance"]["goodput"])
 
 
 def _last_attempt(path: Path) -> Attempt | None:

@@ -72,8 +72,8 @@ class RunMonitor:
         """
         steps, self._last_step = step - self._last_step, step
         seconds = self.clock.close()
-        own = torch.tensor([seconds[part] for part in PARTS], dtype=torch.float64)
-        means = mean_over_ranks(own.to(self._processes.device), self._processes).tolist()
+        local_seconds = torch.tensor([seconds[part] for part in PARTS], dtype=torch.float64)
+        means = mean_over_ranks(local_seconds.to(self._processes.device), self._processes).tolist()
         mean = dict(zip(PARTS, means, strict=True))
         in_steps = sum(mean[part] for part in STEP_PARTS)
         fields: dict[str, Any] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from fiber.models.meter.config import MeterConfig
+from fiber.models.registry import architecture_of
 from fiber.training.config.run import RunConfig
-from fiber.training.data import TrainingData
 from fiber.training.distributed.processes import Processes, restart_count
+from fiber.training.training_data import TrainingData
 
 
 def describe_run(
@@ -34,8 +34,8 @@ def describe_run(
     begin = f"resuming after step {steps_done}" if steps_done else f"starting from {origin}"
     if restarts := restart_count():
         begin = f"restart {restarts}: {begin}"
-    network = config.model
-    name = "METER model" if isinstance(network, MeterConfig) else f"{network.stage}-stage model"
+    entry = architecture_of(config.model)
+    name = f"{entry.stage}-stage model" if entry.stage else f"{entry.title} model"
     return (
         f"{begin}: {name} with {millions:.1f} million parameters on {where},"
         f" {config.train.steps} steps of {config.data.batch_size} samples; records: {records}"

@@ -154,7 +154,7 @@ def flat_config(run: RunContext) -> dict[str, Any]:
     """Return the fields of a run's configuration by dotted name."""
     nested = to_dict(run.config)
     found: dict[str, Any] = {}
-    for name in field_names(run.config):
+    for name in field_names(run.config, only_stored=True):
         value: Any = nested
         for part in name.split("."):
             value = value[part]

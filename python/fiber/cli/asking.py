@@ -1,0 +1,215 @@
+"""What the commands that ask a model share: their options, images, model and output.
+
+Each prints a table to a terminal, and one JSON object per line otherwise. The commands are in the
+`command.py` of their task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiber.cli.arguments import (
+    DEVICE,
+    LIMITS,
+    VOCABULARIES,
+    add_options,
+    limits_of,
+    naming_option,
+    pick,
+)
+from fiber.cli.models import choose_model, load_quietly
+from fiber.data.image_file import ENDINGS, check_not_url
+from fiber.messages import printable
+from fiber.terminal import is_terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fiber.inference import Model
+
+#: Rows of a table to print to the terminal.
+Rows = Sequence[tuple[str, ...]]
+
+#: An image argument, and one that takes several, as entries of `add_options`.
+IMAGE = {"image IMAGE": "image file, or a folder to search recursively for images"}
+IMAGES = {"images IMAGE": IMAGE["image IMAGE"]}
+#: Maximum number of characters of a cell of a table.
+MAX_CELL = 1000
+#: Number of images decoded and held in memory at a time.
+_BATCH = 16
+
+
+def add_asking_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    """Add a command with the options of all that ask a model, and return its parser.
+
+    `run` maps the parsed options to an exit code. `text` is the help of the command.
+    """
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    add_options(
+        command,
+        {
+            "--model MODEL": "model folder or checkpoint file (default: the newest model in"
+            " runs/ with the required head, or else the model in the package, scenes)",
+            **VOCABULARIES,
+            **DEVICE,
+            **LIMITS,
+            "--json": "print JSON even to a terminal",
+            "--save DIR": "folder to write annotated images to",
+        },
+        tokenizer={"type": str},
+        answers={"type": str},
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def exists(text: str) -> bool:
+    """Check whether a text is the path of a file or folder."""
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        # Too long for a name, or with a null character.
+        return False
+
+
+def order_hint(text: str, order: str) -> str:
+    """Return a hint for an image that does not exist: the order, if the text is a path."""
+    return f"; expected the order {order}" if exists(text) else ""
+
+
+def image_heading(name: str, size: Sequence[int]) -> str:
+    """Return the line above the rows of an image; `size` starts with height and width."""
+    return f"{printable(name, MAX_CELL)}  ({size[1]} x {size[0]} pixels)"
+
+
+class AskingSession:
+    """Images, model and output of a command.
+
+    Results are printed to stdout as JSON lines or a table; annotated images go to `--save`.
+
+    Args:
+        options: parsed options of a command of `add_asking_command`.
+        images: image files, and folders to search.
+        heads: heads of which a model needs one, for the default model.
+        hint: added to the error about an image that does not exist; a function of its path.
+
+    Raises:
+        FileNotFoundError: if an image, or a default model with one of the heads, does not exist.
+        NotADirectoryError: if `--save` is a file.
+        ValueError: if a folder has no images, or the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        images: Sequence[str],
+        *heads: str,
+        hint: str | Callable[[Path], str] = "",
+    ) -> None:
+        self.paths = _list_images(images, hint)
+        self.name = choose_model(options.model, *heads)
+        settings = pick(options, "tokenizer", "answers", "device")
+        self.limits: dict[str, Any] = limits_of(options)
+        self.model: Model = load_quietly(self.name, **settings, **self.limits)
+        self.as_json = options.json or not is_terminal(sys.stdout)
+        self.folder: Path | None = options.save
+        self.names: set[str] = set()
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise NotADirectoryError(
+                    f"--save {self.folder} is a file; expected a folder for annotated images"
+                )
+            with naming_option("--save", self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
+        """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""
+        from fiber.data import load_image
+
+        for start in range(0, len(paths), _BATCH):
+            some = paths[start : start + _BATCH]
+            yield some, [load_image(path, keep_alpha=True, **self.limits) for path in some]
+
+    def each(self) -> Iterator[tuple[Path, np.ndarray]]:
+        """Decode images one at a time."""
+        for paths, images in self.read(self.paths):
+            yield from zip(paths, images, strict=True)
+
+    def print(self, result: dict[str, Any], rows: Rows, headings: Sequence[str] = ()) -> None:
+        """Print one result as JSON, or as rows under headings, by default that of its image."""
+        if self.as_json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+            return
+        if not headings:
+            headings = [image_heading(result["image"], (result["height"], result["width"]))]
+        print(*headings, sep="\n")
+        rows = [tuple(printable(cell, MAX_CELL) for cell in row) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
+
+    def file_for(self, path: Path) -> Path:
+        """Return a unique path for the annotated copy of an image."""
+        assert self.folder is not None
+        name, number = path.stem, 2
+        while name in self.names:
+            name, number = f"{path.stem}-{number}", number + 1
+        self.names.add(name)
+        return self.folder / f"{name}.png"
+
+    def show(
+        self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
+    ) -> None:
+        """Print a result. If `--save` was given, save the image with the text below it."""
+        height, width = image.shape[:2]
+        about = {"image": str(path), "width": width, "height": height, "model": self.name}
+        self.print(about | result, rows)
+        self.save(path, image, text)
+
+    def save(self, path: Path, image: np.ndarray, text: str) -> None:
+        """If `--save` was given, save a copy of an image with the text below it."""
+        if self.folder is None:
+            return
+        from PIL import Image
+
+        from fiber.data import load_image
+        from fiber.postprocess.files import save_image
+        from fiber.visualize import add_caption
+
+        size = max(12, image.shape[1] // 30)
+        captioned = add_caption(Image.fromarray(load_image(image)), [(text, (0, 0, 0))], size=size)
+        save_image(lambda: captioned, self.file_for(path))
+
+
+def _list_images(images: Sequence[str], hint: str | Callable[[Path], str]) -> list[Path]:
+    """List image files. Folders are searched recursively, without following links."""
+    paths = []
+    for image in images:
+        check_not_url(image, "image")
+        path = Path(image)
+        if path.is_dir():
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir()
+            )
+            if not inside:
+                raise ValueError(
+                    f"{path}: no image files in this folder; expected names that end in"
+                    f" {', '.join(ENDINGS)}"
+                )
+            paths += inside
+        elif path.exists():
+            paths.append(path)
+        else:
+            more = hint if isinstance(hint, str) else hint(path)
+            raise FileNotFoundError(f"{path}: no such image file or folder{more}")
+    return paths

@@ -1,0 +1,48 @@
+"""Batches of any layout without data, to count the cost of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fiber.data.batch import (
+    Batch,
+    GroundingBatch,
+    ImageTextBatch,
+    QuestionBatch,
+    ReasoningBatch,
+)
+from fiber.data.loader_config import BatchType
+
+
+def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
+    """Make a batch of a layout; with fake tensors, only their shapes are of use.
+
+    Args:
+        layout: layout of the batch, as in `DataLoader`.
+        common: fields of `Batch`.
+        labels: number of columns of `QuestionBatch.targets`.
+
+    Returns:
+        A batch of the class of the layout. Each image has one box, and no token is masked.
+    """
+    ids = common["token_ids"]
+    samples, tokens = ids.shape
+    if layout == "question":
+        return QuestionBatch(**common, targets=torch.zeros(samples, labels))
+    if layout == "reasoning":
+        return ReasoningBatch(**common, truths=torch.zeros(samples, dtype=torch.int64))
+    if layout == "grounding":
+        return GroundingBatch(
+            **common,
+            boxes_xyxy=torch.zeros(samples, 4),
+            boxes_per_image=torch.ones(samples, dtype=torch.int64),
+            positive_map=torch.zeros(samples, tokens, dtype=torch.bool),
+        )
+    return ImageTextBatch(
+        **common,
+        image_ids=torch.arange(samples),
+        masked_ids=ids,
+        mlm_labels=torch.full_like(ids, -100),
+    )

@@ -1,0 +1,1 @@
+"""Hypotheses that an image entails or contradicts (SNLI-VE)."""

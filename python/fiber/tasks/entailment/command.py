@@ -1,0 +1,30 @@
+"""`fiber entail`."""
+
+from __future__ import annotations
+
+import argparse
+
+from fiber.cli.arguments import add_options
+from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `entail` to the table of commands."""
+    help_text = "decide whether an image entails a hypothesis"
+    entail = add_asking_command(commands, "entail", _entail, help_text)
+    hypothesis = {"hypothesis HYPOTHESIS": 'statement, such as "two dogs are playing"'}
+    add_options(entail, {**IMAGE, **hypothesis})
+
+
+def _entail(options: argparse.Namespace) -> int:
+    hint = order_hint(options.hypothesis, "IMAGE HYPOTHESIS")
+    session = AskingSession(options, [options.image], "snli", hint=hint)
+    for path, image in session.each():
+        found = session.model.entail(image, options.hypothesis)
+        scores = {
+            name: round(score, 4) for name, score in found._asdict().items() if name != "label"
+        }
+        result = {"hypothesis": options.hypothesis, "label": found.label, **scores}
+        rows = [(f"{score:.2f}", name) for name, score in scores.items()]
+        session.show(path, image, result, rows, f"{options.hypothesis}  {found.label}")
+    return 0

@@ -1,0 +1,1 @@
+"""Boxes of phrases, expressions and class names."""

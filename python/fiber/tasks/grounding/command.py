@@ -1,0 +1,150 @@
+"""`fiber ground` and `fiber detect`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiber.cli.arguments import (
+    add_options,
+    char_spans,
+    nonnegative_int,
+    pick,
+    score,
+    semicolon_list,
+)
+from fiber.cli.asking import IMAGES, MAX_CELL, AskingSession, add_asking_command, exists
+from fiber.messages import printable, shown_names
+
+if TYPE_CHECKING:
+    from fiber.inference.boxes import PassCounts
+
+_BOX_OPTIONS = {
+    "--threshold SCORE": "minimum box score, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
+    "--max-detections N": "maximum number of boxes per image (default: 100)",
+}
+_BOX_SETTINGS: dict[str, Any] = {
+    "images": {"nargs": "+"},
+    "threshold": {"type": score},
+    "max_detections": {"default": 100},
+}
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `ground` and `detect` to the table of commands."""
+    ground = add_asking_command(commands, "ground", _ground, "find boxes for phrases or a caption")
+    add_options(
+        ground,
+        {
+            **IMAGES,
+            "--phrases LIST": "phrases to ground, separated by semicolons, such as"
+            ' "a red mug; the laptop"; without --caption, they are grounded independently',
+            "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
+            " phrases are grounded unless --phrases or --spans is given",
+            "--spans LIST": "half-open character spans of phrases in the caption, instead of"
+            ' --phrases, as in "2:12; 18:24", or "2:5,18:24" for a phrase in two parts',
+            "--boxes-per-phrase N": "maximum number of boxes per phrase (default: 1)",
+            **_BOX_OPTIONS,
+        },
+        phrases={"type": semicolon_list},
+        spans={"type": char_spans},
+        boxes_per_phrase={"default": 1},
+        **_BOX_SETTINGS,
+    )
+
+    help_text = "detect all objects of given classes"
+    detect = add_asking_command(commands, "detect", _detect, help_text)
+    add_options(detect, IMAGES, images={"nargs": "+"})
+    add_options(
+        detect.add_mutually_exclusive_group(),
+        {
+            "--classes LIST": 'class names, as in "mug; traffic light" (default: the classes the'
+            " model was trained on)",
+            "--classes-file FILE": "text file with one class per line, or .json file with a list of"
+            ' names or of {"prefix", "name", "suffix"} objects',
+        },
+        classes={"type": semicolon_list},
+    )
+    add_options(
+        detect,
+        {
+            "--classes-per-prompt N": "maximum number of classes per prompt, or 0 for as many as"
+            " fit (default: 0; the published LVIS evaluation uses 40)",
+            **_BOX_OPTIONS,
+        },
+        classes_per_prompt={"type": nonnegative_int, "default": 0},
+        **_BOX_SETTINGS,
+    )
+
+
+def _ground(options: argparse.Namespace) -> int:
+    if options.phrases is None and options.caption is None:
+        texts = [image for image in options.images[1:] if not exists(image)]
+        example = "; ".join(printable(text, MAX_CELL) for text in texts) or "a red mug; the laptop"
+        raise ValueError(
+            "ground: expected --phrases, --caption or both, got neither; pass the phrases as"
+            f' --phrases "{example}"'
+        )
+    if options.spans is not None and (options.caption is None or options.phrases is not None):
+        raise ValueError("--spans requires --caption and cannot be combined with --phrases")
+    session = _session(options, "phrases")
+    arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
+    _print_boxes(options, session, partial(session.model.ground, **arguments))
+    return 0
+
+
+def _detect(options: argparse.Namespace) -> int:
+    if options.classes_file is not None:
+        from fiber.data.prompts.classes import read_classes
+
+        options.classes = list(read_classes(options.classes_file))
+    session = _session(options, "classes")
+    model, classes = session.model, options.classes
+    if classes is None and model.classes:
+        print(f"fiber: classes: {shown_names(model.classes)}", file=sys.stderr)
+    arguments = pick(options, "classes", "classes_per_prompt")
+    _print_boxes(options, session, partial(model.detect, **arguments))
+    number = len(model.classes if classes is None else classes)
+    print(f"fiber: {_describe_cost(number, model.passes)}", file=sys.stderr)
+    return 0
+
+
+def _session(options: argparse.Namespace, texts: str) -> AskingSession:
+    """Load the images and the model; `texts` is the option of texts that are no images."""
+
+    def hint(path: Path) -> str:
+        return "" if path.suffix else f"; {texts} are passed as --{texts}"
+
+    return AskingSession(options, options.images, "grounding", hint=hint)
+
+
+def _print_boxes(options: argparse.Namespace, session: AskingSession, find: Any) -> None:
+    """Print, and save, the boxes that `find` returns for lists of images."""
+    limits: dict[str, Any] = {"max_detections": options.max_detections}
+    if options.threshold is not None:
+        limits["score_threshold"] = options.threshold
+    for paths, images in session.read(session.paths):
+        for path, found in zip(paths, find(images, **limits), strict=True):
+            result = found.to_dict(image=str(path), model=session.name)
+            rows = []
+            for item in result["detections"]:
+                box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
+                rows.append((f"{item['score']:.2f}", item["label"], box))
+            session.print(result, rows or [("nothing found",)])
+            if options.save:
+                found.save(session.file_for(path))
+
+
+def _describe_cost(classes: int, passes: PassCounts) -> str:
+    """Describe the cost of detection. The fused layers run once per (image, prompt) pair."""
+    from fiber.data.skip_report import counted
+
+    return (
+        f"{counted(classes, 'classes')} in"
+        f" {counted(passes.pairs // max(passes.images, 1), 'prompts')},"
+        f" {counted(passes.images, 'images')},"
+        f" {counted(passes.encoder_passes, 'forward passes')} of the image encoder"
+    )

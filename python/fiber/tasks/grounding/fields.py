@@ -1,0 +1,116 @@
+"""Options of the task "grounding"."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fiber.config_io import require
+from fiber.data.prompts.rules import ClassRule, PromptRules
+from fiber.tasks.fields import TaskConfig
+from fiber.tasks.task import Evaluation, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingTask(TaskConfig):
+    """Detection of boxes for phrases, expressions or class names (fine stage)."""
+
+    losses: ClassVar[tuple[str, ...]] = ("alignment", "box", "centerness")
+    sources: tuple[str, ...] = ("referring", "phrases", "detection")
+    #: How to sample the classes of a `CLASS_SOURCES` prompt, for every image and epoch; see
+    #: `fiber.data.prompts.rules.PromptRules`.
+    class_rule: ClassRule = "fitting"
+    max_classes: int | None = None
+    max_negatives: int | None = None
+    negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    absent_chance: float = 0.0
+    shuffle_classes: bool = True
+    alignment: float = 1.0
+    box: float = 2.0
+    centerness: float = 1.0
+
+    def prompt_rules(self) -> PromptRules:
+        """Build the rules for sampling a prompt's classes.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        return PromptRules(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(PromptRules)}
+        )
+
+    def heads(self) -> tuple[str, ...]:
+        return ("grounding",)
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        try:
+            self.prompt_rules()
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from None
+
+    def check_run(self, where: str, run: Any) -> None:
+        moving = run.data.transform.rand_augment.moving_operations
+        require(
+            not moving,
+            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
+            f" boxes; remove these operations to train {where}",
+        )
+        require(
+            not run.train.compile,
+            "train.compile needs a coarse-stage model, got a fine-stage model, whose images have"
+            " many sizes",
+        )
+        require(
+            not run.optim.published_coarse,
+            "optim.published_coarse needs a coarse-stage model, got a fine-stage model",
+        )
+
+
+TASK = Task(
+    name="grounding",
+    config=GroundingTask,
+    layout="grounding",
+    stream=5,
+    training="fiber.tasks.grounding.train:GroundingTraining",
+    command="fiber.tasks.grounding.command:add_command",
+    evaluations={
+        "refcoco": Evaluation(
+            heads=("grounding",),
+            source="referring",
+            chosen_by=("accuracy_at_1",),
+            run="fiber.tasks.grounding.evaluate:refcoco",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "flickr": Evaluation(
+            heads=("grounding",),
+            source="phrases",
+            chosen_by=("any_recall_at_1",),
+            run="fiber.tasks.grounding.evaluate:flickr",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "coco": Evaluation(
+            heads=("grounding",),
+            source="detection",
+            chosen_by=("ap",),
+            run="fiber.tasks.grounding.detection:coco",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+        "lvis": Evaluation(
+            heads=("grounding",),
+            source="detection",
+            chosen_by=("ap",),
+            run="fiber.tasks.grounding.detection:lvis",
+            # The reader reports prompts that do not fit.
+            reads_texts=False,
+            split_hint="Pass the folder instead of the file",
+        ),
+    },
+)

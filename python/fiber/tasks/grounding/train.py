@@ -1,0 +1,103 @@
+"""Train on boxes of phrases, expressions and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fiber.data import Tokenizer
+from fiber.data.batch import GroundingBatch
+from fiber.data.prompts.sampling import SampledPrompts
+from fiber.data.record import ConcatRecords, RecordSet
+from fiber.data.skip_report import classes_of
+from fiber.losses.grounding import grounding_losses, num_assigned
+from fiber.messages import shown
+from fiber.models.abilities import FindsBoxes
+from fiber.tasks.fields import CLASS_SOURCES, split_source
+from fiber.training.config.run import RunConfig
+from fiber.training.objectives.draw import Draw, Place
+from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
+from fiber.training.objectives.split_backward import SplitGraph
+from fiber.training.task_training import TaskTraining
+
+#: Maximum number of records searched for a box before grounding data is rejected.
+BOXLESS_RECORDS = 1000
+
+
+class GroundingTraining(TaskTraining):
+    """Boxes with the alignment of each to the words of the prompt."""
+
+    abilities: ClassVar[tuple[type, ...]] = (FindsBoxes,)
+    causes: ClassVar[Mapping[str, str]] = {
+        "alignment": "optim.lr is too low, or boxes do not belong to their texts"
+    }
+    fall_soon: ClassVar[tuple[str, ...]] = ("alignment",)
+
+    def check_records(self, name: str, records: RecordSet) -> None:
+        # Some of the images may have no box.
+        checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
+        if not any(records[index].boxes_xyxy for index in checked):
+            raise ValueError(
+                f"data for task {self.task.name!r}: expected records with boxes_xyxy, but the"
+                f" {len(checked)} checked records have none; the first record is"
+                f" {shown(records[0].key)}"
+            )
+
+    def classes(self, records: RecordSet) -> tuple[str, ...]:
+        return classes_of(records)
+
+    def sampled_records(
+        self, records: RecordSet, sources: Sequence[str], config: RunConfig, tokenizer: Tokenizer
+    ) -> RecordSet:
+        parts = [records]
+        if len(sources) > 1 and isinstance(records, ConcatRecords):
+            parts = records.parts
+        sampled = [
+            SampledPrompts(
+                part,
+                tokenizer,
+                max_tokens=config.model.max_tokens,
+                rules=self.options.prompt_rules(),
+                seed=config.train.seed,
+            )
+            if split_source(source)[0] in CLASS_SOURCES
+            else part
+            for source, part in zip(sources, parts, strict=True)
+        ]
+        return ConcatRecords(sampled) if len(sampled) > 1 else sampled[0]
+
+    def branches(
+        self,
+        model: Any,
+        batch: GroundingBatch,
+        draw: Draw,
+        split: SplitGraph | None = None,
+        passes: ForwardPasses = ONE_PASS,
+    ) -> Iterator[dict[str, Tensor]]:
+        whole = None
+        if passes.count > 1:
+            anchors, inside = model.locations(batch.images, batch.image_sizes)
+            whole = passes.whole(num_assigned(anchors, inside, batch, model.config))
+        rows = passes.parts(draw.rows(batch))
+        for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
+            with draw.dropout(Place.PAIR, own_rows):
+                output = model(part.images, part.token_ids, part.text_mask, part.image_sizes)
+            yield grounding_losses(output, part, model.config, whole=whole)
+
+    def cost_passes(
+        self,
+        model: Any,
+        config: RunConfig,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        split: SplitGraph,
+    ) -> Iterator[Tensor]:
+        # Without the sizes of images in the padded batch, which are values.
+        leaves = tree_leaves(vars(model(images, ids, mask)))
+        sums = [each.sum() for each in leaves if isinstance(each, Tensor) and each.requires_grad]
+        yield torch.stack([each.float() for each in sums]).sum()

@@ -1,0 +1,1 @@
+"""Contrast, matching and masked words of images and captions."""

@@ -1,0 +1,1 @@
+"""Retrieval by a ranking head, as of METER."""

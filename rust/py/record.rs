@@ -1,0 +1,166 @@
+//! Records as the loader takes them from Python.
+
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyTuple, PyTupleMethods};
+
+use super::text::named_text;
+use crate::boxes::BoxXyxy;
+use crate::error::shown;
+use crate::loader::record::{Record, StoredImage};
+use crate::tokenizer::spans::CharSpan;
+
+/// A record whose fields are converted, with the epoch and index that determine its random
+/// numbers.
+#[pyclass(module = "fiber._core", frozen)]
+pub struct LoaderRecord {
+    inner: Arc<Record>,
+}
+
+/// Name of a field in an error.
+struct FieldName<'k> {
+    key: &'k str,
+    name: &'k str,
+}
+
+impl Display for FieldName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record '{}': {}", shown(self.key), self.name)
+    }
+}
+
+impl FieldName<'_> {
+    fn text(&self, value: &Bound<'_, PyAny>) -> PyResult<String> {
+        // The conversion that names the field is for what cannot be converted.
+        value
+            .extract()
+            .or_else(|_| Ok(named_text(self, value)?.to_string()))
+    }
+
+    fn convert<'a, 'py, T>(&self, value: &'a Bound<'py, PyAny>) -> PyResult<T>
+    where
+        T: FromPyObject<'a, 'py>,
+    {
+        value.extract().map_err(|error: T::Error| {
+            let error: PyErr = error.into();
+            let named = PyTypeError::new_err(format!("{self}: {error}"));
+            named.set_cause(value.py(), Some(error));
+            named
+        })
+    }
+
+    /// Convert boxes; tuples of floats, as of most records, are converted faster than by
+    /// [`Self::convert`].
+    fn boxes(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<BoxXyxy>> {
+        let of_tuple = |row: Bound<'_, PyAny>| row.extract::<(f64, f64, f64, f64)>().ok();
+        let rows = value.cast::<PyTuple>().ok();
+        let boxes = rows.and_then(|rows| rows.iter().map(of_tuple).collect::<Option<Vec<_>>>());
+        match boxes {
+            Some(boxes) => Ok(boxes.into_iter().map(BoxXyxy::from).collect()),
+            None => self.convert(value),
+        }
+    }
+
+    /// Convert spans; no spans, as of most records without boxes, are converted faster.
+    fn spans(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<CharSpan>>> {
+        if value.cast::<PyTuple>().is_ok_and(PyTupleMethods::is_empty) {
+            return Ok(Vec::new());
+        }
+        self.convert(value)
+    }
+
+    fn images(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<StoredImage>> {
+        if let Ok(images) = value.cast::<PyTuple>() {
+            return images.iter().map(|image| to_stored(self, &image)).collect();
+        }
+        let images: Vec<Bound<'_, PyAny>> = self.convert(value)?;
+        images.iter().map(|image| to_stored(self, image)).collect()
+    }
+}
+
+#[pymethods]
+impl LoaderRecord {
+    /// Convert the attributes of a record; `images` and `answers` are in the place of its own.
+    #[staticmethod]
+    #[pyo3(signature = (record, *, epoch, index, images, answers))]
+    fn from_record(
+        record: &Bound<'_, PyAny>,
+        epoch: u64,
+        index: u64,
+        images: &Bound<'_, PyAny>,
+        answers: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let py = record.py();
+        let own_key = record.getattr(intern!(py, "key"))?;
+        let key: String = match own_key.extract() {
+            Ok(key) => key,
+            Err(_) => FieldName {
+                key: &own_key.to_string(),
+                name: "key",
+            }
+            .text(&own_key)?,
+        };
+        let named = |name| FieldName { key: &key, name };
+        /// Convert an attribute with a method of [`FieldName`].
+        macro_rules! attribute {
+            ($name:literal, $method:ident) => {
+                named($name).$method(&record.getattr(intern!(py, $name))?)?
+            };
+        }
+        let record = Record {
+            epoch,
+            index,
+            images: named("images").images(images)?,
+            text: attribute!("text", text),
+            image_id: attribute!("image_id", text),
+            boxes_xyxy: attribute!("boxes_xyxy", boxes),
+            char_spans: attribute!("char_spans", spans),
+            answers: named("answers").convert(answers)?,
+            truth: attribute!("truth", convert),
+            image_size: attribute!("image_size", convert),
+            key,
+        };
+        Ok(Self {
+            inner: Arc::new(record),
+        })
+    }
+
+    /// Key of the record.
+    #[getter]
+    fn key(&self) -> &str {
+        &self.inner.key
+    }
+
+    fn __repr__(&self) -> String {
+        let Record {
+            key, epoch, index, ..
+        } = &*self.inner;
+        format!(
+            "LoaderRecord(key='{}', epoch={epoch}, index={index})",
+            shown(key)
+        )
+    }
+}
+
+impl LoaderRecord {
+    pub(super) fn shared(&self) -> Arc<Record> {
+        Arc::clone(&self.inner)
+    }
+}
+
+/// Bytes are the contents of an image file; everything else is a path.
+fn to_stored(field: &FieldName<'_>, image: &Bound<'_, PyAny>) -> PyResult<StoredImage> {
+    if let Ok(bytes) = image.cast::<PyBytes>() {
+        Ok(StoredImage::Bytes(Arc::new(PyBackedBytes::from(
+            bytes.clone(),
+        ))))
+    } else {
+        Ok(StoredImage::Path(field.convert::<PathBuf>(image)?))
+    }
+}

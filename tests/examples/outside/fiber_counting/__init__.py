@@ -1,0 +1,1 @@
+"""A model family and a task for fiber."""

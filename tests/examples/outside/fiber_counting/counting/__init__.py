@@ -1,0 +1,1 @@
+"""The task "counting": the number of objects in an image."""

@@ -1,0 +1,1 @@
+"""The family "toy": a small convolutional network that counts objects."""
