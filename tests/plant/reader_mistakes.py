@@ -11,6 +11,7 @@ _PICKLE = "python/fiber/inert_pickle/reader.py"
 _TORCH_FILE = "python/fiber/checkpoints/torch_file.py"
 _SAFETENSORS = "python/fiber/checkpoints/mapped_file.py"
 _INDEX = "python/fiber/training/checkpoint/index.py"
+_FAMILIES = "python/fiber/models/families.py"
 _CONFIG = "python/fiber/config_io.py"
 _STORED = "python/fiber/models/infer.py"
 _RUN = "python/fiber/training/run_dir.py"
@@ -170,9 +171,9 @@ READERS = (
     ),
     Mistake(
         "config: a family of any type",
-        _CONFIG,
-        "if (family is None or isinstance(family, str)) and family in families:",
-        "if family in families:",
+        _FAMILIES,
+        "    if isinstance(family, str):\n",
+        "    if True:\n",
         _CONFIGS,
     ),
     Mistake(
