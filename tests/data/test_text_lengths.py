@@ -23,9 +23,9 @@ class Letters:
 LETTERS: Any = Letters()
 
 
-def counted(truncated=0, wordless=0, /, **statuses):
+def counted(truncated=0, wordless=0, /, batch_type="image_text", **statuses):
     loader: Any = SimpleNamespace(
-        config=SimpleNamespace(max_tokens=4),
+        config=SimpleNamespace(max_tokens=4, batch_type=batch_type),
         statuses=Counter(statuses),
         truncated_texts=truncated,
         wordless_texts=wordless,
@@ -53,6 +53,8 @@ def test_counts_are_of_the_texts_that_were_used():
         "2 of 6 texts were longer than the 4 tokens of model.max_tokens and were truncated",
     ]
     assert counted(0, 1, ok=2) == ["1 of 2 texts had no words; they were used as is"]
+    # Of prompts of boxes, the boxes that truncation drops are counted.
+    assert counted(2, 3, batch_type="grounding", **statuses) == []
 
 
 def test_longer_texts():

@@ -202,7 +202,8 @@ def test_the_legend_of_curves_has_the_losses_that_were_trained(tmp_path):
     for run, losses in (("fine", boxes), ("coarse", ("itc",))):
         (tmp_path / run).mkdir()
         (tmp_path / run / "curves.png").touch()
-        line = {"step": 1, "losses": dict.fromkeys(losses, 1.0)}
+        times = {"wall_seconds": 1.0, "goodput": 1.0}
+        line = {"step": 1, "losses": dict.fromkeys(losses, 1.0), "performance": times}
         (tmp_path / run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     first = {
         "tasks.grounding.first_sources": ("referring:noun", "referring", "referring"),
