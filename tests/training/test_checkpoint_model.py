@@ -211,7 +211,7 @@ def save_new_model(pictures, output, strategy):
         records={"question": 3},
         consumed={"question": 16},
         fingerprints={"question": "a"},
-        vocabulary_sha256="b",
+        vocabulary_sha256=folder.vocabulary_sha256(),
     )
     with (
         CheckpointWriter(folder.checkpoints, processes, keep=2) as writer,
