@@ -36,7 +36,8 @@ def first_gradients(pictures, tmp_path, monkeypatch):
             patch.setattr(trainer, "clip_gradients", clip)
             # As many answers as the data have, so that all runs start from the same weights.
             changes |= {"model__image_text__num_answers": 4, "train__checkpoint_every": 0}
-            config = coarse_config(train__steps=1, **changes)
+            changes |= {"train__steps": 1, "train__draws": "row"}
+            config = with_dropout(coarse_config(**changes))
             finished = run(config, pictures, tmp_path / name)
         return finished.metrics[0]["losses"], caught
 

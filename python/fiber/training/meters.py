@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fiber.tasks import all_tasks
-from fiber.tasks.lazy import load
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.collectives import mean_over_ranks
 from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
-from fiber.training.task_training import trainings_of
+from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
 
 #: Steps before a loss is compared with its prior value, and the same as a fraction of the run.
@@ -104,13 +102,17 @@ class PriorWatch:
     """Names each loss that is still at its prior value, or at its first one, after many steps."""
 
     def __init__(
-        self, priors: Mapping[str, float], steps: int, *, from_scratch: bool = False
+        self,
+        priors: Mapping[str, float],
+        steps: int,
+        trainings: Collection[TaskTraining],
+        *,
+        from_scratch: bool = False,
     ) -> None:
         """Set the prior values of the losses, the number of steps, and whether weights are new.
 
-        The usual causes, and losses that fall soon, are those of all tasks.
+        Usual causes, and losses that fall soon, are those of the run's tasks, `trainings`.
         """
-        trainings = [load(task.training) for task in all_tasks().values()]
         self._causes = {name: cause for each in trainings for name, cause in each.causes.items()}
         self.priors = dict(priors)
         self.first_step = max(FIRST_STEP, round(FIRST_FRACTION * steps))

@@ -111,7 +111,7 @@ class TaskTraining:
     def sampled_records(
         self, records: RecordSet, sources: Sequence[str], config: RunConfig, tokenizer: Tokenizer
     ) -> RecordSet:
-        """Return records of a data folder whose texts are sampled anew every epoch."""
+        """Return records of a data folder whose texts are resampled every epoch."""
         return records
 
     def completion(

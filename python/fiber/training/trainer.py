@@ -151,7 +151,10 @@ class Trainer:
         self.micro_batches = self._split_micro_batches()
         self.priors = prior_losses(config, data)
         self.watch = PriorWatch(
-            self.priors, config.train.steps, from_scratch=init is None and not self.steps_done
+            self.priors,
+            config.train.steps,
+            self.state.trainings.values(),
+            from_scratch=init is None and not self.steps_done,
         )
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds

@@ -30,12 +30,12 @@ from fiber.training.training_data import TrainingData
 
 
 class RankingTraining(TaskTraining):
-    """Each image ranks its caption among K false ones, drawn anew every epoch."""
+    """Rank each image's caption among K captions of other images, resampled every epoch."""
 
     abilities: ClassVar[tuple[type, ...]] = (RanksCaptions,)
-    causes: ClassVar[Mapping[str, str]] = {
-        "rank": "too few steps, or a start without pre-training (--init)"
-    }
+    causes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("rank", "itm"), "too few steps, or a start without pre-training (--init)"
+    )
 
     def check_records(self, name: str, records: RecordSet) -> None:
         check_negatives(name, records, ["itm"] if self.options.itm > 0 else [])
