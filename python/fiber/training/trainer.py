@@ -150,12 +150,8 @@ class Trainer:
         )
         self.micro_batches = self._split_micro_batches()
         self.priors = prior_losses(config, data)
-        self.watch = PriorWatch(
-            self.priors,
-            config.train.steps,
-            self.state.trainings.values(),
-            from_scratch=init is None and not self.steps_done,
-        )
+        trainings, is_new = self.state.trainings.values(), init is None and not self.steps_done
+        self.watch = PriorWatch(self.priors, config.train.steps, trainings, from_scratch=is_new)
         self.progress = Progress(steps=config.train.steps, start=self.steps_done, quiet=quiet)
         self.began = time.monotonic() - position.seconds
         origin = str(init.path) if init else "random weights"
