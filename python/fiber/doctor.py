@@ -22,6 +22,7 @@ from fiber import _core, tasks
 from fiber.env import usable_cores
 from fiber.messages import printable
 from fiber.models import families
+from fiber.tasks.lazy import package_of
 
 #: Purpose of each extra, in listing order.
 EXTRAS = {
@@ -173,7 +174,7 @@ def _family_rows() -> list[str]:
     _row("built in", ", ".join(families.FAMILIES))
     if "torch" not in sys.modules:
         for entry in families.entry_points():
-            package, target = families.package_of(entry), printable(entry.value, 200)
+            package, target = package_of(entry), printable(entry.value, 200)
             _row(printable(entry.name, 60), f"{package} ({target}), not imported without torch")
         return []
     with warnings.catch_warnings():

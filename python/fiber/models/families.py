@@ -11,7 +11,6 @@ Modules are imported when they are needed, so this one needs no torch.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 import warnings
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fiber.config_io import from_dict
 from fiber.messages import caller_level, printable, shown
+from fiber.tasks.lazy import load, package_of
 
 if TYPE_CHECKING:
     from fiber.models.architecture import Architecture
@@ -66,12 +66,7 @@ class InstalledFamily:
 
 def own_architectures(family: str) -> tuple[Architecture, ...]:
     """Import the entries of a family of this package."""
-    return _load(FAMILIES[family])
-
-
-def _load(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return load(FAMILIES[family])
 
 
 def read_config(value: Any, where: str = "") -> ModelConfig:
@@ -92,7 +87,7 @@ def read_config(value: Any, where: str = "") -> ModelConfig:
         raise ValueError(f"{where or 'model'}: expected fields of a model, got {shown(value)}")
     family = value.get("family", "fiber")
     if isinstance(family, str):
-        found = _load(CONFIGS[family]) if family in CONFIGS else None
+        found = load(CONFIGS[family]) if family in CONFIGS else None
         for entry in () if found else _installed():
             found = entry.config_class if entry.family == family else found
         if found is not None:
@@ -143,12 +138,6 @@ def installed_families() -> tuple[InstalledFamily, ...]:
         else:
             found.append(InstalledFamily(**description, architectures=architectures))
     return tuple(found)
-
-
-def package_of(entry: importlib.metadata.EntryPoint) -> str:
-    """Return the name and version of the package that declares an entry point."""
-    dist = entry.dist
-    return printable(f"{dist.name} {dist.version}" if dist else "an unknown package", _MAX_ERROR)
 
 
 def _checked(value: Any, taken: set[str]) -> tuple[Architecture, ...]:

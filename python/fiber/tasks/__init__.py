@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiber.config_io import nearest
 from fiber.messages import caller_level, printable, shown
-from fiber.tasks.lazy import load
+from fiber.tasks.lazy import load, package_of
 
 if TYPE_CHECKING:
     from fiber.tasks.task import Evaluation, Task
@@ -90,13 +90,10 @@ def installed_tasks() -> tuple[InstalledTask, ...]:
     found: list[InstalledTask] = []
     taken = _own_tasks()
     for entry in sorted(entry_points(group=GROUP), key=lambda each: (each.name, each.value)):
-        dist = entry.dist
         description: dict[str, Any] = {
             "name": entry.name,
             "target": printable(entry.value, _MAX_ERROR),
-            "package": printable(
-                f"{dist.name} {dist.version}" if dist else "an unknown package", _MAX_ERROR
-            ),
+            "package": package_of(entry),
         }
         try:
             task = _checked(entry.name, load(entry.value), taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from fiber.config_io import require
@@ -68,6 +69,14 @@ class GroundingTask(TaskConfig):
         )
 
 
+_of_boxes = partial(
+    Evaluation,
+    heads=("grounding",),
+    # The reader reports prompts that do not fit.
+    reads_texts=False,
+    split_hint="Pass the folder instead of the file",
+)
+
 TASK = Task(
     name="grounding",
     config=GroundingTask,
@@ -76,41 +85,25 @@ TASK = Task(
     training="fiber.tasks.grounding.train:GroundingTraining",
     command="fiber.tasks.grounding.command:add_command",
     evaluations={
-        "refcoco": Evaluation(
-            heads=("grounding",),
+        "refcoco": _of_boxes(
             source="referring",
             chosen_by=("accuracy_at_1",),
             run="fiber.tasks.grounding.evaluate:refcoco",
-            # The reader reports prompts that do not fit.
-            reads_texts=False,
-            split_hint="Pass the folder instead of the file",
         ),
-        "flickr": Evaluation(
-            heads=("grounding",),
+        "flickr": _of_boxes(
             source="phrases",
             chosen_by=("any_recall_at_1",),
             run="fiber.tasks.grounding.evaluate:flickr",
-            # The reader reports prompts that do not fit.
-            reads_texts=False,
-            split_hint="Pass the folder instead of the file",
         ),
-        "coco": Evaluation(
-            heads=("grounding",),
+        "coco": _of_boxes(
             source="detection",
             chosen_by=("ap",),
             run="fiber.tasks.grounding.detection:coco",
-            # The reader reports prompts that do not fit.
-            reads_texts=False,
-            split_hint="Pass the folder instead of the file",
         ),
-        "lvis": Evaluation(
-            heads=("grounding",),
+        "lvis": _of_boxes(
             source="detection",
             chosen_by=("ap",),
             run="fiber.tasks.grounding.detection:lvis",
-            # The reader reports prompts that do not fit.
-            reads_texts=False,
-            split_hint="Pass the folder instead of the file",
         ),
     },
 )
