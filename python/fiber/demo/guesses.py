@@ -81,7 +81,7 @@ class Guesser:
 
     def _masked_words(self, training: Records, records: Records, split: str) -> Guesses:
         tokenizer, config = self.coarse.tokenizer, self.coarse.config
-        assert tokenizer is not None
+        assert tokenizer is not None and tokenizer.mask_id is not None
         # Use the loader settings of the evaluation, so that the same tokens are masked.
         loader = DataLoader(
             records,
@@ -101,7 +101,7 @@ class Guesser:
             batch.masked_ids.numpy(),
             batch.text_mask.numpy(),
             batch.mlm_labels.numpy(),
-            config.roberta.mask_id,
+            tokenizer.mask_id,
         )
         return baselines.masked_word_chance(tokenizer.vocab_size), blind
 
