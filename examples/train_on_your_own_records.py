@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 import fiber
 from fiber.config import preset
 from fiber.data import Record, Tokenizer
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import GroundingTask, TasksConfig
-from fiber.training.config.transforms import TransformConfig
 
 options = argparse.ArgumentParser(description=__doc__)
 options.add_argument("output", help="folder of the run")

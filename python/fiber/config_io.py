@@ -119,6 +119,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, where=where + ".")
     if origin in (typing.Union, types.UnionType):
+        # So that an error names the field of a section which may be None.
+        if isinstance(value, dict) and (section := _section_of(arguments)):
+            return _convert(section, value, where)
         for option in arguments:
             with contextlib.suppress(ValueError):
                 return _convert(option, value, where)
@@ -156,6 +159,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: expected {name}, got {shown(value)} ({type(value).__name__})")
 
 
+def _section_of(hints: typing.Iterable[Any]) -> type[Any] | None:
+    """Return the config dataclass among the types of a field, if any."""
+    return next((h for h in hints if isinstance(h, type) and dataclasses.is_dataclass(h)), None)
+
+
 def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = "") -> ConfigT:
     """Return a copy of a config with fields overridden by dotted name, as in `--set train.steps=9`.
 
@@ -183,6 +191,9 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
             new[name] = (readers[name] or partial(_convert, hints[name]))(parsed, where + name)
     for name, inner in deeper.items():
         old = new.get(name, getattr(config, name))
+        if old is None and (section := _section_of(typing.get_args(hints[name]))):
+            # A section that is not given starts from its defaults.
+            old = section()
         if not dataclasses.is_dataclass(old):
             dotted = f"{where}{name}.{next(iter(inner))}"
             raise ValueError(f"unknown field {shown(dotted)}: {name!r} has no fields")

@@ -7,6 +7,7 @@ import pytest
 import fiber
 from fiber.checkpoints.model_dir import load_model
 from fiber.data import sources
+from fiber.models.registry import inference_transform
 from fiber.synthetic.scenes import generate
 
 
@@ -32,6 +33,20 @@ def test_records_instead_of_a_folder(coarse, scenes):
     assert metrics == fiber.evaluate(coarse, "vqa", scenes)
     blind = fiber.evaluate(coarse, "vqa", records, permute_images=True, fusion=False)
     assert blind.keys() == metrics.keys()
+
+
+def test_images_are_transformed_for_the_task_of_the_evaluation(coarse, scenes, monkeypatch):
+    asked = set()
+
+    def recorded(config, task=None):
+        asked.add(task)
+        return inference_transform(config, task)
+
+    monkeypatch.setattr("fiber.evaluation.context.inference_transform", recorded)
+    fiber.evaluate(coarse, "vqa", scenes)
+    assert asked == {"question"}
+    fiber.evaluate(coarse, "matching", scenes)
+    assert asked == {"question", "image_text"}
 
 
 def test_a_folder_instead_of_a_model(micro_models, scenes):

@@ -9,7 +9,7 @@ import fiber
 from fiber.config import preset
 from fiber.inference import Answer, Hit, Model
 from fiber.models.fiber.captioner import beam_search, sample_captions
-from fiber.models.registry import build_model
+from fiber.models.registry import build_model, inference_transform
 from fiber.training.config.run import load_recipe
 
 from ..conftest import ANSWERS
@@ -368,3 +368,33 @@ class TestHeads:
     def test_every_other_method_says_so_too(self, fine, ask):
         with pytest.raises(fiber.MissingHeadError, match="this model has grounding"):
             ask(fine)
+
+
+def test_images_are_transformed_for_the_task_of_a_method(coarse, fine, pictures, monkeypatch):
+    asked = []
+
+    def recorded(config, task=None):
+        asked.append(task)
+        return inference_transform(config, task)
+
+    monkeypatch.setattr("fiber.inference.inputs.inference_transform", recorded)
+    one, some = pictures[0], pictures[:2]
+    calls = {
+        "question": lambda: coarse.answer(one, "why?"),
+        "caption": lambda: coarse.caption(one, num_beams=1, max_tokens=4),
+        "image_text": lambda: coarse.match(one, "a circle"),
+        "reasoning": lambda: coarse.reason((one, one), "true?"),
+        "grounding": lambda: fine.ground(one, "a circle"),
+    }
+    for task, ask in calls.items():
+        ask()
+        assert asked.pop() == task and not asked
+    for ask in (
+        lambda: coarse.embed_images(one),
+        lambda: coarse.search("a circle", some),
+        lambda: coarse.search("a circle", some, rerank=False),
+    ):
+        ask()
+        assert asked.pop() == "image_text" and not asked
+    fine.detect(one, ["circle"])
+    assert asked == ["grounding"]

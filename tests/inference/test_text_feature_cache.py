@@ -9,7 +9,6 @@ from fiber.inference import text_feature_cache
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
-from fiber.models.registry import inference_transform
 
 TEXTS = ["a red mug. the laptop", "dog", "a small blue star. a ring. a square"]
 
@@ -20,7 +19,7 @@ def parts():
     tokenizer = Tokenizer.train(TEXTS * 20, 300)
     config = preset("micro", stage="fine").with_vocabulary(tokenizer.vocab_size)
     network = FiberDetector(config).double().eval()
-    inputs = Inputs(config, inference_transform(config), tokenizer, torch.device("cpu"))
+    inputs = Inputs(config, tokenizer, torch.device("cpu"))
     return network, inputs, TextPrefixes(network, inputs)
 
 

@@ -121,7 +121,7 @@ TOY = Architecture(
     ),
     resize=resize,
     main_sizes=lambda config: {"width": config.width},
-    transform=lambda config: ImageTransform.squash(config.image_size),
+    transform=lambda config, task: ImageTransform.squash(config.image_size),
     describe=lambda config: f"toy model of width {config.width}",
 )
 

@@ -21,8 +21,8 @@ from fiber.metrics.vqa import normalize_answer, published_score
 from fiber.models.encoders.position_interpolation import resize_bias_table
 from fiber.models.encoders.roberta import TextEmbeddings
 from fiber.models.fiber.image_text import FiberImageText
+from fiber.tasks.transform import MOVING_OPERATIONS
 from fiber.training.config.run import OptimConfig
-from fiber.training.config.transforms import MOVING_OPERATIONS
 from fiber.training.optim import lr_factor
 from tests.metrics.recall import recall_at_k
 from tests.parity.coarse_training import (

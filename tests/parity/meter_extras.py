@@ -17,8 +17,8 @@ from fiber.data import ImageTransform, RandAugment, Tokenizer
 from fiber.models.encoders.position_interpolation import resize_position_table
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.preprocess import image_options
+from fiber.tasks.transform import MAX_MAGNITUDE, MOVING_OPERATIONS
 from fiber.training.config.run import OptimConfig
-from fiber.training.config.transforms import MAX_MAGNITUDE, MOVING_OPERATIONS
 from fiber.training.optim import lr_factor
 from tests.parity.coarse_case import draw
 from tests.parity.comparison import Comparison

@@ -13,8 +13,8 @@ from fiber.evaluation.tasks import needed_head
 from fiber.models.heads import HEAD_RECIPES
 from fiber.models.meter.config import MeterConfig
 from fiber.models.registry import build_model
+from fiber.tasks.transform import RandAugmentConfig
 from fiber.training.config.run import RunConfig, differences, load_recipe
-from fiber.training.config.transforms import RandAugmentConfig
 from fiber.training.optim import build_optimizer, freeze, lr_factor
 from fiber.training.task_loaders import training_transform
 

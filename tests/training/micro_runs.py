@@ -14,6 +14,7 @@ from fiber.config import preset
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.record import Record
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import (
     CaptionTask,
@@ -23,7 +24,6 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.config.transforms import TransformConfig
 from fiber.training.run_dir import RunFolder
 from fiber.training.tracking.callback import Callback
 from fiber.training.train import Run, train

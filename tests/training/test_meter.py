@@ -13,6 +13,7 @@ from fiber.data import sources
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.synthetic.scenes import generate
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import (
     CaptionTask,
@@ -22,7 +23,6 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.config.transforms import TransformConfig
 from fiber.training.train import train
 from tests.training.test_task_loaders import streams
 

@@ -13,7 +13,7 @@ from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.models.registry import inference_transform
 from fiber.tasks.question.train import answerable
-from fiber.training.config.transforms import ColorJitterConfig, RandAugmentConfig, TransformConfig
+from fiber.tasks.transform import ColorJitterConfig, RandAugmentConfig, TransformConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders, training_transform
@@ -368,6 +368,14 @@ def test_tasks_have_positions_of_their_own(pictures):
     again = streams(pictures, consumed={"image_text": 4, "question": 0})
     assert again.next_batch("image_text").keys == first[2]
     assert again.next_batch("question").keys == first[1]
+
+
+def test_images_of_a_task_are_transformed_in_its_own_way(pictures):
+    own = TransformConfig(kind="shorter_side", shorter_sides=(32,), max_size=96)
+    both = streams(pictures, tasks__question__transform=own)
+    sizes = {name: both.next_batch(name).image_sizes for name in ("image_text", "question")}
+    assert sizes["image_text"].tolist() == [[64, 64]] * 4
+    assert sizes["question"].tolist() == [[32, 32]] * 4
 
 
 def test_ranks_and_passes_cut_one_stream(pictures):

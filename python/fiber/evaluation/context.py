@@ -84,6 +84,8 @@ class EvalContext:
 
     network: Any
     tokenizer: Tokenizer
+    #: Name of the task of training that the evaluation belongs to, whose images it transforms.
+    task: str | None = None
     answers: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     batch_size: int = 64
@@ -155,7 +157,7 @@ class EvalContext:
             records,
             batch_type,
             tokenizer=self.tokenizer,
-            transform=inference_transform(self.network.config),
+            transform=inference_transform(self.network.config, self.task),
             batch_size=self.batch_size,
             max_tokens=self.network.config.max_tokens,
             threads=self.threads,

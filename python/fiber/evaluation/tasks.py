@@ -27,7 +27,7 @@ from fiber.data.datasets.resolve import (
 from fiber.data.record import Record, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.evaluation.context import EvalContext, EvalResult
-from fiber.tasks import find_evaluation
+from fiber.tasks import find_evaluation, task_of_evaluation
 from fiber.tasks.lazy import load
 
 #: Source of which records have class names.
@@ -59,6 +59,7 @@ def run_task(
 
     Of several processes, only the first one writes.
     """
+    context = dataclasses.replace(context, task=task_of_evaluation(task).name)
     if context.permute_images:
         records = PermutedImages(records)
     fusion = nullcontext() if context.fusion else fusion_off(context.network)

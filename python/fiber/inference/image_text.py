@@ -97,7 +97,7 @@ class ImageTextMethods:
         given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
-        scores = self._score(network, given, texts, pairs, network.vqa_logits).sigmoid()
+        scores = self._score("question", network, given, texts, pairs, network.vqa_logits).sigmoid()
         best = scores.topk(min(top_k, scores.shape[1]))
         found = [
             [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
@@ -142,7 +142,7 @@ class ImageTextMethods:
         given, single = as_list(images)
         texts = [""] * len(given)
         with torch.inference_mode(), self.arithmetic():
-            for batch in self._inputs.images(given):
+            for batch in self._inputs.of("caption").images(given):
                 tokens = network.image_tokens(batch.images)
                 for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
                     texts[index] = tokenizer.decode(written_tokens(ids)).strip()
@@ -167,7 +167,7 @@ class ImageTextMethods:
         one_text = isinstance(texts, str)
         given_texts = not_empty(as_texts(texts, "text"), "text")
         pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
-        logits = self._score(network, given, given_texts, pairs, network.itm_logits)
+        logits = self._score("image_text", network, given, given_texts, pairs, network.itm_logits)
         scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
         scores = scores[:, 0] if one_text else scores
         scores = scores[0] if single else scores
@@ -198,7 +198,9 @@ class ImageTextMethods:
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]
         right = range(1, len(images), 2)
-        pooled = self._score(network, images, texts, order, lambda pooled: pooled, right)
+        pooled = self._score(
+            "reasoning", network, images, texts, order, lambda pooled: pooled, right
+        )
         pooled = pooled.to(self.device)
         with torch.inference_mode(), self.arithmetic():
             logits = network.nlvr2_logits(pooled[0::2], pooled[1::2])
@@ -228,7 +230,7 @@ class ImageTextMethods:
         else:
             texts = one_for_each(hypotheses, len(given), "hypothesis")
             pairs = [(number, number) for number in range(len(given))]
-        logits = self._score(network, given, texts, pairs, network.snli_logits)
+        logits = self._score("entailment", network, given, texts, pairs, network.snli_logits)
         probabilities = logits.softmax(-1).tolist()
         found = [Entailment(ENTAILMENT[int(np.argmax(own))], *own) for own in probabilities]
         return found[0] if single else found
@@ -243,7 +245,7 @@ class ImageTextMethods:
         given, single = as_list(images)
         vectors = torch.zeros(len(given), network.embedding_width)
         with torch.inference_mode(), self.arithmetic():
-            for batch in self._inputs.images(given):
+            for batch in self._inputs.of("image_text").images(given):
                 vectors[batch.indices] = network.embed_images(batch.images).float().cpu()
         return vectors[0].numpy() if single else vectors.numpy()
 
@@ -302,17 +304,18 @@ class ImageTextMethods:
         wanted = not_empty([text], "text")[0]
         level = caller_level() + 1
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)
+        inputs = self._inputs.of("image_text")
         with torch.inference_mode(), self.arithmetic():
             if "itc" not in ranking.heads:
                 network = need_ability(self.network, ScoresPairs, "search", ranking.heads[0])
-                ranked = match_images(network, self._inputs, wanted, given)
+                ranked = match_images(network, inputs, wanted, given)
             else:
                 reranked, pairs = 0, None
                 if ranking.candidates:
                     reranked = max(top_k, ranking.candidates)
                     pairs = need_ability(self.network, ScoresPairs, "search", "itm")
                 embeds = need_ability(self.network, EmbedsAlone, "search")
-                ranked = rank_images(embeds, self._inputs, wanted, given, reranked, pairs)
+                ranked = rank_images(embeds, inputs, wanted, given, reranked, pairs)
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
     def _able(self, ability: type[AbilityT], head: str, asked: str) -> AbilityT:
@@ -322,6 +325,7 @@ class ImageTextMethods:
 
     def _score(
         self,
+        task: str,
         network: ScoresPairs,
         images: list[Any],
         texts: list[str],
@@ -330,4 +334,6 @@ class ImageTextMethods:
         right: Collection[int] = (),
     ) -> Tensor:
         with torch.inference_mode(), self.arithmetic():
-            return score_pairs(network, self._inputs, images, texts, pairs, head, right=right)
+            return score_pairs(
+                network, self._inputs.of(task), images, texts, pairs, head, right=right
+            )

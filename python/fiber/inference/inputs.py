@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
-from fiber.data import ImageTransform, Tokenizer, load_image
+from fiber.data import Tokenizer, load_image
 from fiber.data.image import read_open_file
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
 from fiber.messages import caller_level, shown
-from fiber.models.registry import ModelConfig, check_tokenizer
+from fiber.models.registry import ModelConfig, check_tokenizer, inference_transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -185,7 +186,6 @@ class Inputs:
     def __init__(
         self,
         config: ModelConfig,
-        transform: ImageTransform,
         tokenizer: Tokenizer | None,
         device: torch.device,
         limits: DecodeLimits = DEFAULT_LIMITS,
@@ -193,11 +193,17 @@ class Inputs:
         if tokenizer is not None:
             check_tokenizer(tokenizer, config)
         self.config = config
-        self.transform = transform
+        self.transform = inference_transform(config)
         self.tokenizer = tokenizer
         self.device = device
         check_arguments(**limits._asdict())
         self.limits = limits
+
+    def of(self, task: str) -> Inputs:
+        """Return a copy that transforms images as a task does."""
+        own = copy(self)
+        own.transform = inference_transform(self.config, task)
+        return own
 
     def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.

@@ -31,7 +31,7 @@ from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_att
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.abilities import FindsBoxes, need_ability
 from fiber.models.heads import need_head
-from fiber.models.registry import ModelConfig, Network, architecture_of, inference_transform
+from fiber.models.registry import ModelConfig, Network, architecture_of
 from fiber.postprocess import Detections
 from fiber.tasks import methods_of_others
 from fiber.tasks.lazy import load
@@ -81,14 +81,16 @@ class Model(ImageTextMethods):
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         limits = DecodeLimits(max_pixels, max_decode_bytes)
-        transform = inference_transform(self.config)
-        self._inputs = Inputs(self.config, transform, tokenizer, self.device, limits)
+        self._inputs = Inputs(self.config, tokenizer, self.device, limits)
         #: Kept features of prompts, from the first call of `ground` or `detect` on.
         self._text_prefixes: TextPrefixes | None = None
 
     @property
     def inputs(self) -> Inputs:
-        """Preprocessing of images and texts, for methods of other packages."""
+        """Preprocessing of images and texts, for methods of other packages.
+
+        `inputs.of(task)` prepares images as that task does.
+        """
         return self._inputs
 
     @property
@@ -252,6 +254,6 @@ class Model(ImageTextMethods):
         if self._text_prefixes is None:
             self._text_prefixes = TextPrefixes(network, self._inputs)
         with torch.inference_mode(), self.arithmetic():
-            given = (self._inputs, self._text_prefixes, images, prompts, thresholds, self.passes)
-            found = find_boxes(network, *given)
+            given = (self._text_prefixes, images, prompts, thresholds, self.passes)
+            found = find_boxes(network, self._inputs.of("grounding"), *given)
         return found[0] if single else found

@@ -77,8 +77,8 @@ class Architecture:
     )
     #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
-    #: Image preprocessing at inference.
-    transform: Callable[[Any], ImageTransform]
+    #: Returns the image preprocessing of inference for a task by name, or the default for None.
+    transform: Callable[[Any, str | None], ImageTransform]
     #: Arguments of `ImageTransform` for training and inference alike: normalization, if it is not
     #: that of ImageNet, and the use of alpha.
     image_options: Callable[[Any], dict[str, Any]] = lambda config: {}

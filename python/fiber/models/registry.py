@@ -92,9 +92,9 @@ def build_empty(config: ModelConfig) -> Network:
         return build_model(config)
 
 
-def inference_transform(config: ModelConfig) -> ImageTransform:
-    """Return the image preprocessing of a model at inference."""
-    return architecture_of(config).transform(config)
+def inference_transform(config: ModelConfig, task: str | None = None) -> ImageTransform:
+    """Return the image preprocessing of a model at inference, for a task or by default."""
+    return architecture_of(config).transform(config, task)
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fiber.config import preset
 from fiber.config_io import replace_fields
+from fiber.tasks.transform import RandAugmentConfig, TransformConfig
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -16,7 +17,6 @@ from fiber.training.config.run import (
     ValidationConfig,
 )
 from fiber.training.config.tasks import TasksConfig
-from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 
 
 def finetune(

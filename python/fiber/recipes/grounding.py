@@ -6,9 +6,9 @@ import dataclasses
 
 from fiber.config import preset
 from fiber.config_io import replace_fields
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import GroundingTask, TasksConfig
-from fiber.training.config.transforms import TransformConfig
 
 
 def grounding() -> RunConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fiber.config_io import replace_fields
 from fiber.models.meter.config import meter_preset
+from fiber.tasks.transform import RandAugmentConfig, TransformConfig
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -26,7 +27,6 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
 
 
 def meter_pretrain_published() -> RunConfig:

@@ -9,6 +9,7 @@ from typing import Any
 from fiber.config import ClipConfig, preset
 from fiber.config_io import replace_fields
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -24,7 +25,6 @@ from fiber.training.config.tasks import (
     ReasoningTask,
     TasksConfig,
 )
-from fiber.training.config.transforms import TransformConfig
 
 
 def scenes_fine() -> RunConfig:

@@ -163,6 +163,12 @@ def all_evaluations() -> dict[str, Evaluation]:
     }
 
 
+def task_of_evaluation(name: str) -> Task:
+    """Look up the task that an evaluation belongs to; raises ValueError as `find_evaluation`."""
+    evaluation = find_evaluation(name)
+    return next(task for task in all_tasks().values() if task.evaluations.get(name) is evaluation)
+
+
 def find_evaluation(name: str) -> Evaluation:
     """Look up an evaluation by name.
 

@@ -5,11 +5,12 @@ This module does not import torch, so that recipes can be listed and checked qui
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fiber.config_io import nearest, require
+from fiber.config_io import IS_STORED, nearest, require
 from fiber.messages import shown
+from fiber.tasks.transform import TransformConfig
 
 #: Sources with boxes.
 BOX_SOURCES = (
@@ -58,6 +59,10 @@ def split_source(source: str) -> tuple[str, str]:
     return name, group
 
 
+def _is_given(value: TransformConfig | None) -> bool:
+    return value is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """Options common to all tasks. A subclass has a weight, a float, for each loss of its task."""
@@ -69,6 +74,8 @@ class TaskConfig:
     share: int = 0
     #: Samples of a step, over all ranks and accumulated micro-batches; 0 means `data.batch_size`.
     batch_size: int = 0
+    #: Preprocessing of the images of this task; None means `data.transform`.
+    transform: TransformConfig | None = field(default=None, metadata={IS_STORED: _is_given})
     #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
     #: the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()

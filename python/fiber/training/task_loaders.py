@@ -15,8 +15,8 @@ from fiber.data.text_lengths import text_counts
 from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
 from fiber.tasks.fields import first_part, task_of
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import RunConfig
-from fiber.training.config.transforms import TransformConfig
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_training import trainings_of
 from fiber.training.training_data import TrainingData
@@ -108,7 +108,7 @@ class TaskLoaders:
                 records,
                 tasks[task_of(name)].task.layout,
                 tokenizer=tokenizer,
-                transform=training_transform(config.model, config.data.transform),
+                transform=training_transform(config.model, config.transform(task_of(name))),
                 batch_size=self.micro_batch_sizes[task_of(name)],
                 split_batches=True,
                 max_tokens=max_tokens,

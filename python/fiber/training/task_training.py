@@ -213,7 +213,7 @@ class TaskTraining:
 
     def is_counted(self, config: RunConfig) -> bool:
         """Return False if FLOPs depend on values; then `cost_note` says why."""
-        return config.data.transform.kind != "shorter_side"
+        return config.transform(self.task.name).kind != "shorter_side"
 
     #: What a plan says of FLOPs that are not counted.
     cost_note: ClassVar[str] = "images differ in size; all are counted at the largest one"

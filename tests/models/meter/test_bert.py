@@ -17,9 +17,9 @@ from fiber.inference import Model
 from fiber.models.encoders.bert_config import BertConfig
 from fiber.models.meter.config import CrossConfig, MeterConfig, MeterHeadsConfig
 from fiber.models.meter.image_text import MeterImageText
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import DataConfig, OptimConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import ImageTextTask, QuestionTask, TasksConfig
-from fiber.training.config.transforms import TransformConfig
 from fiber.training.train import train
 
 TINY = MeterConfig(

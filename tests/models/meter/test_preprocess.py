@@ -19,7 +19,7 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.models.meter.config import MeterConfig
 from fiber.models.meter.preprocess import CLIP_STATISTICS, meter_transform
 from fiber.models.registry import build_model, inference_transform
-from fiber.training.config.transforms import RandAugmentConfig, TransformConfig
+from fiber.tasks.transform import RandAugmentConfig, TransformConfig
 from fiber.training.task_loaders import training_transform
 from tests.data.loader_records import make, record
 from tests.golden import METER

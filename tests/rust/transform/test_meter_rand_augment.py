@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from fiber import DecodeError
 from fiber._core import ImageTransform, RandAugment, apply_transform, augment_image
 from fiber.data import Tokenizer, load_image
-from fiber.training.config.transforms import MOVING_OPERATIONS, RAND_AUGMENT_OPERATIONS
+from fiber.tasks.transform import MOVING_OPERATIONS, RAND_AUGMENT_OPERATIONS
 from tests.data.loader_records import TEXT, make, record
 from tests.golden import METER
 from tests.rust.transform import pillow_rand_augment

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fiber._core import ImageTransform, RandAugment, apply_transform, augment_image
 from fiber.data import DataLoader, Record, Tokenizer
-from fiber.training.config.transforms import MOVING_OPERATIONS, RAND_AUGMENT_OPERATIONS
+from fiber.tasks.transform import MOVING_OPERATIONS, RAND_AUGMENT_OPERATIONS
 from tests.rust.transform.record_rand_augment import cases, pictures
 
 RECORDED = json.loads(Path(__file__).with_name("rand_augment.json").read_text())

@@ -4,6 +4,14 @@ import pytest
 from fiber._core import ImageTransform, RandAugment, apply_transform
 from fiber.config import preset
 from fiber.config_io import from_dict, replace_fields, to_dict
+from fiber.tasks.transform import (
+    MAX_MAGNITUDE,
+    MOVING_OPERATIONS,
+    RAND_AUGMENT_OPERATIONS,
+    ColorJitterConfig,
+    RandAugmentConfig,
+    TransformConfig,
+)
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -19,14 +27,6 @@ from fiber.training.config.tasks import (
     QuestionTask,
     ReasoningTask,
     TasksConfig,
-)
-from fiber.training.config.transforms import (
-    MAX_MAGNITUDE,
-    MOVING_OPERATIONS,
-    RAND_AUGMENT_OPERATIONS,
-    ColorJitterConfig,
-    RandAugmentConfig,
-    TransformConfig,
 )
 
 
@@ -337,3 +337,30 @@ def test_boxes_refuse_augmentation_that_moves_pixels():
     fine("Rotate", num_ops=0)
     with pytest.raises(ValueError, match=r"ShearX.*tasks\.grounding"):
         fine("Rotate", "Equalize", "ShearX")
+
+
+def test_a_task_has_a_transform_of_its_own():
+    shared = RunConfig(
+        model=preset("micro"),
+        tasks=TasksConfig(image_text=ImageTextTask(share=1), question=QuestionTask(share=1)),
+        data=DataConfig(transform=TransformConfig(kind="crop", crop_scale=(0.2, 1.0))),
+    )
+    # What is not given is not written, so that files of runs stay as they were.
+    assert "transform" not in to_dict(shared)["tasks"]["question"]
+    changes = {"tasks.question.transform.kind": "shorter_side"}
+    config = replace_fields(shared, changes)
+    assert config.transform("image_text") == shared.data.transform
+    # A transform that is given starts from the defaults, not from that of the other tasks.
+    assert config.transform("question") == TransformConfig(kind="shorter_side")
+    assert config.transform_field("question") == "tasks.question.transform"
+    assert from_dict(RunConfig, to_dict(config)) == config
+    for old, new in ((shared, config), (config, shared)):
+        (line, *_) = differences(old, new)
+        assert line.startswith("tasks.question.transform.kind: ")
+    with pytest.raises(ValueError, match=r"tasks\.question\.transform\.kindd"):
+        values = to_dict(config)
+        values["tasks"]["question"]["transform"]["kindd"] = "crop"
+        from_dict(RunConfig, values)
+    with pytest.raises(ValueError, match=r"tasks\.image_text\.transform\.kind must.*shorter_side"):
+        changes = {"tasks.image_text.transform.kind": "shorter_side"}
+        replace_fields(shared, changes | {"tasks.image_text.itc_form": "queue"})

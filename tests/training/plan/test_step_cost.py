@@ -153,7 +153,10 @@ def test_flops_of_any_length_lie_on_a_parabola():
     flops = StepFlops(config)
     for task in config.tasks.active():
         for tokens in (3, 7, 11, config.model.max_tokens):
-            exact = count_step(config, task, TextShape(4, tokens), largest_image(config)).flops / 4
+            exact = (
+                count_step(config, task, TextShape(4, tokens), largest_image(config, task)).flops
+                / 4
+            )
             # The number of masked tokens is rounded.
             assert flops.of_sample(task, tokens) == pytest.approx(exact, rel=2e-3), (task, tokens)
 
@@ -196,8 +199,8 @@ def test_what_depends_on_values_is_not_counted():
 
 
 def test_the_largest_image_is_padded():
-    assert largest_image(coarse_config()) == (64, 64)
-    assert largest_image(load_recipe("coco_detection")) == (800, 1344)
+    assert largest_image(coarse_config(), "image_text") == (64, 64)
+    assert largest_image(load_recipe("coco_detection"), "grounding") == (800, 1344)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (3, 9)])

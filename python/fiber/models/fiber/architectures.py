@@ -45,7 +45,7 @@ ARCHITECTURES = (
         keys=keys.coarse_keys,
         ignored_key=keys.ignored_coarse_key,
         default_values=keys.coarse_defaults,
-        transform=preprocess.coarse_transform,
+        transform=lambda config, task: preprocess.coarse_transform(config),
     ),
     _fiber(
         stage="fine",
@@ -59,6 +59,6 @@ ARCHITECTURES = (
         ignored_key=keys.ignored_fine_key,
         from_published=keys.from_published_fine,
         to_published=keys.to_published_fine,
-        transform=preprocess.fine_transform,
+        transform=lambda config, task: preprocess.fine_transform(config),
     ),
 )

@@ -52,11 +52,11 @@ class GroundingTask(TaskConfig):
             raise ValueError(f"{where}.{error}") from None
 
     def check_run(self, where: str, run: Any) -> None:
-        moving = run.data.transform.rand_augment.moving_operations
+        moving = run.transform(TASK.name).rand_augment.moving_operations
         require(
             not moving,
-            f"data.transform.rand_augment.operations: {', '.join(moving)} would move pixels but not"
-            f" boxes; remove these operations to train {where}",
+            f"{run.transform_field(TASK.name)}.rand_augment.operations: {', '.join(moving)} would"
+            f" move pixels but not boxes; remove these operations to train {where}",
         )
         require(
             not run.train.compile,

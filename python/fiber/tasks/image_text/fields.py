@@ -50,9 +50,10 @@ class ImageTextTask(TaskConfig):
         pairs, has_queue = run.micro_batch_size(TASK.name), self.itc_form == "queue"
         if self.has_contrast and has_queue:
             require(
-                run.data.transform.kind != "shorter_side",
-                f"{where}.itc_form 'queue' needs images of the same size: data.transform.kind must"
-                " be 'squash' or 'crop', got 'shorter_side'",
+                run.transform(TASK.name).kind != "shorter_side",
+                f"{where}.itc_form 'queue' needs images of the same size:"
+                f" {run.transform_field(TASK.name)}.kind must be 'squash' or 'crop', got"
+                " 'shorter_side'",
             )
             require(
                 pairs <= self.queue_length,

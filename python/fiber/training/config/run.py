@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import attrgetter
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
@@ -20,8 +19,8 @@ from fiber.messages import shown
 from fiber.models.families import read_config
 from fiber.models.model_config import ModelConfig
 from fiber.tasks import all_evaluations
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.tasks import TasksConfig, read_tasks
-from fiber.training.config.transforms import TransformConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,7 @@ class DataConfig:
     #: "position" (a fixed number of positions per padded text, of which those of words count, as in
     #: METER's published code); see `fiber.data.loader_config.CollatorConfig`.
     mlm_unit: Literal["token", "word", "position"] = "token"
+    #: Preprocessing of images, where `tasks.TASK.transform` has no other.
     transform: TransformConfig = field(default_factory=TransformConfig)
     #: Train a tokenizer on the texts if neither the data nor the user provides one and the model
     #: starts from scratch; otherwise a missing tokenizer is an error.
@@ -297,6 +297,15 @@ class RunConfig:
         """Return the samples of a micro-batch of a task, over all ranks."""
         return self.batch_size(task) // self.train.accumulation
 
+    def transform(self, task: str) -> TransformConfig:
+        """Return the preprocessing of a task's images."""
+        return getattr(self.tasks, task).transform or self.data.transform
+
+    def transform_field(self, task: str) -> str:
+        """Return the field that sets the preprocessing of a task's images."""
+        own = getattr(self.tasks, task).transform
+        return "data.transform" if own is None else f"tasks.{task}.transform"
+
     def batch_size_field(self, task: str) -> str:
         """Return the field that sets the samples of a step of a task, and its value."""
         own = getattr(self.tasks, task).batch_size
@@ -381,10 +390,19 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         return [f"model: {' -> '.join(kinds)}"]
     stored = (field_names(config, only_stored=True) for config in (old, new))
     for name in [name for name in dict.fromkeys(chain(*stored)) if name not in how]:
-        before, after = (attrgetter(name)(config) for config in (old, new))
-        if before != after and not dataclasses.is_dataclass(after):
+        before, after = (_value(config, name) for config in (old, new))
+        # A section is shown field by field.
+        is_section = any(map(dataclasses.is_dataclass, (before, after)))
+        if before != after and not is_section:
             lines.append(f"{name}: {shown(before)} -> {shown(after)}")
     return lines
+
+
+def _value(config: Any, name: str) -> Any:
+    """Return a field by dotted name, or None in a section that is None."""
+    for part in name.split("."):
+        config = None if config is None else getattr(config, part)
+    return config
 
 
 def _check_range(

@@ -145,12 +145,15 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
     parameters, trained = count_parameters(config)
     samples = samples_of(config, cluster.gpus)
     gpu, precision = find_gpu(cluster.gpu), config.train.precision
-    tokens, size = config.model.max_tokens, largest_image(config)
+    tokens = config.model.max_tokens
     share, weight = _shares(config)
+    sizes = {task: largest_image(config, task) for task in share}
     passes = ForwardPasses.of(samples, config.train.samples_per_pass).count
     of_a_pass = -(-samples // passes)
-    costs = {task: _cost(config, task, of_a_pass, tokens, size) for task in share}
-    traffic = {task: loss_traffic(config, task, cluster.gpus, tokens, size) for task in share}
+    costs = {task: _cost(config, task, of_a_pass, tokens, sizes[task]) for task in share}
+    traffic = {
+        task: loss_traffic(config, task, cluster.gpus, tokens, sizes[task]) for task in share
+    }
     flops = sum(weight[task] * cost[0] for task, cost in costs.items())
     activations = max(cost[1] for cost in costs.values())
     contrast = sum(share[task] * each.contrast for task, each in traffic.items())
@@ -180,9 +183,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         )
         for name in ("replicate", "shard", "hybrid")
     }
-    # A checkpoint has the parts of all GPUs.
-    objectives = _objective_bytes(config, parameters, gpus=1)
-    checkpoint = 4 * parameters + 8 * trained + average + objectives
+    checkpoint = _checkpoint_bytes(config, parameters, trained)
     seconds = checkpoint / (1e9 * cluster.disk_gbps)
     hours = GPU_HOURS_PER_INTERRUPTION / cluster.gpus
     return ClusterPlan(
@@ -194,7 +195,7 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         samples_per_gpu=samples,
         passes=passes,
         tokens=tokens,
-        image_size=size,
+        image_size=max(sizes.values(), key=math.prod),
         flops_per_sample=flops / sum(weight.values()),
         compute_seconds=compute,
         activation_bytes=activations,
@@ -212,6 +213,12 @@ def plan_run(config: RunConfig, cluster: Cluster) -> ClusterPlan:
         checkpoint_minutes=math.sqrt(2 * seconds * 3600 * hours) / 60,
         notes=tuple(_notes(config, cluster, passes, has_peak=peak is not None)),
     )
+
+
+def _checkpoint_bytes(config: RunConfig, parameters: int, trained: int) -> float:
+    """Return the size of a checkpoint, which has the parts of all GPUs."""
+    average = 4 * parameters if config.train.ema_decay > 0 else 0
+    return 4 * parameters + 8 * trained + average + _objective_bytes(config, parameters, gpus=1)
 
 
 def _shares(config: RunConfig) -> tuple[dict[str, float], dict[str, float]]:

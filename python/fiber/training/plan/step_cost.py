@@ -123,7 +123,7 @@ class StepFlops:
         if task not in self._polynomials:
             longest = self._config.model.max_tokens
             lengths = [max(3, longest // 4), max(4, longest // 2), max(5, longest)]
-            size = largest_image(self._config)
+            size = largest_image(self._config, task)
             # Two samples, since random negatives need another one.
             counts = [
                 count_step(self._config, task, TextShape(2, length), size, memory=False).flops / 2
@@ -139,9 +139,9 @@ def is_counted(config: RunConfig, task: str) -> bool:
     return trainings_of(config.tasks.active())[task].is_counted(config)
 
 
-def largest_image(config: RunConfig) -> ImageSize:
-    """Return the size of the largest image of a run, as padded in a batch."""
-    transform, side = config.data.transform, config.model.image_size
+def largest_image(config: RunConfig, task: str) -> ImageSize:
+    """Return the size of the largest image of a task, as padded in a batch."""
+    transform, side = config.transform(task), config.model.image_size
     if transform.kind != "shorter_side":
         return side, side
     multiple = 32

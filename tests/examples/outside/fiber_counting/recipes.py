@@ -5,6 +5,7 @@ from __future__ import annotations
 from fiber_counting.counting.fields import CountingTask
 from fiber_counting.toy.config import ToyConfig
 
+from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import (
     DataConfig,
     OptimConfig,
@@ -13,7 +14,6 @@ from fiber.training.config.run import (
     ValidationConfig,
 )
 from fiber.training.config.tasks import TasksConfig
-from fiber.training.config.transforms import TransformConfig
 
 
 def scenes_counting() -> RunConfig:

@@ -41,7 +41,7 @@ ARCHITECTURES = (
         stored_config=lambda config: {"toy": to_dict(config)},
         keys=_keys,
         main_sizes=lambda config: {"width": config.width, "most_objects": config.most_objects},
-        transform=lambda config: ImageTransform.squash(
+        transform=lambda config, task: ImageTransform.squash(
             config.image_size, channel_order=config.channel_order
         ),
         describe=lambda config: f"toy model of width {config.width}",

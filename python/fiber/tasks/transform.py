@@ -1,4 +1,7 @@
-"""Image transforms of a training run."""
+"""Image transforms in training, of all tasks of a run or of one.
+
+This module does not import torch, so that recipes can be listed and checked quickly.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ class RandAugmentConfig:
     operations: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        where = "data.transform.rand_augment"
+        where = "transform.rand_augment"
         require(
             self.policy in MAX_MAGNITUDE,
             f"{where}.policy must be one of {', '.join(map(repr, MAX_MAGNITUDE))}, got"
@@ -121,7 +124,7 @@ class ColorJitterConfig:
             lowest, highest = (-0.5, 0.5) if name == "hue" else (0.0, math.inf)
             require(
                 lowest <= least <= most <= highest,
-                f"data.transform.color_jitter.{name} must be an ascending range in"
+                f"transform.color_jitter.{name} must be an ascending range in"
                 f" [{lowest}, {highest}], got {[least, most]}",
             )
 
