@@ -138,7 +138,8 @@ def _run(
     # The start method of a new interpreter, not that of the server.
     multiprocessing.set_start_method(None, force=True)
     # What starts in another copy of the repository imports that copy's tests.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+    own = __name__.partition(".")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == own]:
         del sys.modules[name]
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     if prepare is not None:

@@ -1,18 +1,10 @@
-"""The order in which parts may import one another, read from the source itself.
+"""The order in which parts may import one another, read from the source itself."""
 
-Every import counts, wherever it stands: at the top, in a function, under TYPE_CHECKING, or a call
-of importlib with a written name.
-"""
-
-import ast
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "python" / "fiber"
-KERNELS = ROOT / "triton_kernels"
+from tests.imports import KERNELS, PACKAGE, ROOT, Import, imports_of, module_name
 
 # A file may import from its own part and from those to its left.
 PARTS = """
@@ -26,54 +18,6 @@ ORDER = PARTS.split()
 PUBLIC = {"DecodeError": "_core", "__version__": "_core"}
 # A recipe is looked up by its module's name when it is asked for: the one import to the right.
 BY_NAME = {("training", "recipes")}
-
-
-@dataclass(frozen=True)
-class Import:
-    """One import: where it stands and the dotted module that it names."""
-
-    file: Path
-    line: int
-    module: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} imports {self.module}"
-
-
-def module_name(path: Path, package: Path = PACKAGE) -> str:
-    """`python/fiber/ops/boxes.py` -> `fiber.ops.boxes`."""
-    parts = list(path.relative_to(package).with_suffix("").parts)
-    return ".".join(["fiber", *(parts[:-1] if parts[-1] == "__init__" else parts)])
-
-
-def imports_of(source: str, module: str, is_package: bool, file: Path) -> list[Import]:
-    """List what a source file imports, relative names resolved."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = module.split(".")
-                keep = len(parts) - node.level + (1 if is_package else 0)
-                base = ".".join([*parts[:keep], *([node.module] if node.module else [])])
-            # `from fiber import data` names the module fiber.data, `from fiber.data import Record`
-            # may name a module or something in one: the longer name settles the part either way.
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        elif (
-            isinstance(node, ast.Call)
-            and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
-            and node.args
-        ):
-            target = node.args[0]
-            if isinstance(target, ast.JoinedStr) and target.values:
-                target = target.values[0]
-            if isinstance(target, ast.Constant) and isinstance(target.value, str):
-                names = [target.value.rstrip(".")]
-        found += [Import(file, getattr(node, "lineno", 0), name) for name in names]
-    return found
 
 
 def part_of(module: str) -> str:
