@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,8 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # `nohup` ignores it, and hands that down to all processes.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # The start method of a new interpreter, not that of the server.
     multiprocessing.set_start_method(None, force=True)
     # What starts in another copy of the repository imports that copy's tests.

@@ -173,6 +173,7 @@ def page_folder(request, page, reader_folder):
     return reader_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks(page, page_folder):
     blocks = [b for b in blocks_of(page.read_text()) if b.language == "python" and not b.skip]
@@ -240,6 +241,7 @@ def shorten_defaults():
     RunFolder.draw = lambda folder, priors: None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines(page, page_folder):
     commands = commands_of(page.read_text())

@@ -163,7 +163,7 @@ def test_the_wheel_alone(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
 

@@ -59,6 +59,7 @@ def cutouts(tmp_path_factory):
     return ["--stamps", folder, "--backgrounds", folder / "photos"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["coco", "roboflow", "single"])
 def test_coco_folder_and_what_is_done_with_one(layout, cutouts, tmp_path, monkeypatch, capsys):
     """A folder of one's own: trained on, measured and looked at, with nothing but its name."""

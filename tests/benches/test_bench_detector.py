@@ -42,6 +42,7 @@ def test_every_part_but_compiling_runs(bench, monkeypatch, capsys):
     assert sorted(bench.RESULTS.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_peak_is_measured_in_a_new_process(bench, tmp_path):
     config = bench.preset("micro").fine(max_tokens=32)
     for number, model in enumerate(bench.draw_models(config)):

@@ -62,6 +62,7 @@ def test_trimmed_texts_give_the_gradients_of_padded_ones(bench):
         assert (peer - ours).norm() < 1e-10 * peer.norm(), name
 
 
+@pytest.mark.slow
 def test_a_peak_is_measured_in_a_new_process(bench):
     for side in (bench.PEER, bench.OURS):
         above, whole = bench.peak_mebibytes(side, "pretraining", micro=True)

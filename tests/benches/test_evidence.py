@@ -16,6 +16,7 @@ def scenes(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("evidence") / "scenes", train=80, val=40, novel=40)
 
 
+@pytest.mark.slow
 def test_a_run_has_a_row_with_every_metric(evidence, scenes, monkeypatch):
     monkeypatch.setattr(
         evidence, "TASKS", {task: (40, stage) for task, (_, stage) in evidence.TASKS.items()}

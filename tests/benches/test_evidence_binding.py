@@ -11,6 +11,7 @@ def scenes(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("binding") / "scenes", train=80, val=40, novel=40)
 
 
+@pytest.mark.slow
 def test_a_run_has_a_row_with_every_metric(bench, scenes):
     steps = {"fine": 1, "coarse": 2}
     [row] = bench.run(scenes, f"{bench.NONE}{bench.EQUAL_TIME}", 1, steps)

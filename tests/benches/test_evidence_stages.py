@@ -39,6 +39,7 @@ def test_every_expression_is_in_one_part(bench, scenes):
     assert all(set(r.text.split()) & {"diamond", "heart"} for r in groups["unboxed/noun"])
 
 
+@pytest.mark.slow
 def test_rows_of_all_arms_have_the_same_columns(bench, scenes, monkeypatch):
     monkeypatch.setattr(bench, "RECORDS", dict.fromkeys(bench.RECORDS, 60))
     [chance] = bench.run(scenes, bench.CHANCE, 0, ())

@@ -21,6 +21,7 @@ def starts(bench, scenes, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_rows_of_all_arms_have_every_metric(bench, scenes, starts, monkeypatch):
     monkeypatch.setattr(bench, "RECORDS", dict.fromkeys(bench.RECORDS, 40))
     rows = [bench.run(scenes, starts, arm, 1, 3)[0] for arm in bench.ARMS]
@@ -35,6 +36,7 @@ def test_rows_of_all_arms_have_every_metric(bench, scenes, starts, monkeypatch):
     assert costs[bench.CO_ATTENTION] > costs[bench.NONE] > 1
 
 
+@pytest.mark.slow
 def test_arms_start_from_the_same_encoders(bench, scenes, starts, tmp_path):
     start = load_model(starts / "1")
     assert start.config.channel_order == "rgb"

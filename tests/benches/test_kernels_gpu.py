@@ -55,6 +55,7 @@ def test_a_dry_run_verifies_and_writes_a_row_for_every_side(bench, tmp_path, cap
     assert all(float(row["saved_mib"]) > 0 for row in kept)
 
 
+@pytest.mark.slow
 def test_the_kernels_themselves_are_verified_in_the_interpreter():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")

@@ -20,6 +20,7 @@ def bench(monkeypatch):
     return meter_cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "published", "gate"),
     [("pretraining", 221.2, 1.45), ("retrieval_pair", 186.2, 2.9), ("vqa", 456.5, 1.07)],
@@ -38,6 +39,7 @@ def test_gates(bench, name, published, gate):
     assert bench.forward_gflops(bench.OURS, name, config, **tokens) < ours
 
 
+@pytest.mark.slow
 def test_a_step_of_retrieval_is_counted_with_all_its_passes(bench):
     name, config = "retrieval_step", bench.meter_config(bench.WORKS["retrieval_step"])
     pair = bench.forward_gflops(bench.PEER, "retrieval_pair", config)
@@ -48,6 +50,7 @@ def test_a_step_of_retrieval_is_counted_with_all_its_passes(bench):
     assert bench.forward_gflops(bench.OURS, name, config) < step / 2.4
 
 
+@pytest.mark.slow
 def test_meta_counts_are_those_of_a_real_run(bench):
     """What the meta device counts is what the losses compute on numbers."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -71,6 +74,7 @@ def test_meta_counts_are_those_of_a_real_run(bench):
         assert counted == pytest.approx(counter.get_total_flops() / 2 / 1e9), name
 
 
+@pytest.mark.slow
 def test_rows_are_printed_and_a_missed_gate_is_named(bench, monkeypatch, tmp_path, capsys):
     work = bench.WORKS["retrieval_pair"]._replace(image_size=32)
     monkeypatch.setitem(bench.WORKS, "retrieval_pair", work._replace(gate=1.5))

@@ -14,6 +14,7 @@ def scenes(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("meter") / "scenes", train=80, val=40, novel=40)
 
 
+@pytest.mark.slow
 def test_rows_of_all_inputs_have_every_metric(bench, scenes, monkeypatch):
     monkeypatch.setattr(bench, "RECORDS", {"vqa": 40, "nlvr2": 40, "retrieval": 12})
     recipe = bench.load_recipe("small_meter")

@@ -27,6 +27,7 @@ def demo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arm"),
     [
@@ -72,6 +73,7 @@ def trained(starts, monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["on", "off"])
 def test_an_arm_runs_with_or_without_muon_and_an_initial_model(
     starts, demo, monkeypatch, trained, arm
@@ -94,6 +96,7 @@ def test_fixed_stages_start_from_the_fine_stage_of_the_demo(
     assert (config.optim.frozen, init) == (frozen if arm == "on" else (), demo / "fine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["on", "off"])
 def test_captions_are_a_third_or_a_fifth_of_the_coarse_steps(
     starts, demo, monkeypatch, trained, arm
@@ -117,6 +120,7 @@ def test_relations_come_first_as_in_the_demo(starts, demo, monkeypatch, trained,
     assert config.tasks == (replace_fields(of_demo, own) if arm == "off" else of_demo).tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["on", "off"])
 def test_color_and_shape_come_first_as_in_the_demo(starts, demo, monkeypatch, trained, arm):
     row = short_run(starts, demo, monkeypatch, "binding first", arm, records=60)
@@ -129,6 +133,7 @@ def test_color_and_shape_come_first_as_in_the_demo(starts, demo, monkeypatch, tr
     assert config.tasks == (replace_fields(of_demo, own) if arm == "off" else of_demo).tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["on", "off"])
 def test_classes_are_in_file_order_or_shuffled(starts, demo, monkeypatch, trained, arm):
     short_run(starts, demo, monkeypatch, "class order", arm)

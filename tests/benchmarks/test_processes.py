@@ -87,6 +87,7 @@ def test_a_process_that_exits(tmp_path):
         PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_stuck_is_named(tmp_path, monkeypatch):
     """A peer that uses no CPU time is stuck; one that computes for as long is not."""
     monkeypatch.setattr(processes, "STUCK_SECONDS", 3.0)
@@ -108,7 +109,7 @@ def test_children_of_a_peer_are_killed(tmp_path):
     with PeerProcess(NUMPY, BOXES, str(script), tmp_path / "log") as peer:
         leader = peer._process.pid
         assert len(members_of_session(leader)) == 2
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while members_of_session(leader) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert members_of_session(leader) == []

@@ -257,6 +257,7 @@ for path in sorted(folder.iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_is_loaded_without_pickle(micro_models, tmp_path):
     torch_load = torch.load
     for stage, model in micro_models.items():
@@ -300,6 +301,7 @@ assert torch.equal(own["a"], state["a"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_copied_weights_are_not_kept_twice(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
@@ -311,6 +313,7 @@ def test_copied_weights_are_not_kept_twice(tmp_path, suffix):
     assert float(ran.stdout) < 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pickle", "zip", "tokenizer", "folder"])
 def test_hostile_files_stay_within_limits(kind):
     """A file of each case and a mutant; for model folders every 20th."""

@@ -91,7 +91,7 @@ class TestProcess:
         )
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=600) == 141
         assert process.stderr is not None
         assert process.stderr.read() == b""
         process.stderr.close()

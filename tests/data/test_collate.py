@@ -40,7 +40,7 @@ def test_draws_follow_torchs_generator(tokenizer):
     assert samples([first]) == samples([again]) != samples([second])
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_torchs_loader_collate(tokenizer, start):
     squash = ImageTransform.squash(16)
     collate = collator(tokenizer, "grounding", transform=squash)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 #: Wall-clock time after which a process is ended that waits, such as for a pipe.
-MAX_WAIT_SECONDS = 120
+MAX_WAIT_SECONDS = 600
 Job = TypeVar("Job")
 
 

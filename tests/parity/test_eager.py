@@ -44,6 +44,7 @@ def test_a_tensor_that_is_not_there_is_named():
         eager.build(case)
 
 
+@pytest.mark.slow
 def test_pretraining_loss_teaches():
     case = CoarseCase(COARSE / "micro.json")
     model = eager.build(case)

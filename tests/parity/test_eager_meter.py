@@ -69,6 +69,7 @@ def test_a_tensor_that_is_not_there_is_named():
         parity.build(case, "vqa")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "loss"),
     [("pretrain", eager_meter.pretraining_loss), ("irtr", eager_meter.retrieval_loss)],

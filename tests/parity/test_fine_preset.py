@@ -142,6 +142,7 @@ def copy_base(recorded: Path, folder: Path) -> Path:
     return folder / "base_v3.json"
 
 
+@pytest.mark.slow
 def test_folders_of_the_same_format_are_compared_whole(recorded, capsys):
     assert main(["fine", str(recorded)]) == 0
     out = capsys.readouterr().out

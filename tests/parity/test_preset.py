@@ -132,6 +132,7 @@ def test_wrong_use(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_form_of_the_base_case_is_compared_whole(tmp_path, capsys):
     """Fewer gradients, no optimiser steps, larger tensors in samples: all that is there counts."""
     path = record_case("micro", tmp_path)
@@ -156,6 +157,7 @@ def test_a_folder_in_the_form_of_the_base_case_is_compared_whole(tmp_path, capsy
         assert "caption.logits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_feature_queues_of_which_samples_are_stored_are_drawn(tmp_path):
     path = record_case("micro", tmp_path)
     content = json.loads(path.read_text())

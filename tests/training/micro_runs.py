@@ -156,14 +156,20 @@ class HangAfterStep(Callback):
         time.sleep(300)
 
 
-class PauseAfterStep(Callback):
-    """Waits some seconds after every step, so that a signal finds a run that has not finished."""
+class HoldAfterStep(Callback):
+    """Waits after a step: writes a file of its number in a folder, until the file is gone.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    So a signal finds a run that has not finished, on any machine.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.file, self.step = folder / f"held-{step}", step
 
     def on_step_end(self, step: int, metrics: Any) -> None:
-        time.sleep(self.seconds)
+        if step == self.step:
+            self.file.touch()
+            while self.file.exists():
+                time.sleep(0.005)
 
 
 def main() -> None:
@@ -178,8 +184,8 @@ def main() -> None:
     began = time.monotonic()
     try:
         callbacks: list[Callback] = [HangAfterStep()] if arguments.get("hangs") else []
-        if arguments.get("pause"):
-            callbacks.append(PauseAfterStep(arguments["pause"]))
+        if arguments.get("hold_after"):
+            callbacks.append(HoldAfterStep(Path(arguments["output"]), arguments["hold_after"]))
         options = {"resume": arguments["resume"], "callbacks": callbacks}
         run(config, Path(arguments["data"]), Path(arguments["output"]), **options)
     except FileExistsError as error:

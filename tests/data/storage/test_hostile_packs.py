@@ -89,6 +89,7 @@ def test_every_value_of_a_description_is_read_or_refused_by_name(folder):
     assert len(refused) / 2 < sum(refused) < len(refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_every_value_of_a_record_is_read_or_refused_by_name(folder, whole):
     path = folder / "index/train-detection.jsonl"

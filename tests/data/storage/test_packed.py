@@ -67,6 +67,7 @@ def test_scenes_come_out_as_they_went_in(source, split, scenes_folder, packed_sc
         after[len(after)]
 
 
+@pytest.mark.slow
 def test_stamps_come_out_as_they_went_in(tmp_path):
     made_of = write_pictures(tmp_path)
     before = stamps.generate(tmp_path / "made", train=6, val=4, novel=4, image_size=96, **made_of)

@@ -225,7 +225,7 @@ def test_a_full_disk_of_the_cache(cache, site, monkeypatch):
     text = str(error.value)
     assert "No space left on device" in text and "--cache-gb" in text and f"{data}/train-" in text
     monkeypatch.setattr(shard_cache, "_DOWNLOADS", shard_cache._Downloads())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while list(cache.rglob(".part-*.tar")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not list(cache.rglob(".part-*.tar")) and shards_in(cache) == []
@@ -267,7 +267,7 @@ def test_processes_of_a_node_download_every_file_once(packed_noise, cache, site)
     ]
     for rank in ranks:
         rank.start()
-    found = [out.get(timeout=120) for _ in ranks]
+    found = [out.get(timeout=600) for _ in ranks]
     for rank in ranks:
         rank.join()
         assert rank.exitcode == 0
@@ -283,7 +283,7 @@ def test_a_process_that_is_killed_does_not_keep_others_waiting(packed_noise, cac
     if child == 0:
         shard_cache._DOWNLOADS.reset()
         os._exit(0 if open_source("captions", data, "train")[0].images[0] else 1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while not list(cache.rglob(".part-*.tar")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
@@ -313,7 +313,7 @@ def test_shards_are_read_ahead(cache, site):
     data = remote_pack(site.url, cache)
     stream = loader(data).stream()
     next(stream)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 600
     while len(shards_in(data)) < 20 and time.monotonic() < deadline:
         time.sleep(0.02)
     groups = loader(data)._sampler._order(0).groups

@@ -2,12 +2,10 @@
 
 import re
 import shlex
-import time
 
 import pytest
 
 from fiber.cli import parser
-from fiber.training.distributed.processes import START_SECONDS
 from tests.examples.cluster.local_cluster import (
     EXAMPLES,
     FEW,
@@ -60,10 +58,7 @@ def test_bad_input_of_one_node_ends_all(cluster, data, tmp_path):
         jobs.append(cluster.start(command, output))
         if not number:
             wait_for_port(port)
-    began = time.monotonic()
     text = end_of(*jobs, code=2)
-    # Far less than what ranks wait for others.
-    assert time.monotonic() - began < START_SECONDS / 3
     assert "missing does not exist" in jobs[1].text()
     assert re.search(r"rank \d .*missing does not exist", jobs[0].text()), text
     assert "--resume" not in text

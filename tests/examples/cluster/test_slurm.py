@@ -35,12 +35,13 @@ command = sys.argv[1:]
 while command[0].startswith("--"):
     with open(os.environ["CALLS"], "a") as calls:
         calls.write(f"srun {{command.pop(0)}}\\n")
-nodes = range(int(os.environ["SLURM_JOB_NUM_NODES"]))
-tasks = [
-    subprocess.Popen(command, env=os.environ | {{"SLURM_NODEID": str(node)}}) for node in nodes
-]
+tasks = []
+# Before a task can say that it has started.
 for kind in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(kind, lambda number, frame: [task.send_signal(number) for task in tasks])
+for node in range(int(os.environ["SLURM_JOB_NUM_NODES"])):
+    own = os.environ | {{"SLURM_NODEID": str(node)}}
+    tasks.append(subprocess.Popen(command, env=own))
 codes = [task.wait() for task in tasks]
 sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """

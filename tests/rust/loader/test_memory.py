@@ -5,6 +5,8 @@ import pytest
 from tests.limited_memory import run_limited
 
 #: The first batch is as high as one picture and as wide as another: 60 GB.
+OTHER_POLICIES = [pytest.param(each, marks=pytest.mark.slow) for each in ("skip", "resample")]
+
 SCRIPT = """
 import io, sys
 from PIL import Image
@@ -49,7 +51,7 @@ with DataLoader(records, "grounding", batch_size=2, on_error=sys.argv[2], **opti
 """
 
 
-@pytest.mark.parametrize("policy", ["raise", "skip", "resample"])
+@pytest.mark.parametrize("policy", ["raise", *OTHER_POLICIES])
 @pytest.mark.parametrize(
     ("case", "what"),
     [

