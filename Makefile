@@ -14,18 +14,23 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-interpreter test-oldest kernels-aot quick fuzz package lint licenses \
+.PHONY: demo test test-all test-interpreter test-oldest kernels-aot fuzz package lint licenses \
   advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
-# Every test but those of `make package`.
+# The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not package" $(ARGS)
-	$(MAKE) test-interpreter ARGS=
 	cargo test --release
+	$(PYTEST) -m "not slow and not package" $(ARGS)
+
+# Every test but those of `make package`: also learning, kills, strategies, mistakes, pages of the docs.
+test-all: $(VENV)/.installed-dev
+	cargo test --release
+	$(MAKE) test-interpreter ARGS=
+	$(PYTEST) -m "not package" $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -41,10 +46,6 @@ test-interpreter: $(VENV)/.installed-dev
 kernels-aot: $(VENV)/.installed-dev
 	@$(NEEDS_TRITON); set -x; \
 	TRITON_INTERPRET=0 $(PYTEST) --dist load tests/kernels/compiled $(ARGS)
-
-# The tests of a few seconds.
-quick: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow and not package" $(ARGS)
 
 # Every fuzz target for SECONDS each, guided by coverage; `make fuzz ARGS="packs images"` runs some.
 # atheris has no wheels for every version of Python, so it is no requirement of the tests.

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,48 +24,6 @@ ANSWERS = ("yes", "no", "red", "blue", "green", "yellow", "1", "2", "3", "circle
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--longest-case",
-        type=float,
-        metavar="SECONDS",
-        help="fail the run if a test case itself, fixtures aside, takes longer",
-    )
-
-
-class LongestCase:
-    """Fails a run that holds a test case of more than so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.longer: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.duration > self.seconds:
-            self.longer.append(f"{report.nodeid}: {report.duration:.0f} s")
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.longer and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    # Around all others, so that what failed the run is printed last.
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_terminal_summary(
-        self, terminalreporter: pytest.TerminalReporter
-    ) -> Generator[None, None, None]:
-        yield
-        if self.longer:
-            terminalreporter.section(f"cases of more than {self.seconds:g} s", red=True)
-            terminalreporter.line("\n".join(self.longer))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    seconds = config.getoption("--longest-case")
-    # Where several processes run tests, the one that starts them sees every report.
-    if seconds is not None and "PYTEST_XDIST_WORKER" not in os.environ:
-        config.pluginmanager.register(LongestCase(seconds))
 
 
 @pytest.fixture(scope="session")
