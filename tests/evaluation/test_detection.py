@@ -18,6 +18,7 @@ from fiber.data.datasets.resolve import open_source
 from fiber.data.record import Record, TrueObjects
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
+from fiber.inference import boxes, text_feature_cache
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.models.registry import build_model, inference_transform
 from fiber.postprocess import FoundBoxes
@@ -26,7 +27,7 @@ from fiber.tasks.grounding.detection import (
     _lvis_boxes,
     detect,
     detection_records,
-    encode_classes,
+    prompts_of,
 )
 
 #: Ids as in COCO: with gaps, and not in the order of the file.
@@ -149,7 +150,7 @@ def test_a_pixel_of_the_picture_that_the_model_saw(model, folder, tokenizer):
     context = EvalContext.of(model, threads=1)
     asked = detection_records(open_source("detection", folder, "val"))
     with torch.no_grad():
-        found = list(detect(context, asked, encode_classes(context, ["cat"])))
+        found = list(detect(context, asked, prompts_of(context, ["cat"])))
     assert sorted(each.place for each in found) == list(range(12))
     for each in found:
         pixels = load_image(asked[each.place].images[0])
@@ -171,30 +172,38 @@ def test_ids_of_ones_own_records_count_from_one(model, folder, tmp_path):
 
 
 def test_trunks_run_once(model, folder, tokenizer, monkeypatch):
-    """The image trunk once for a batch, whatever the prompts; a text once for all pictures."""
+    """The image trunk once for a batch, whatever the prompts; a text once for all pictures.
+
+    The fused layers have one prompt at a time, and no more pairs than their pixels allow.
+    """
+    monkeypatch.setattr(text_feature_cache, "MAX_KEPT_TOKENS", 1)
+    monkeypatch.setattr(boxes, "PAIR_PIXELS", 3 * 64 * 64)
     backbone = model.network.backbone
-    calls = {"image_prefix": [], "text_prefix": []}
+    calls = {"image_prefix": [], "text_prefix": [], "fuse": []}
     for name, seen in calls.items():
         run = getattr(backbone, name)
         monkeypatch.setattr(
             backbone,
             name,
-            lambda *given, run=run, seen=seen: (seen.append(len(given[0])), run(*given))[1],
+            lambda *given, run=run, seen=seen: (seen.append(given[0]), run(*given))[1],
         )
     context = EvalContext(
-        network=model.network.eval(), tokenizer=tokenizer, batch_size=4, threads=1
+        network=model.network.eval(), tokenizer=tokenizer, batch_size=12, threads=1
     )
     asked = detection_records(open_source("detection", folder, "val"))
     with torch.no_grad():
         prompts = [
-            encode_classes(context, [name])[0]._replace(first_label=label)
+            dataclasses.replace(prompts_of(context, [name])[0], first_label=label)
             for label, name in enumerate(CLASSES.values())
         ]
         found = list(detect(context, asked, prompts))
     assert sorted(each.place for each in found) == list(range(12))
     assert {label for each in found for label in each.boxes.label_indices.tolist()} == {0, 1, 2}
-    assert calls["text_prefix"] == [1, 1, 1]
-    assert sum(calls["image_prefix"]) == 12
+    assert [len(ids) for ids in calls["text_prefix"]] == [1, 1, 1]
+    assert sum(map(len, calls["image_prefix"])) == 12
+    # Of the four pictures of each size, three small ones fit, or two of 64 x 96 and 96 x 64.
+    sizes = sorted(len(prefix.tokens) for prefix in calls["fuse"])
+    assert sizes == sorted(3 * [3, 1, 2, 2, 2, 2])
 
 
 def federated(folder, path):
@@ -251,14 +260,12 @@ def test_lvis_by_its_results_file(model, folder, tmp_path):
 def test_lvis_asks_for_forty_classes_at_a_time(model, tokenizer):
     context = EvalContext.of(model, threads=1)
     names = [f"c{number}" for number in range(7)]
-    with torch.no_grad():
-        published = encode_classes(context, names, classes_per_prompt=3, kept=_lvis_boxes)
-        whole = encode_classes(context, names, kept=_lvis_boxes)
+    published, whole = prompts_of(context, names, 3), prompts_of(context, names)
     # Blocks of three, each in as many prompts as it needs.
     assert {prompt.first_label for prompt in published} >= {0, 3, 6}
-    assert all(len(prompt.tokens) <= 3 for prompt in published)
-    assert sum(len(prompt.tokens) for prompt in whole) == 7
-    assert max(len(prompt.tokens) for prompt in whole) > 3
+    assert all(len(prompt.labels) <= 3 for prompt in published)
+    assert sum(len(prompt.labels) for prompt in whole) == 7
+    assert max(len(prompt.labels) for prompt in whole) > 3
     assert [_lvis_boxes(classes) for classes in (3, 40, 60, 80)] == [300, 300, 450, 600]
 
 

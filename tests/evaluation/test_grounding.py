@@ -11,7 +11,9 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.record import Record
+from fiber.evaluation.context import EvalContext
 from fiber.evaluation.evaluate import evaluate
+from fiber.inference import boxes
 from fiber.metrics.boxes import pairwise_giou
 from fiber.models.registry import build_model
 from fiber.postprocess import FoundBoxes
@@ -194,3 +196,36 @@ def test_the_best_box_of_an_expression_is_the_same_in_both(model, picture):
     assert own[1][0] == pytest.approx(published[1][0])
     assert np.allclose(own[0][0][:2], published[0][0][:2], atol=1e-4)
     assert (own[0][0][2:] > published[0][0][2:]).all()
+
+
+def test_pairs_that_do_not_fit_together_are_asked_one_after_another(model, picture, monkeypatch):
+    """Spans are lists, as records of users may have them."""
+    asked = [
+        Record(
+            key=str(number),
+            images=(picture,),
+            text=text,
+            boxes_xyxy=(tuple(DOG),),
+            labels=("a dog",),
+            label_spans=[[[text.index("a dog"), text.index("a dog") + 5]]],
+        )
+        for number, text in enumerate(["a dog", "a man and a dog", "a dog near the water"])
+    ]
+    sizes, fuse = [], model.network.backbone.fuse
+    monkeypatch.setattr(
+        model.network.backbone,
+        "fuse",
+        lambda prefix, *given: (sizes.append(len(prefix.tokens)), fuse(prefix, *given))[1],
+    )
+    context = EvalContext.of(model, threads=1)
+    with torch.no_grad():
+        together = list(grounding._ground(context, asked, grounding.PUBLISHED_PHRASES))
+        monkeypatch.setattr(boxes, "PAIR_PIXELS", 1)
+        alone = list(grounding._ground(context, asked, grounding.PUBLISHED_PHRASES))
+    assert sizes == [3, 1, 1, 1]
+    for one, other in zip(together, alone, strict=True):
+        assert one[0] is other[0] and len(one[1].scores)
+        for mine, theirs in zip(one[1:], other[1:], strict=True):
+            # Two orders of the same float32 sums.
+            torch.testing.assert_close(mine.boxes_xyxy, theirs.boxes_xyxy, atol=1e-3, rtol=0)
+            torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-5, rtol=0)

@@ -128,11 +128,14 @@ def test_the_published_words_are_asked_unless_others_are_given(model, tmp_path, 
     for name in ("Aquarium", "thermalDogsAndPeople"):
         write_set(tmp_path, name)
     texts = []
-    read = detection.label_tokens
+    ask = detection.detect
     monkeypatch.setattr(
         detection,
-        "label_tokens",
-        lambda subject, text, spans: (texts.append(text), read(subject, text, spans))[1],
+        "detect",
+        lambda context, records, prompts: (
+            texts.extend(prompt.text for prompt in prompts),
+            ask(context, records, prompts),
+        )[1],
     )
     with pytest.warns(RuntimeWarning, match="11 of 13"):
         evaluate_sets(model, tmp_path)

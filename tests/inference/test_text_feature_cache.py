@@ -5,12 +5,17 @@ import torch
 
 from fiber.config import preset
 from fiber.data import Tokenizer
+from fiber.data.prompts.classes import Prompt, class_prompt
 from fiber.inference import text_feature_cache
 from fiber.inference.inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
 
-TEXTS = ["a red mug. the laptop", "dog", "a small blue star. a ring. a square"]
+PROMPTS = [
+    class_prompt(names)
+    for names in (["a red mug", "the laptop"], ["dog"], ["a small blue star", "a ring", "a square"])
+]
+TEXTS = [prompt.text for prompt in PROMPTS]
 
 
 @pytest.fixture
@@ -26,12 +31,13 @@ def parts():
 @torch.no_grad()
 def test_they_are_those_of_the_backbone(parts):
     network, inputs, prefixes = parts
-    prefixes.batch(TEXTS[1:])
-    found = prefixes.batch(TEXTS)
+    prefixes.batch(PROMPTS[1:])
+    found = prefixes.batch(PROMPTS)
     texts = inputs.texts(TEXTS)
     wanted = network.backbone.text_prefix(texts.token_ids, texts.text_mask)
     assert torch.equal(found.text_mask, texts.text_mask)
-    assert found.offsets == texts.offsets
+    maps = [p.token_map(offsets) for p, offsets in zip(PROMPTS, texts.offsets, strict=True)]
+    assert found.token_maps == maps
     assert (found.prefix - wanted)[texts.text_mask].abs().max() <= 1e-12
 
 
@@ -45,8 +51,8 @@ def test_a_prompt_is_computed_once(parts, monkeypatch):
         "text_prefix",
         lambda ids, mask: seen.append(len(ids)) or compute(ids, mask),
     )
-    first = prefixes.batch([TEXTS[0], TEXTS[0], TEXTS[1]])
-    again = prefixes.batch([TEXTS[0], TEXTS[0], TEXTS[1]])
+    first = prefixes.batch([PROMPTS[0], PROMPTS[0], PROMPTS[1]])
+    again = prefixes.batch([PROMPTS[0], PROMPTS[0], PROMPTS[1]])
     assert seen == [2]
     assert torch.equal(first.prefix, again.prefix)
 
@@ -54,21 +60,34 @@ def test_a_prompt_is_computed_once(parts, monkeypatch):
 @torch.no_grad()
 def test_they_follow_the_weights(parts):
     network, _, prefixes = parts
-    before = prefixes.batch(TEXTS).prefix
+    before = prefixes.batch(PROMPTS).prefix
     for parameter in network.backbone.text.parameters():
         parameter.add_(0.1)
-    after = prefixes.batch(TEXTS).prefix
-    assert torch.equal(after, TextPrefixes(*parts[:2]).batch(TEXTS).prefix)
+    after = prefixes.batch(PROMPTS).prefix
+    assert torch.equal(after, TextPrefixes(*parts[:2]).batch(PROMPTS).prefix)
     assert not torch.equal(before, after)
 
 
 @torch.no_grad()
 def test_the_longest_unused_are_forgotten(parts, monkeypatch):
     _, _, prefixes = parts
-    length = int(prefixes.batch([TEXTS[0]]).text_mask.sum())
+    length = int(prefixes.batch([PROMPTS[0]]).text_mask.sum())
     monkeypatch.setattr(text_feature_cache, "MAX_KEPT_TOKENS", length)
-    prefixes.batch([TEXTS[1]])
-    assert list(prefixes._kept) == [TEXTS[1]]
+    prefixes.batch([PROMPTS[1]])
+    assert [text for text, _ in prefixes._kept] == [TEXTS[1]]
     # What is asked for together is given together, whatever is kept afterwards.
-    assert len(prefixes.batch(TEXTS).prefix) == 3
+    assert len(prefixes.batch(PROMPTS).prefix) == 3
     assert sum(len(row) for row, _ in prefixes._kept.values()) == prefixes._tokens <= length
+
+
+@torch.no_grad()
+def test_a_text_with_other_labels_has_a_token_map_of_its_own(parts):
+    _, inputs, prefixes = parts
+    mug, laptop = (
+        Prompt(TEXTS[0], (label,), (span,))
+        for label, span in zip(PROMPTS[0].labels, PROMPTS[0].spans, strict=True)
+    )
+    found = prefixes.batch([mug, laptop, mug])
+    (offsets,) = inputs.texts([TEXTS[0]]).offsets
+    assert found.token_maps == [prompt.token_map(offsets) for prompt in (mug, laptop, mug)]
+    assert found.token_maps[0] != found.token_maps[1]

@@ -1,24 +1,35 @@
-"""Predict boxes for prompts, running the image encoder once per image."""
+"""Find boxes for prompts, running the image encoder once per image.
+
+`Model` calls `find_boxes`. Evaluations have their own batches: those of detection call
+`boxes_of_images`, those of phrases `run_prompts`.
+"""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
+from fiber.data.batch import GroundingBatch
 from fiber.data.prompts.classes import Prompt
-from fiber.inference.inputs import Inputs
+from fiber.inference.inputs import ImageBatch, Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
 from fiber.models.abilities import FindsBoxes
-from fiber.models.features import DetectorOutput
+from fiber.models.features import DetectorOutput, ImagePrefix
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
+from fiber.postprocess.find import TokenMap
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
+
+#: (row of a batch of images, prompt to ask about that image).
+Pair = tuple[int, Prompt]
+ResultT = TypeVar("ResultT")
 
 
 class Thresholds(NamedTuple):
@@ -47,6 +58,30 @@ class Thresholds(NamedTuple):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
 
+    def select(
+        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
+    ) -> list[FoundBoxes]:
+        """Select the boxes of each pair: of phrases if they have a limit, else of classes."""
+        if self.boxes_per_phrase is not None:
+            return ground_phrases(
+                output,
+                token_maps,
+                *sizes,
+                boxes_per_phrase=self.boxes_per_phrase,
+                score_threshold=self.score,
+                nms_threshold=self.nms,
+            )
+        found = detect_boxes(
+            output,
+            token_maps,
+            *sizes,
+            score_threshold=0.0,
+            nms_threshold=self.nms,
+            max_detections=self.max_detections,
+        )
+        # As in grounding, apply the threshold to the final score, which includes centerness.
+        return [FoundBoxes(*(part[f.scores >= self.score] for part in f)) for f in found]
+
 
 @dataclass
 class PassCounts:
@@ -73,72 +108,81 @@ def find_boxes(
     `prompts` has one list per image. The labels of an image are numbered consecutively across its
     prompts. `passes` is updated in place.
     """
-    found: list[Detections | None] = [None] * len(images)
+    found: dict[int, Detections] = {}
     for batch in inputs.images(images):
-        prefix = network.image_prefix(batch.images, batch.image_sizes)
-        todo = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
+        pairs = [(row, p) for row, index in enumerate(batch.indices) for p in prompts[index]]
         passes.images += len(batch.indices)
         passes.encoder_passes += 1
-        passes.pairs += len(todo)
-        at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
-        chunks: list[list[FoundBoxes]] = [[] for _ in batch.indices]
-        for start in range(0, len(todo), at_once):
-            some = todo[start : start + at_once]
-            rows = [row for row, _ in some]
-            texts = text_prefixes.batch([prompt.text for _, prompt in some])
-            output = network.predict(
+        passes.pairs += len(pairs)
+        joined = boxes_of_images(
+            network, text_prefixes, batch, [pairs], thresholds.select, thresholds.max_detections
+        )
+        for row, (index, boxes) in enumerate(zip(batch.indices, joined, strict=True)):
+            found[index] = Detections.from_found(
+                boxes,
+                [label for prompt in prompts[index] for label in prompt.labels],
+                tuple(batch.original_sizes[row].tolist()),
+                batch.originals[row],
+            )
+    return [found[index] for index in range(len(images))]
+
+
+def boxes_of_images(
+    network: FindsBoxes,
+    text_prefixes: TextPrefixes,
+    batch: ImageBatch | GroundingBatch,
+    groups: Iterable[Sequence[Pair]],
+    select: Callable[..., Iterable[FoundBoxes]],
+    max_detections: int | None,
+) -> list[FoundBoxes]:
+    """Return the boxes that all prompts find in each image, best first; see `run_prompts`.
+
+    Each image needs at least one prompt.
+    """
+    prefix = network.image_prefix(batch.images, batch.image_sizes)
+    chunks: list[list[tuple[FoundBoxes, int]]] = [[] for _ in range(len(batch.images))]
+    for (row, prompt), boxes in run_prompts(network, text_prefixes, batch, prefix, groups, select):
+        chunks[row].append((boxes, prompt.first_label))
+    return [join_chunks(*zip(*own, strict=True), max_detections=max_detections) for own in chunks]
+
+
+def run_prompts(
+    network: FindsBoxes,
+    text_prefixes: TextPrefixes,
+    batch: ImageBatch | GroundingBatch,
+    prefix: ImagePrefix,
+    groups: Iterable[Sequence[Pair]],
+    select: Callable[..., Iterable[ResultT]],
+) -> Iterator[tuple[Pair, ResultT]]:
+    """Yield each (image, prompt) pair and its result, in order.
+
+    A forward pass has as many consecutive pairs of a group as fit in `PAIR_PIXELS`; their prompts
+    are padded to the longest one.
+
+    Args:
+        network: the detector.
+        text_prefixes: encodes prompts.
+        batch: images of the same padded size.
+        prefix: features of these images.
+        groups: lists of pairs. Pairs of different groups do not share a forward pass.
+        select: computes the result of each of n pairs from the output of the detector, the token
+            maps of the prompts, and (n, 2) sizes of the images without padding and originally.
+    """
+    at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
+    for some in (g[at : at + at_once] for g in groups for at in range(0, len(g), at_once)):
+        rows = [row for row, _ in some]
+        texts = text_prefixes.batch([prompt for _, prompt in some])
+        # The output has no name, so that it is freed before the next forward pass.
+        found = select(
+            network.predict(
                 network.backbone.fuse(
                     prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
                     texts.prefix,
                     texts.text_mask,
                 )
-            )
-            maps = [
-                prompt.token_map(offsets)
-                for (_, prompt), offsets in zip(some, texts.offsets, strict=True)
-            ]
-            sizes = batch.image_sizes[rows], batch.original_sizes[rows]
-            for row, boxes in zip(rows, _select(output, maps, *sizes, thresholds), strict=True):
-                chunks[row].append(boxes)
-        for row, index in enumerate(batch.indices):
-            found[index] = Detections.from_found(
-                join_chunks(
-                    chunks[row],
-                    [prompt.first_label for prompt in prompts[index]],
-                    max_detections=thresholds.max_detections,
-                ),
-                [label for prompt in prompts[index] for label in prompt.labels],
-                tuple(batch.original_sizes[row].tolist()),
-                batch.originals[row],
-            )
-    return [each for each in found if each is not None]
-
-
-def _select(
-    output: DetectorOutput,
-    maps: Sequence[Sequence[Sequence[int]]],
-    image_sizes: torch.Tensor,
-    original_sizes: torch.Tensor,
-    thresholds: Thresholds,
-) -> list[FoundBoxes]:
-    if thresholds.boxes_per_phrase is None:
-        found = detect_boxes(
-            output,
-            maps,
-            image_sizes,
-            original_sizes,
-            score_threshold=0.0,
-            nms_threshold=thresholds.nms,
-            max_detections=thresholds.max_detections,
+            ),
+            texts.token_maps,
+            batch.image_sizes[rows],
+            batch.original_sizes[rows],
         )
-        # As in grounding, apply the threshold to the final score, which includes centerness.
-        return [FoundBoxes(*(part[f.scores >= thresholds.score] for part in f)) for f in found]
-    return ground_phrases(
-        output,
-        maps,
-        image_sizes,
-        original_sizes,
-        boxes_per_phrase=thresholds.boxes_per_phrase,
-        score_threshold=thresholds.score,
-        nms_threshold=thresholds.nms,
-    )
+        yield from zip(some, found, strict=True)

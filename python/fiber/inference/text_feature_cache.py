@@ -1,17 +1,19 @@
-"""LRU cache of text features computed before the fused layers."""
+"""LRU cache of encoded prompts: text features from before the fused layers, and token maps."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fiber.data.prompts.classes import Prompt
 from fiber.inference.inputs import Inputs
 from fiber.models.abilities import FindsBoxes
+from fiber.postprocess.find import TokenMap
 
 #: Maximum number of cached tokens (100 MB for the base model).
 MAX_KEPT_TOKENS = 32_768
@@ -24,49 +26,50 @@ class TextPrefixBatch(NamedTuple):
     prefix: Tensor
     #: (B, L) bool, True = real token.
     text_mask: Tensor
-    #: Half-open character spans of each prompt's tokens; (0, 0) for <s> and </s>.
-    offsets: list[list[tuple[int, int]]]
+    #: Token indices of each label, for each prompt.
+    token_maps: list[TokenMap]
 
 
 class TextPrefixes:
-    """LRU cache of prompt features. It is cleared when the text encoder's weights change."""
+    """LRU cache of encoded prompts. It is cleared when the text encoder's weights change.
 
-    def __init__(self, network: FindsBoxes, inputs: Inputs) -> None:
-        self._backbone, self._inputs = network.backbone, inputs
-        self._kept: OrderedDict[str, tuple[Tensor, list[tuple[int, int]]]] = OrderedDict()
+    `keep_all` means that no prompt is dropped, for those that are asked about every image.
+    """
+
+    def __init__(self, network: FindsBoxes, inputs: Inputs, *, keep_all: bool = False) -> None:
+        self._backbone, self._inputs, self._keep_all = network.backbone, inputs, keep_all
+        # By text and spans: a text with other labels has another token map.
+        self._kept: OrderedDict[tuple[str, Any], tuple[Tensor, TokenMap]] = OrderedDict()
         self._tokens = 0
         self._weights = self._fingerprint()
 
-    def batch(self, texts: Sequence[str]) -> TextPrefixBatch:
+    def batch(self, prompts: Sequence[Prompt]) -> TextPrefixBatch:
         """Return features padded to the longest prompt. For errors, see `Inputs.texts`."""
         if self._weights != self._fingerprint():
             self._kept.clear()
             self._tokens, self._weights = 0, self._fingerprint()
-        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        if new:
+        asked = {(prompt.text, prompt.spans): prompt for prompt in prompts}
+        if new := [prompt for key, prompt in asked.items() if key not in self._kept]:
             self._add(new)
-        rows, offsets = [], []
-        for text in texts:
-            self._kept.move_to_end(text)
-            row, spans = self._kept[text]
-            rows.append(row)
-            offsets.append(spans)
-        prefix = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows], device=prefix.device)
+        for key in asked:
+            self._kept.move_to_end(key)
+        found = [self._kept[prompt.text, prompt.spans] for prompt in prompts]
+        prefix = pad_sequence([row for row, _ in found], batch_first=True)
+        lengths = torch.tensor([len(row) for row, _ in found], device=prefix.device)
         mask = torch.arange(prefix.shape[1], device=prefix.device) < lengths[:, None]
-        while self._tokens > MAX_KEPT_TOKENS:
+        while self._tokens > MAX_KEPT_TOKENS and not self._keep_all:
             _, (row, _) = self._kept.popitem(last=False)
             self._tokens -= len(row)
-        return TextPrefixBatch(prefix, mask, offsets)
+        return TextPrefixBatch(prefix, mask, [token_map for _, token_map in found])
 
-    def _add(self, texts: Sequence[str]) -> None:
+    def _add(self, prompts: Sequence[Prompt]) -> None:
         # Truncation was already reported when the prompts were built.
-        batch = self._inputs.texts(texts, warn_truncated=False)
+        batch = self._inputs.texts([prompt.text for prompt in prompts], warn_truncated=False)
         prefix = self._backbone.text_prefix(batch.token_ids, batch.text_mask)
-        lengths = batch.text_mask.sum(1).tolist()
-        for text, row, length, offsets in zip(texts, prefix, lengths, batch.offsets, strict=True):
-            self._kept[text] = row[:length].clone(), offsets
-            self._tokens += length
+        for prompt, row, offsets in zip(prompts, prefix, batch.offsets, strict=True):
+            token_map = prompt.token_map(offsets)
+            self._kept[prompt.text, prompt.spans] = row[: len(offsets)].clone(), token_map
+            self._tokens += len(offsets)
 
     def _fingerprint(self) -> tuple[int, torch.device, torch.dtype]:
         """Return the version counter, device and dtype of the text encoder's weights."""

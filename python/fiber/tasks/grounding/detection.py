@@ -7,17 +7,17 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from fiber.data.prompts.classes import class_prompts
+from fiber.data.prompts.classes import Prompt, class_prompts
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
+from fiber.inference.boxes import boxes_of_images
 from fiber.messages import shown
 from fiber.metrics.detection import ScoredBoxes, TrueBoxes, average_precision
 from fiber.metrics.lvis import BestOfClasses, FederatedTruth, fixed_average_precision
 from fiber.models.abilities import FindsBoxes
-from fiber.postprocess import FoundBoxes, detect_boxes, join_chunks
-from fiber.tasks.grounding.evaluate import ASKED, label_tokens, run_same_sized
+from fiber.postprocess import FoundBoxes, detect_boxes
+from fiber.tasks.grounding.evaluate import ASKED, encoded_prompts, run_same_sized
 
 #: Maximum detections per image in COCO's protocol.
 COCO_DETECTIONS = 100
@@ -38,21 +38,6 @@ class FoundInImage(NamedTuple):
     pixel: tuple[float, float]
 
 
-class EncodedPrompt(NamedTuple):
-    """Prompt and its text features, computed once for all images."""
-
-    #: (1, L, D) text features from the layers before fusion.
-    prefix: Tensor
-    #: (1, L) bool.
-    mask: Tensor
-    #: Token indices of each label.
-    tokens: list[list[int]]
-    #: Index of the prompt's first label among all labels.
-    first_label: int
-    #: Maximum detections per image.
-    max_detections: int
-
-
 def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate detection of all classes in every image by COCO AP.
 
@@ -63,9 +48,9 @@ def coco(context: EvalContext, records: list[Record]) -> EvalResult:
     names, ids = records[0].labels, category_ids(records[0])
     found: list[ScoredBoxes] = [ScoredBoxes([], [], [])] * len(records)
     predictions: list[list[dict[str, Any]]] = [[]] * len(records)
-    prompts = encode_classes(context, names, classes_per_prompt=context.classes_per_prompt or 0)
+    prompts = prompts_of(context, names, context.classes_per_prompt or 0)
     published = list(found)
-    for place, joined, (width, height) in detect(context, records, prompts, COCO_DETECTIONS):
+    for place, joined, (width, height) in detect(context, records, prompts):
         found[place] = own = scored_boxes(joined)
         # Published corners: subtract one input pixel and add one pixel of the original image.
         corners = own.boxes_xyxy + np.array([0, 0, 1 - width, 1 - height])
@@ -95,10 +80,10 @@ def lvis(context: EvalContext, records: list[Record]) -> EvalResult:
     names, ids = records[0].labels, category_ids(records[0])
     truths = [_federated(record) for record in records]
     size = LVIS_CLASSES if context.classes_per_prompt is None else context.classes_per_prompt
-    prompts = encode_classes(context, names, classes_per_prompt=size, kept=_lvis_boxes)
+    prompts = prompts_of(context, names, size)
     best = BestOfClasses(len(names))
     pixels = np.zeros((len(records), 2))
-    for place, joined, pixel in detect(context, records, prompts):
+    for place, joined, pixel in detect(context, records, prompts, None, _lvis_boxes):
         best.add(place, *(part.numpy() for part in joined))
         pixels[place] = pixel
     kept, groups = best.table(), records[0].label_groups or ("",) * len(names)
@@ -192,17 +177,13 @@ def _result(record: Record, box: list[float], score: float, category: int) -> di
     }
 
 
-def encode_classes(
-    context: EvalContext,
-    names: Sequence[str],
-    *,
-    classes_per_prompt: int = 0,
-    kept: Callable[[int], int] = lambda classes: COCO_DETECTIONS,
-) -> list[EncodedPrompt]:
-    """Join `context.classes` (default: `names`) into prompts and encode their text prefixes.
+def prompts_of(
+    context: EvalContext, names: Sequence[str], classes_per_prompt: int = 0
+) -> list[Prompt]:
+    """Join `context.classes` (default: `names`) into prompts.
 
     A prompt has as many classes as fit the text encoder, but at most `classes_per_prompt` unless
-    this is 0. `kept` maps a prompt's number of classes to its number of detections per image.
+    this is 0.
 
     Raises:
         ValueError: if the number of `context.classes` is wrong, or a single class does not fit the
@@ -215,58 +196,40 @@ def encode_classes(
             f" {', '.join(names)[:200]})"
         )
     limit = context.network.config.max_tokens
-    encoded = []
-    for prompt in class_prompts(
-        classes, context.tokenizer, limit, max_classes=classes_per_prompt or None
-    ):
-        ids, mask = context.texts([prompt.text])
-        encoded.append(
-            EncodedPrompt(
-                context.network.backbone.text_prefix(ids, mask),
-                mask,
-                label_tokens(context, prompt.text, prompt.spans),
-                prompt.first_label,
-                kept(len(prompt.labels)),
-            )
-        )
-    return encoded
+    return class_prompts(classes, context.tokenizer, limit, max_classes=classes_per_prompt or None)
 
 
 def detect(
     context: EvalContext,
     records: list[Record],
-    prompts: Sequence[EncodedPrompt],
-    max_detections: int | None = None,
+    prompts: Sequence[Prompt],
+    max_detections: int | None = COCO_DETECTIONS,
+    kept: Callable[[int], int] = lambda classes: COCO_DETECTIONS,
 ) -> Iterator[FoundInImage]:
     """Yield the detections in each image from all prompts. The order of images is unspecified.
 
-    The blocks before fusion run only once per image. `max_detections` limits the detections of all
-    prompts together.
+    `kept` maps a prompt's number of classes to its number of detections per image, and
+    `max_detections` limits the detections of all prompts together.
     """
     network = context.able(FindsBoxes, ASKED)
-    firsts = [prompt.first_label for prompt in prompts]
+    text_prefixes = encoded_prompts(context, network, keep_all=True)
 
     def detect_all(batch: Any, places: list[int]) -> list[FoundInImage]:
-        prefix = network.backbone.image_prefix(batch.images)
-        count = len(batch.images)
-        chunks = []
-        for prompt in prompts:
-            text, mask = prompt.prefix.expand(count, -1, -1), prompt.mask.expand(count, -1)
-            chunks.append(
-                detect_boxes(
-                    network.predict(network.backbone.fuse(prefix, text, mask)),
-                    [prompt.tokens] * count,
-                    batch.image_sizes,
-                    batch.original_sizes,
-                    max_detections=prompt.max_detections,
-                )
-            )
-        heights, widths = (batch.original_sizes / batch.image_sizes).T.tolist()
-        found = []
-        for row, place in enumerate(places):
-            own = [chunk[row] for chunk in chunks]
-            joined = join_chunks(own, firsts, max_detections=max_detections).copied_to_cpu()
-            found.append(FoundInImage(place, joined, (widths[row], heights[row])))
-        return found
+        joined = boxes_of_images(
+            network,
+            text_prefixes,
+            batch,
+            # One prompt at a time, so that none is padded.
+            [[(row, prompt) for row in range(len(places))] for prompt in prompts],
+            lambda output, maps, *sizes: detect_boxes(
+                output, maps, *sizes, max_detections=kept(len(maps[0]))
+            ),
+            max_detections,
+        )
+        pixels = (batch.original_sizes / batch.image_sizes).tolist()
+        return [
+            FoundInImage(place, boxes.copied_to_cpu(), (width, height))
+            for place, boxes, (height, width) in zip(places, joined, pixels, strict=True)
+        ]
 
     return chain.from_iterable(run_same_sized(context, records, detect_all))

@@ -9,7 +9,7 @@ GIoU instead of IoU for expressions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -22,10 +22,15 @@ from fiber.data.datasets.mdetr import label_boxes
 from fiber.data.prompts.classes import Prompt
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult
+from fiber.inference.boxes import run_prompts
+from fiber.inference.inputs import Inputs
+from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
 from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.models.abilities import FindsBoxes
+from fiber.models.features import DetectorOutput
+from fiber.models.registry import inference_transform
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
 ResultT = TypeVar("ResultT")
@@ -119,26 +124,41 @@ def _ground(
                 f"record {shown(record.key)} lacks boxes or label_spans; expected both"
             )
     network = context.able(FindsBoxes, ASKED)
+    text_prefixes = encoded_prompts(context, network)
     results: dict[int, tuple[FoundBoxes, FoundBoxes]] = {}
+
+    def select(output: DetectorOutput, maps: Any, *sizes: Tensor) -> Iterator[Any]:
+        own = ground_phrases(output, maps, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
+        all_found = detect_boxes(output, maps, *sizes, **published)
+        for best, found, size, original in zip(own, all_found, *sizes, strict=True):
+            yield best.copied_to_cpu(), _inclusive(found, size, original).copied_to_cpu()
 
     def ground(batch: Any, places: list[int]) -> dict[int, tuple[FoundBoxes, FoundBoxes]]:
         shown = [records[place] for place in places]
-        output = network.predict(context.encode_pair(batch, shown, batch.token_ids))
-        tokens = [label_tokens(context, record.text, record.label_spans) for record in shown]
-        sizes = batch.image_sizes, batch.original_sizes
-        own = ground_phrases(output, tokens, *sizes, boxes_per_phrase=BOXES_PER_PHRASE)
-        all_found = detect_boxes(output, tokens, *sizes, **published)
-        return {
-            place: (best.copied_to_cpu(), _inclusive(found, size, original).copied_to_cpu())
-            for place, best, found, size, original in zip(
-                places, own, all_found, *sizes, strict=True
-            )
-        }
+        prefix = context.image_prefix(batch.images, shown)
+        pairs = [(row, _prompt(record)) for row, record in enumerate(shown)]
+        found = run_prompts(network, text_prefixes, batch, prefix, [pairs], select)
+        return dict(zip(places, (boxes for _, boxes in found), strict=True))
 
     for found in run_same_sized(context, records, ground):
         results |= found
     for place, record in enumerate(records):
         yield record, *results[place]
+
+
+def encoded_prompts(
+    context: EvalContext, network: FindsBoxes, *, keep_all: bool = False
+) -> TextPrefixes:
+    """Return an empty cache for the prompts of an evaluation."""
+    config = context.network.config
+    inputs = Inputs(config, inference_transform(config), context.tokenizer, context.device)
+    return TextPrefixes(network, inputs, keep_all=keep_all)
+
+
+def _prompt(record: Record) -> Prompt:
+    # In records that users create, spans may be lists.
+    spans = tuple(tuple((start, end) for start, end in own) for own in record.label_spans)
+    return Prompt(record.text, record.labels, spans)
 
 
 def _inclusive(found: FoundBoxes, size: Tensor, original: Tensor) -> FoundBoxes:
@@ -198,9 +218,3 @@ def _same_sized(batch: Any, divisor: int) -> Iterator[tuple[Any, list[int]]]:
             boxes_per_image=batch.boxes_per_image[chosen],
         )
         yield part, chosen.tolist()
-
-
-def label_tokens(context: EvalContext, text: str, spans: Sequence[Any]) -> list[list[int]]:
-    """Return the token indices of each label, or an empty list for a truncated label."""
-    _, offsets = context.tokenizer.encode(text, max_tokens=context.network.config.max_tokens)
-    return Prompt(text, ("",) * len(spans), tuple(spans)).token_map(offsets)
