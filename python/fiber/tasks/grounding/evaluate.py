@@ -30,7 +30,6 @@ from fiber.metrics.grounding import phrase_recall, referring_accuracy
 from fiber.metrics.groups import with_groups
 from fiber.models.abilities import FindsBoxes
 from fiber.models.features import DetectorOutput
-from fiber.models.registry import inference_transform
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 
 ResultT = TypeVar("ResultT")
@@ -150,8 +149,7 @@ def encoded_prompts(
     context: EvalContext, network: FindsBoxes, *, keep_all: bool = False
 ) -> TextPrefixes:
     """Return an empty cache for the prompts of an evaluation."""
-    config = context.network.config
-    inputs = Inputs(config, inference_transform(config), context.tokenizer, context.device)
+    inputs = Inputs(context.network.config, context.tokenizer, context.device)
     return TextPrefixes(network, inputs, keep_all=keep_all)
 
 
