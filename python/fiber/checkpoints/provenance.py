@@ -46,7 +46,7 @@ def seen_before(
 
     Args:
         trained: training data, if known.
-        source: key of `fiber.data.datasets.registry.LAYOUTS` for the evaluation data.
+        source: key of `fiber.data.datasets.registry.SOURCES` for the evaluation data.
         data: folder or file of the evaluation data.
         split: evaluation split; "+" joins several.
 

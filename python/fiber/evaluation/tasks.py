@@ -16,6 +16,7 @@ from torch import nn
 
 from fiber.atomic_io import write_file
 from fiber.data import sources
+from fiber.data.datasets.registry import SOURCES, Source
 from fiber.data.datasets.resolve import (
     RECORD_SET,
     Data,
@@ -29,9 +30,6 @@ from fiber.data.skip_report import skip_lines
 from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.tasks import find_evaluation, task_of_evaluation
 from fiber.tasks.lazy import load
-
-#: Source of which records have class names.
-CLASSES = "detection"
 
 
 def reader_of(task: str) -> Callable[..., RecordSet]:
@@ -75,7 +73,7 @@ def run_task(
 def check_classes(context: EvalContext, task: str) -> None:
     """Raise ValueError if class options are invalid, or are given for a non-detection task."""
     number, classes = context.classes_per_prompt, context.classes
-    if find_evaluation(task).source == CLASSES:
+    if SOURCES.get(find_evaluation(task).source, Source()).has_classes:
         if number is not None and number < 0:
             raise ValueError(f"classes_per_prompt is {number}; expected 0 or more")
     elif number is not None or classes is not None:
@@ -92,8 +90,9 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
     """
     if isinstance(data, (str, os.PathLike)):
         path, source = existing_data(data), find_evaluation(task).source
+        has_objects = "objects" in SOURCES.get(source, Source()).options
         try:
-            options = {"objects": True} if source == CLASSES else {}
+            options = {"objects": True} if has_objects else {}
             records: RecordSet = open_source(source, path, split, **options)
         except ValueError as error:
             raise ValueError(f"task {task!r}: {error}") from None

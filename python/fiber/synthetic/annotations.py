@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data.char_spans import CharSpan
-from fiber.data.formats.annotation_file import FILES
+from fiber.data.datasets.registry import FILES
 
 # Number of annotators per question in VQAv2.
 _NUM_ANSWERS = 10

@@ -9,36 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fiber.config_io import IS_STORED, nearest, require
+from fiber.data.datasets.registry import SOURCES
 from fiber.messages import shown
 from fiber.tasks.transform import TransformConfig
 
-#: Sources with boxes.
-BOX_SOURCES = (
-    "phrases",
-    "referring",
-    "detection",
-    "mixed",
-    "objects365",
-    "refcoco",
-    "refcocoplus",
-    "refcocog",
-)
-#: Valid sources of a task (see `fiber.data.open_source`): kinds of content or caption dataset
-#: names.
-SOURCES = (
-    "captions",
-    "questions",
-    "reasoning",
-    "entailment",
-    *BOX_SOURCES,
-    "coco_karpathy",
-    "flickr30k_karpathy",
-    "visual_genome",
-    "sbu",
-    "conceptual_captions",
-)
-#: Sources whose records have class names, some of which are sampled for each prompt.
-CLASS_SOURCES = ("detection", "objects365")
 #: Suffix of a task's name in `first_part`.
 _FIRST = " first"
 
@@ -76,8 +50,8 @@ class TaskConfig:
     batch_size: int = 0
     #: Preprocessing of the images of this task; None means `data.transform`.
     transform: TransformConfig | None = field(default=None, metadata={IS_STORED: _is_given})
-    #: Entries of `SOURCES` to concatenate; a repeated name counts twice. "referring:relation" takes
-    #: the records of a source whose `Record.group` is "relation".
+    #: Keys of `registry.SOURCES` to concatenate; a repeated one counts twice. "referring:relation"
+    #: takes the records of a source whose `Record.group` is "relation".
     sources: tuple[str, ...] = ()
     #: Sources of the first `first_steps` steps of the task, in place of `sources`: a curriculum. In
     #: a run with no more steps of the task, `sources` are not read.
@@ -105,12 +79,12 @@ class TaskConfig:
             bool(self.sources) or not self.share,
             f"{where}.sources: expected at least one source, got none",
         )
+        known = [name for name, source in SOURCES.items() if source.in_tasks]
         for name in ("sources", "first_sources"):
-            for source in getattr(self, name):
-                known, _ = split_source(source)
+            for source, _ in map(split_source, getattr(self, name)):
                 require(
-                    known in SOURCES,
-                    f"{where}.{name}: unknown source {shown(known)}; {nearest(known, SOURCES)}",
+                    source in known,
+                    f"{where}.{name}: unknown source {shown(source)}; {nearest(source, known)}",
                 )
         require(
             self.first_steps > 0 if self.first_sources else self.first_steps == 0,

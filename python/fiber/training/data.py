@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fiber.checkpoints.model_dir import Vocabulary
 from fiber.checkpoints.provenance import absolute
@@ -20,6 +19,7 @@ from fiber.checkpoints.vocabulary import (
     train_tokenizer,
 )
 from fiber.data import Tokenizer
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import (
     RECORD_SET,
     AmbiguousLayoutError,
@@ -35,7 +35,7 @@ from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.messages import shown, shown_names
-from fiber.tasks.fields import BOX_SOURCES, first_part, split_source, task_of
+from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
@@ -265,10 +265,8 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
 
 
 def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:
-    options: dict[str, Any] = {}
-    if source in BOX_SOURCES:
-        # Invalid boxes can only be dropped; "resample" replaces whole records.
-        options["on_error"] = "raise" if config.data.on_error == "raise" else "skip"
-    if source == "detection":
-        options["shots"] = config.data.shots
+    # Invalid boxes can only be dropped; "resample" replaces whole records.
+    on_error = "raise" if config.data.on_error == "raise" else "skip"
+    options = {"on_error": on_error, "shots": config.data.shots}
+    options = {name: value for name, value in options.items() if name in SOURCES[source].options}
     return open_source(source, data, config.data.split, **options)

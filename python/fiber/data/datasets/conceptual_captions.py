@@ -14,15 +14,6 @@ from fiber.data.record import AnyPath
 
 #: File type in messages.
 KIND = "Conceptual Captions"
-#: Names of the annotation file of each split; the first one that exists is used.
-FILES = {
-    "train": ("Train_GCC-training.tsv", "Train-GCC-training.tsv", "train_annot.json"),
-    "val": (
-        "Validation_GCC-1.1.0-Validation.tsv",
-        "Validation-GCC-1.1.0-Validation.tsv",
-        "val_annot.json",
-    ),
-}
 
 
 def conceptual_captions(

@@ -27,8 +27,6 @@ from fiber.messages import shown, shown_names
 
 #: File type in messages.
 KIND = "Flickr30k Entities, original layout"
-#: Image lists, relative to the data folder.
-LISTS = ("{split}.txt", "flickr30k_entities/{split}.txt", "flickr30k/{split}.txt")
 #: Image folders, relative to the data folder, the folder of the image list, or its parent.
 IMAGE_FOLDERS = (
     *("flickr30k/flickr30k_images/{split}", "flickr30k_images/{split}", "images"),

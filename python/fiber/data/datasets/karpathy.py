@@ -12,12 +12,6 @@ from fiber.data.datasets.caption_files import ImageFinder, add_captions, check_s
 from fiber.data.formats.annotation_file import RecordList, read_json
 from fiber.data.record import AnyPath
 
-#: Descriptions of the files, for messages.
-COCO_KIND, FLICKR30K_KIND = "COCO, Karpathy's splits", "Flickr30k, Karpathy's splits"
-#: Names of the annotation files; the first one that exists is used.
-COCO_KARPATHY = ("dataset_coco.json", "karpathy/dataset_coco.json")
-FLICKR30K_KARPATHY = ("dataset_flickr30k.json", "karpathy/dataset_flickr30k.json")
-
 
 def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
     def read(
@@ -58,5 +52,5 @@ def _reader(kind: str, *subfolders: str) -> Callable[..., RecordList]:
     return read
 
 
-coco_karpathy = _reader(COCO_KIND)
-flickr30k_karpathy = _reader(FLICKR30K_KIND, "flickr30k-images", "flickr30k_images")
+coco_karpathy = _reader("COCO, Karpathy's splits")
+flickr30k_karpathy = _reader("Flickr30k, Karpathy's splits", "flickr30k-images", "flickr30k_images")

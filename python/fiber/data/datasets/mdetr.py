@@ -38,8 +38,6 @@ from fiber.messages import shown
 MAX_PHRASE_CHARACTERS = 1_000_000
 #: Name of the mixed dataset in messages.
 MIXED = "MDETR's mixed set"
-#: Files of the mixed dataset; the first one excludes images of COCO's val2017.
-MIXED_FILES = ("final_mixed_train_no_coco.json", "final_mixed_train.json")
 #: Image folders of the mixed dataset by `data_source`, relative to the data folder; the best match
 #: is used. The Visual Genome images are those of GQA.
 MIXED_IMAGES = {

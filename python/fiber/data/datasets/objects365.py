@@ -20,8 +20,6 @@ from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import MAX_SIDE, AnyPath, LazyImages, Record, RecordSequence
 from fiber.messages import shown, shown_names
 
-#: Names of the YAML file in a data folder; the first match is used.
-FILES = ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml")
 _NEEDED = ("img", "label", "labelmap")
 
 

@@ -1,77 +1,94 @@
-"""File layouts of each source, recognized by file name."""
+"""The table of sources: a row for each kind of records and each named dataset.
+
+A new source is a row of `SOURCES` and its reader. Configs check the names of sources, so this
+module imports no reader: readers are named as "module:function" and imported when they are used.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import NamedTuple
 
-from fiber.data import sources
-from fiber.data.datasets import (
-    conceptual_captions,
-    flickr30k_entities,
-    karpathy,
-    mdetr,
-    objects365,
-    sbu,
-    visual_genome,
-)
-from fiber.data.formats import arrow, coco_folders, jsonl, tsv, webdataset
-from fiber.data.formats.annotation_file import FILES
-from fiber.data.formats.arrow import Tables
-from fiber.data.formats.row_records import box_records, caption_records, question_records
-from fiber.data.formats.webdataset import Shards
-from fiber.data.record import AnyPath, RecordSet
-
-#: Function that reads a split, called with (folder, split, annotations=file).
-Reader = Callable[..., RecordSet]
+#: Kinds of files that several sources have.
+LINES, TABLES = "JSON lines, a JSON list or CSV", "an Arrow or Parquet table"
+PUBLISHED_ARROW, _SHARDS = "published Arrow data", "WebDataset shards"
+#: Extensions of files with rows, which may come in parts. A part given by name is read on its own.
+PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 
 
-class DatasetLayout(NamedTuple):
-    """A file name pattern of a source, and the reader of matching files."""
+class Layout(NamedTuple):
+    """Names of annotation files of a source, and their reader."""
 
-    #: File name relative to the data folder, with wildcards ("*") and the placeholder "{split}".
-    pattern: str
-    reader: Reader
-    #: Kind of file, as expected by `where_to_get`.
+    #: "module:function", called with (folder, split, annotations=file); for files
+    #: with `PART_SUFFIXES`, with their rows (a `RowSource`).
+    reader: str
+    #: Kind of file, for messages; see `where_to_get`.
     kind: str
-    #: The only split in the file; "" if the split follows from the name or content.
+    #: File names relative to the data folder, with wildcards ("*") and the placeholder "{split}";
+    #: the first that exists is used.
+    names: tuple[str, ...] = ()
+    #: The only split in the files; "" if the split follows from the name or content.
     split: str = ""
+    #: Name of an additional file that is required.
+    companion: str = ""
+    #: True if a file contains all splits.
+    has_splits: bool = False
     #: Used only if no other layout matches, since unrelated files may have such names.
     is_fallback: bool = False
+    #: "module:function" that returns whether a file with such a name is of this
+    #: kind; "" if all are.
+    accepts: str = ""
 
 
-def _rows_reader(
-    read: Callable[..., RecordSet],
-    source: Callable[[Sequence[AnyPath]], Any],
-    patterns: Sequence[str] = (),
-) -> Reader:
-    """Return a reader that reads all files that match a pattern when given the first one."""
+class Source(NamedTuple):
+    """A kind of records, or a named dataset of that kind."""
 
-    def reader(folder: AnyPath, split: str, *, annotations: AnyPath, **options: Any) -> RecordSet:
-        for pattern in patterns:
-            parts = matching(Path(folder), pattern, split)
-            if Path(annotations) in parts[:1]:
-                return read(source(parts), **options)
-        return read(source([annotations]), **options)
+    #: Kind of records of a named dataset, which is a source, too.
+    of: str = ""
+    #: Layout whose file the reader finds by itself; `fiber data` writes most of them.
+    standard: Layout | None = None
+    #: Other layouts, without those of `rows`; see `layouts_of`.
+    layouts: tuple[Layout, ...] = ()
+    #: Reader of rows of tables; "" if there are no tables of the source.
+    row_reader: str = ""
+    #: Kind of rows in tables, shards and JSON lines, a key of `fiber.data.formats.rows.FIELDS`. A
+    #: file may have several kinds.
+    rows: str = ""
+    #: Keys that only files of the source have: all of one of the tuples. "json.images" is a key of
+    #: a JSON object, "json.images.caption" one of the first entry of that list, "lines.label" a
+    #: field of JSON lines, "rows.image_0" one of tables and shards, "*refcoco*" a pattern of the
+    #: file name. If several match, one that includes another wins, or else the first source.
+    marks: tuple[tuple[str, ...], ...] = ()
+    #: Options of `open_source` that all readers of the source have: "on_error" (skip invalid
+    #: boxes), "shots" (images per class) or "objects" (all boxes, for metrics).
+    options: tuple[str, ...] = ()
+    #: True if records have class names, some of which are sampled for each prompt.
+    has_classes: bool = False
+    #: Splits that are ignored if they are missing and "train" is requested, too.
+    optional_splits: tuple[str, ...] = ()
+    #: "module:function" that finds the COCO file of a split, which may be named in
+    #: any way; "" if names of files tell the split.
+    find: str = ""
+    #: True if a task may be trained on the source.
+    in_tasks: bool = True
+    #: Where to get the files, by the beginning of `Layout.kind`.
+    where: Mapping[str, str] = MappingProxyType({})
 
-    return reader
+
+_CAPTION_ROWS = "fiber.data.formats.row_records:caption_records"
+_QUESTION_ROWS = "fiber.data.formats.row_records:question_records"
+_STATEMENT_ROWS = "fiber.data.formats.arrow:statement_records"
+_ENTAILMENT_ROWS = "fiber.data.formats.arrow:entailment_records"
 
 
-def _layouts(names: Iterable[str], *fields: Any, **options: Any) -> list[DatasetLayout]:
-    """Return layouts that differ only in their file names."""
-    return [DatasetLayout(name, *fields, **options) for name in names]
-
-
-def _arrow(read: Callable[..., RecordSet], pattern: str, split: str = "") -> DatasetLayout:
+def _arrow(row_reader: str, name: str, split: str = "") -> Layout:
     """Return the layout of the published code's Arrow files."""
-    reader = _rows_reader(read, partial(Tables, kind=arrow.KIND), [pattern])
-    return DatasetLayout(pattern, reader, arrow.KIND, split)
+    return Layout(row_reader, PUBLISHED_ARROW, (name,), split)
 
 
-def _tables_and_shards(read: Callable[..., RecordSet]) -> list[DatasetLayout]:
+def _rows_layouts(row_reader: str) -> list[Layout]:
     """Return layouts of WebDataset shards and of tables named as on the Hugging Face Hub."""
     tables = (
         "{split}.parquet",
@@ -80,183 +97,345 @@ def _tables_and_shards(read: Callable[..., RecordSet]) -> list[DatasetLayout]:
         "{split}/data-*-of-*.arrow",
     )
     # "val" is called "validation" on the Hub.
-    validation = [name.replace("{split}", "validation") for name in tables]
-    table_reader = _rows_reader(read, Tables, [*tables, *validation])
+    validation = tuple(name.replace("{split}", "validation") for name in tables)
     shards = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
-    numbered = ["[0-9]*.tar"]
     return [
-        *_layouts(tables, table_reader, arrow.TABLE_KIND),
-        *_layouts(validation, table_reader, arrow.TABLE_KIND, "val"),
-        *_layouts(shards, _rows_reader(read, Shards, shards), webdataset.KIND),
-        *_layouts(numbered, _rows_reader(read, Shards, numbered), webdataset.KIND, "train", True),
+        Layout(row_reader, TABLES, tables),
+        Layout(row_reader, TABLES, validation, "val"),
+        Layout(row_reader, _SHARDS, shards),
+        Layout(row_reader, _SHARDS, ("[0-9]*.tar",), "train", is_fallback=True),
     ]
 
 
-_OWN = "JSON lines, a JSON list or CSV"
-
-
-def _own(read: Reader) -> list[DatasetLayout]:
+def _own(reader: str) -> tuple[Layout, ...]:
     """Return layouts of a user's own files. NLVR2 uses "{split}.json", which is thus a fallback."""
-    return [
-        *_layouts(("{split}.jsonl", "{split}.csv"), read, _OWN),
-        DatasetLayout("{split}.json", read, _OWN, is_fallback=True),
-    ]
+    return (
+        Layout(reader, LINES, ("{split}.jsonl", "{split}.csv")),
+        Layout(reader, LINES, ("{split}.json",), is_fallback=True),
+    )
 
 
-_COCO = [
-    *_layouts(karpathy.COCO_KARPATHY, karpathy.coco_karpathy, karpathy.COCO_KIND),
-    _arrow(caption_records, "coco_caption_karpathy_{split}.arrow"),
-]
-_FLICKR30K = [
-    *_layouts(karpathy.FLICKR30K_KARPATHY, karpathy.flickr30k_karpathy, karpathy.FLICKR30K_KIND),
-    _arrow(caption_records, "f30k_caption_karpathy_{split}.arrow"),
-]
-_VISUAL_GENOME = [
-    *_layouts(visual_genome.FILES, visual_genome.visual_genome, visual_genome.KIND, "train"),
-    _arrow(caption_records, "vg.arrow", "train"),
-]
-_SBU = [
-    *_layouts(sbu.FILES, sbu.sbu, sbu.KIND, "train"),
-    _arrow(caption_records, "sbu_*.arrow", "train"),
-]
-_CONCEPTUAL_CAPTIONS = [
-    *(
-        DatasetLayout(
-            name, conceptual_captions.conceptual_captions, conceptual_captions.KIND, split
-        )
-        for split, names in conceptual_captions.FILES.items()
-        for name in names
-    ),
-    _arrow(caption_records, "conceptual_caption_{split}_*.arrow"),
-]
-_VQAV2 = "v2_OpenEnded_mscoco_{split}20*_questions.json"
-#: Additional files that a layout requires, keyed by its pattern.
-COMPANION_FILES = {
-    FILES["questions"]: [FILES["answers"]],
-    _VQAV2: ["v2_mscoco_{split}20*_annotations.json"],
-}
-
-
-def _in_mdetr(*names: str) -> list[str]:
+def _in_mdetr(*names: str) -> tuple[str, ...]:
     """Return `names` both with and without the prefix of MDETR's archive folder."""
-    return [f"{folder}{name}" for folder in ("", "mdetr_annotations/") for name in names]
+    return (*names, *(f"mdetr_annotations/{name}" for name in names))
 
 
-def _refcoco(*names: str) -> list[DatasetLayout]:
-    """Return the layouts of one RefCOCO-style dataset.
+_ANSWERS_FILE = "vqa_annotations_{split}.json"
+_CONCEPTUAL_CAPTIONS = "fiber.data.datasets.conceptual_captions:conceptual_captions"
+_QUESTIONS = "fiber.data.datasets.vqa:questions"
+_REASONING = "fiber.data.datasets.nlvr2:reasoning"
+_PHRASES = "fiber.data.datasets.mdetr:phrases"
+_REFERRING = "fiber.data.datasets.mdetr:referring"
+_DETECTION = "fiber.data.formats.coco_folders:coco_detection"
+_REFERRING_FILE = Layout(_REFERRING, "RefCOCO, MDETR format", ("refcoco_{split}.json",))
 
-    Each call creates its own reader object, so the reader also identifies the dataset.
-    """
-    return _layouts(_in_mdetr(*names), partial(sources.referring), "RefCOCO, MDETR files")
+
+def _refcoco(*names: str) -> tuple[Layout, ...]:
+    """Return the layout of one RefCOCO-style dataset."""
+    return (Layout(_REFERRING, "RefCOCO, MDETR files", _in_mdetr(*names)),)
 
 
-_FLICKR_PHRASES = _in_mdetr("final_flickr_separateGT_{split}.json")
-_MIXED = [name for file in mdetr.MIXED_FILES for name in _in_mdetr(file)]
-_REFERRING = DatasetLayout(FILES["referring"], sources.referring, "RefCOCO, MDETR format")
-_REFCOCO = _refcoco("finetune_refcoco_{split}.json")
-_REFCOCOPLUS = _refcoco("finetune_refcoco+_{split}.json")
-# RefCOCOg's published test file is a corrected version.
-_REFCOCOG = _refcoco("finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json")
-
-#: Layouts of each source that a task may name; the first is the one that `fiber data` writes.
-LAYOUTS: dict[str, list[DatasetLayout]] = {
-    "captions": [
-        DatasetLayout(FILES["captions"], sources.captions, "COCO captions"),
-        *_own(jsonl.jsonl_captions),
-        *_COCO,
-        *_FLICKR30K,
-        *_VISUAL_GENOME,
-        *_SBU,
-        *_CONCEPTUAL_CAPTIONS,
-        *_tables_and_shards(caption_records),
-    ],
-    "coco_karpathy": _COCO,
-    "flickr30k_karpathy": _FLICKR30K,
-    "visual_genome": _VISUAL_GENOME,
-    "sbu": _SBU,
-    "conceptual_captions": _CONCEPTUAL_CAPTIONS,
-    "questions": [
-        DatasetLayout(FILES["questions"], sources.questions, "VQAv2 questions"),
-        *_own(jsonl.jsonl_questions),
-        DatasetLayout(_VQAV2, sources.questions, "VQAv2, original layout"),
-        _arrow(question_records, "vqav2_{split}.arrow"),
-        *_tables_and_shards(question_records),
-    ],
-    "reasoning": [
-        DatasetLayout(FILES["reasoning"], sources.reasoning, "NLVR2"),
-        DatasetLayout("{split}.json", sources.reasoning, "NLVR2, original layout"),
-        _arrow(arrow.statement_records, "nlvr2_{split}.arrow"),
-    ],
-    "entailment": [
-        DatasetLayout(FILES["entailment"], sources.entailment, "SNLI-VE"),
-        _arrow(arrow.entailment_records, "snli_{split}.arrow"),
-    ],
-    "phrases": [
-        DatasetLayout(FILES["phrases"], sources.phrases, "Flickr30k Entities, MDETR format"),
-        *_layouts(_FLICKR_PHRASES, sources.phrases, "Flickr30k Entities, MDETR files"),
-        *_layouts(
-            flickr30k_entities.LISTS,
-            flickr30k_entities.flickr_entities,
-            flickr30k_entities.KIND,
-            is_fallback=True,
-        ),
-    ],
-    "mixed": _layouts(_MIXED, mdetr.mixed, mdetr.MIXED, "train"),
-    "referring": [_REFERRING, *_REFCOCO, *_REFCOCOPLUS, *_REFCOCOG],
-    "refcoco": [_REFERRING, *_REFCOCO],
-    "refcocoplus": _REFCOCOPLUS,
-    "refcocog": _REFCOCOG,
-    "objects365": _layouts(objects365.FILES, objects365.Objects365Records, tsv.KIND, "train"),
-    "detection": [
-        DatasetLayout(FILES["detection"], coco_folders.coco_detection, coco_folders.KIND),
-        *(
-            DatasetLayout(name, coco_folders.coco_detection, kind)
-            for kind, names in coco_folders.SPLIT_FILES.items()
-            for name in names
-        ),
-        *(
-            DatasetLayout(name, coco_folders.coco_detection, "one file for all images", split)
-            for split in ("train", coco_folders.HELD_OUT)
-            for name in coco_folders.WHOLE_FILES
-        ),
-        DatasetLayout("{split}.jsonl", jsonl.jsonl_boxes, _OWN),
-        *_tables_and_shards(box_records),
-    ],
-    "swapped": [DatasetLayout(FILES["swapped"], sources.swapped, "Winoground")],
+#: Files of one split with boxes in COCO format, by tool; the first match is used.
+SPLIT_FILES = {
+    "COCO, original layout": (
+        "annotations/instances_{split}.json",
+        "annotations/instances_{split}20*.json",
+    ),
+    "ODinW": (
+        "{split}/annotations_without_background.json",
+        "{split}_annotations_without_background.json",
+    ),
+    "Roboflow": ("{split}/_annotations.coco.json",),
+    "COCO format": (
+        "annotations/{split}.json",
+        "{split}/annotations.json",
+        "{split}/labels.json",
+        "{split}.json",
+    ),
+    "LVIS": (
+        "lvis_v1_{split}.json",
+        "annotations/lvis_v1_{split}.json",
+        # File names in the published code.
+        "lvis_od_{split}.json",
+        "lvis_v1_{split}_inserted_image_name.json",
+    ),
 }
+#: Files that describe all images of a folder, regardless of split.
+WHOLE_FILES = (
+    *("annotations.json", "_annotations.coco.json", "annotations/annotations.json"),
+    *("annotations/instances_default.json", "annotations/instances.json"),
+    *("instances_default.json", "instances.json", "labels.json", "result.json", "coco.json"),
+)
+#: Split that is held out from the training images if it has no file.
+HELD_OUT = "val"
+
+#: Sources by name, in the order in which the parts of a folder are listed.
+SOURCES = {
+    "captions": Source(
+        standard=Layout(
+            "fiber.data.formats.coco:captions", "COCO captions", ("captions_{split}.json",)
+        ),
+        layouts=_own("fiber.data.formats.jsonl:jsonl_captions"),
+        row_reader=_CAPTION_ROWS,
+        rows="captions",
+        marks=(("json.images.sentences",), ("json.annotations.caption",)),
+        where={"COCO": "https://cocodataset.org"},
+    ),
+    "coco_karpathy": Source(
+        of="captions",
+        layouts=(
+            Layout(
+                "fiber.data.datasets.karpathy:coco_karpathy",
+                "COCO, Karpathy's splits",
+                ("dataset_coco.json", "karpathy/dataset_coco.json"),
+                has_splits=True,
+            ),
+            _arrow(_CAPTION_ROWS, "coco_caption_karpathy_{split}.arrow"),
+        ),
+        where={
+            "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
+            " https://cocodataset.org"
+        },
+    ),
+    "flickr30k_karpathy": Source(
+        of="captions",
+        layouts=(
+            Layout(
+                "fiber.data.datasets.karpathy:flickr30k_karpathy",
+                "Flickr30k, Karpathy's splits",
+                ("dataset_flickr30k.json", "karpathy/dataset_flickr30k.json"),
+                has_splits=True,
+            ),
+            _arrow(_CAPTION_ROWS, "f30k_caption_karpathy_{split}.arrow"),
+        ),
+        where={"Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)"},
+    ),
+    "visual_genome": Source(
+        of="captions",
+        layouts=(
+            Layout(
+                "fiber.data.datasets.visual_genome:visual_genome",
+                "Visual Genome's region descriptions",
+                ("region_descriptions.json", "annotations/region_descriptions.json"),
+                "train",
+            ),
+            _arrow(_CAPTION_ROWS, "vg.arrow", "train"),
+        ),
+        where={"Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)"},
+    ),
+    "sbu": Source(
+        of="captions",
+        layouts=(
+            Layout(
+                "fiber.data.datasets.sbu:sbu",
+                "SBU captions",
+                ("sbu-captions-all.json", "annot.json"),
+                "train",
+            ),
+            _arrow(_CAPTION_ROWS, "sbu_*.arrow", "train"),
+        ),
+        where={"SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)"},
+    ),
+    "conceptual_captions": Source(
+        of="captions",
+        layouts=(
+            Layout(
+                _CONCEPTUAL_CAPTIONS,
+                "Conceptual Captions",
+                ("Train_GCC-training.tsv", "Train-GCC-training.tsv", "train_annot.json"),
+                "train",
+            ),
+            Layout(
+                _CONCEPTUAL_CAPTIONS,
+                "Conceptual Captions",
+                (
+                    "Validation_GCC-1.1.0-Validation.tsv",
+                    "Validation-GCC-1.1.0-Validation.tsv",
+                    "val_annot.json",
+                ),
+                "val",
+            ),
+            _arrow(_CAPTION_ROWS, "conceptual_caption_{split}_*.arrow"),
+        ),
+        optional_splits=("val", "restval"),
+        where={
+            "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)"
+        },
+    ),
+    "questions": Source(
+        standard=Layout(
+            _QUESTIONS, "VQAv2 questions", ("vqa_questions_{split}.json",), companion=_ANSWERS_FILE
+        ),
+        layouts=(
+            *_own("fiber.data.formats.jsonl:jsonl_questions"),
+            Layout(
+                _QUESTIONS,
+                "VQAv2, original layout",
+                ("v2_OpenEnded_mscoco_{split}20*_questions.json",),
+                companion="v2_mscoco_{split}20*_annotations.json",
+            ),
+            _arrow(_QUESTION_ROWS, "vqav2_{split}.arrow"),
+        ),
+        row_reader=_QUESTION_ROWS,
+        rows="questions",
+        marks=(("json.questions",),),
+        where={"VQAv2": "https://visualqa.org"},
+    ),
+    "reasoning": Source(
+        standard=Layout(_REASONING, "NLVR2", ("nlvr2_{split}.jsonl",)),
+        layouts=(
+            Layout(_REASONING, "NLVR2, original layout", ("{split}.json",)),
+            _arrow(_STATEMENT_ROWS, "nlvr2_{split}.arrow"),
+        ),
+        row_reader=_STATEMENT_ROWS,
+        marks=(
+            ("rows.image_0",),
+            ("lines.sentence", "lines.label"),
+            ("json.identifier", "json.sentence"),
+        ),
+        where={"NLVR2": "https://lil.nlp.cornell.edu/nlvr"},
+    ),
+    "entailment": Source(
+        standard=Layout(
+            "fiber.data.datasets.snli_ve:entailment", "SNLI-VE", ("snli_ve_{split}.jsonl",)
+        ),
+        layouts=(_arrow(_ENTAILMENT_ROWS, "snli_{split}.arrow"),),
+        row_reader=_ENTAILMENT_ROWS,
+        marks=(("rows.sentences", "rows.labels"), ("lines.gold_label",)),
+        where={"SNLI-VE": "https://github.com/necla-ml/SNLI-VE"},
+    ),
+    "phrases": Source(
+        standard=Layout(_PHRASES, "Flickr30k Entities, MDETR format", ("flickr_{split}.json",)),
+        layouts=(
+            Layout(
+                _PHRASES,
+                "Flickr30k Entities, MDETR files",
+                _in_mdetr("final_flickr_separateGT_{split}.json"),
+            ),
+            Layout(
+                "fiber.data.datasets.flickr30k_entities:flickr_entities",
+                "Flickr30k Entities, original layout",
+                ("{split}.txt", "flickr30k_entities/{split}.txt", "flickr30k/{split}.txt"),
+                is_fallback=True,
+            ),
+        ),
+        marks=(("json.images.caption",),),
+        options=("on_error",),
+        where={
+            "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
+            "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
+        },
+    ),
+    "mixed": Source(
+        layouts=(
+            Layout(
+                "fiber.data.datasets.mdetr:mixed",
+                "MDETR's mixed set",
+                # The first file excludes images of COCO's val2017.
+                (
+                    *_in_mdetr("final_mixed_train_no_coco.json"),
+                    *_in_mdetr("final_mixed_train.json"),
+                ),
+                "train",
+            ),
+        ),
+        marks=(("json.images.caption", "json.images.data_source"),),
+        options=("on_error",),
+        where={"MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)"},
+    ),
+    "referring": Source(
+        standard=_REFERRING_FILE,
+        marks=(("json.images.caption", "*refcoco*"),),
+        options=("on_error",),
+        where={"RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)"},
+    ),
+    "refcoco": Source(
+        of="referring",
+        standard=_REFERRING_FILE,
+        layouts=_refcoco("finetune_refcoco_{split}.json"),
+        options=("on_error",),
+    ),
+    "refcocoplus": Source(
+        of="referring", layouts=_refcoco("finetune_refcoco+_{split}.json"), options=("on_error",)
+    ),
+    "refcocog": Source(
+        of="referring",
+        # RefCOCOg's published test file is a corrected version.
+        layouts=_refcoco(
+            "finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json"
+        ),
+        options=("on_error",),
+    ),
+    "objects365": Source(
+        layouts=(
+            Layout(
+                "fiber.data.datasets.objects365:Objects365Records",
+                "Objects365, the published TSV files",
+                ("objects365_train*.yaml", "Objects365/objects365_train*.yaml", "*.yaml"),
+                "train",
+                accepts="fiber.data.datasets.objects365:is_description",
+            ),
+        ),
+        options=("on_error",),
+        has_classes=True,
+        where={
+            "Objects365": "the page of Objects365 (Shao et al. 2019), converted as in GLIP's"
+            " DATA.md"
+        },
+    ),
+    "detection": Source(
+        standard=Layout(_DETECTION, "COCO instances", ("instances_{split}.json",)),
+        layouts=(
+            *(Layout(_DETECTION, kind, names) for kind, names in SPLIT_FILES.items()),
+            Layout(_DETECTION, "one file for all images", WHOLE_FILES, "train"),
+            Layout(_DETECTION, "one file for all images", WHOLE_FILES, HELD_OUT),
+            Layout("fiber.data.formats.jsonl:jsonl_boxes", LINES, ("{split}.jsonl",)),
+        ),
+        row_reader="fiber.data.formats.row_records:box_records",
+        rows="boxes",
+        marks=(("json.images", "json.annotations"),),
+        options=("on_error", "shots", "objects"),
+        has_classes=True,
+        find="fiber.data.formats.coco_folders:find",
+    ),
+    "swapped": Source(
+        standard=Layout(
+            "fiber.data.datasets.winoground:swapped", "Winoground", ("winoground_{split}.jsonl",)
+        ),
+        marks=(("lines.caption_0", "lines.image_0"),),
+        in_tasks=False,
+        where={"Winoground": "https://huggingface.co/datasets/facebook/winoground"},
+    ),
+}
+#: Sources that are kinds of records. The others are named datasets of these kinds.
+KINDS = {name: source for name, source in SOURCES.items() if not source.of}
+#: Names of files that readers find in a folder by themselves.
+FILES = {name: kind.standard.names[0] for name, kind in KINDS.items() if kind.standard}
+FILES["answers"] = _ANSWERS_FILE
 #: Split names recognized in "{split}.json", a pattern that unrelated files may also match.
 SPLIT_NAMES = r"train|val|dev|novel|test[\w-]*"
-#: Readers of files that contain all splits.
-WITH_SPLITS = {karpathy.coco_karpathy, karpathy.flickr30k_karpathy}
-#: Sources and readers of datasets with a training split only.
-TRAINING_ONLY = {"visual_genome", "sbu", "mixed", "objects365"}
-TRAINING_READERS = {visual_genome.visual_genome, sbu.sbu}
-#: Fallback readers for other file names, by (source, extension). Caption datasets have none.
-BY_SUFFIX: dict[tuple[str, str], Reader] = {}
-for _source in LAYOUTS:
-    if _source == "captions" or LAYOUTS[_source][0] not in LAYOUTS["captions"]:
-        for _layout in LAYOUTS[_source]:
-            BY_SUFFIX.setdefault((_source, Path(_layout.pattern).suffix), _layout.reader)
-for _source, _read in (
-    ("captions", caption_records),
-    ("questions", question_records),
-    ("reasoning", arrow.statement_records),
-    ("entailment", arrow.entailment_records),
-    ("detection", box_records),
-):
-    BY_SUFFIX[_source, ".arrow"] = BY_SUFFIX[_source, ".parquet"] = _rows_reader(_read, Tables)
-    if (_source, ".tar") in BY_SUFFIX:
-        BY_SUFFIX[_source, ".tar"] = _rows_reader(_read, Shards)
-#: Extensions of files that may come in parts. A part given by name is read on its own.
-PART_SUFFIXES = (".arrow", ".parquet", ".tar")
 
 
-def matching(folder: Path, pattern: str, split: str) -> list[Path]:
-    """Return the files that match a pattern, ordered by the number at the end of their names."""
-    found = folder.glob(pattern.format(split=split)) if folder.is_dir() else ()
-    return sorted((path for path in found if path.is_file()), key=_numbered)
+@cache
+def layouts_of(name: str) -> tuple[Layout, ...]:
+    """Return the layouts of a source; those of a kind of records include its named datasets'."""
+    source = SOURCES[name]
+    return (
+        *((source.standard,) if source.standard else ()),
+        *source.layouts,
+        *(layout for other in SOURCES.values() if other.of == name for layout in other.layouts),
+        *(_rows_layouts(source.row_reader) if source.rows else ()),
+    )
 
 
-def _numbered(path: Path) -> tuple[int, str]:
-    last = re.search(r"\d+$", path.stem)
-    return (int(last[0]) if last else 0, path.name)
+#: Where to get a kind of file, by the beginning of the kind.
+_WHERE = {
+    PUBLISHED_ARROW: "the published code's write_*.py, which convert the downloaded datasets",
+    **{kind: where for source in SOURCES.values() for kind, where in source.where.items()},
+}
+
+
+def where_to_get(kind: str) -> str:
+    """Return where to get a kind of file, or "" if unknown."""
+    found = [beginning for beginning in _WHERE if kind.startswith(beginning)]
+    return _WHERE[max(found, key=len)] if found else ""

@@ -12,44 +12,37 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fiber.config_io import nearest
 from fiber.data.datasets.registry import (
-    BY_SUFFIX,
-    COMPANION_FILES,
-    LAYOUTS,
+    LINES,
     PART_SUFFIXES,
+    SOURCES,
     SPLIT_NAMES,
-    TRAINING_ONLY,
-    TRAINING_READERS,
-    WITH_SPLITS,
-    Reader,
-    matching,
-)
-from fiber.data.formats import coco_folders, jsonl, line_reader
-from fiber.data.formats.annotation_file import (
-    FILES,
-    TRY_WITH,
+    TABLES,
+    Layout,
+    layouts_of,
     where_to_get,
-    without_garbage_collection,
 )
+from fiber.data.formats import jsonl, line_reader
+from fiber.data.formats.annotation_file import TRY_WITH, without_garbage_collection
+from fiber.data.formats.arrow import Tables
 from fiber.data.formats.generated import other_version
 from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
+from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
 from fiber.data.storage import pack_description, packed
 from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
 from fiber.messages import shown, shown_names
 
-#: Readers of a user's own lines, and the sources that they read.
-OWN_READERS = (jsonl.jsonl_captions, jsonl.jsonl_questions, jsonl.jsonl_boxes)
-OWN_KINDS = ("captions", "questions", "detection")
 #: Number of kinds of files in a message, and of names of what is in a folder.
 _MOST_KINDS, _MOST_THERE = 4, 6
 
@@ -70,7 +63,7 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     """Read the records of a source and split in any known layout.
 
     Args:
-        source: a key of `registry.LAYOUTS`.
+        source: a key of `registry.SOURCES`.
         data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
             images of an annotation file are looked up relative to its folder.
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
@@ -85,8 +78,8 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         TypeError: if the type of `data` or `split` is wrong.
         ValueError: if the source is unknown or never has the split, or if the file is invalid.
     """
-    if source not in LAYOUTS:
-        raise ValueError(f"unknown source {shown(source)}; {nearest(str(source)[:60], LAYOUTS)}")
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {shown(source)}; {nearest(str(source)[:60], SOURCES)}")
     if not isinstance(data, str | PathLike):
         got = unsupported_object(data) or shown(data)
         raise TypeError(f"data must be the path of a folder or file, got {got}")
@@ -98,33 +91,43 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
-        reader = file_reader(source, path, split)
+        layout = file_layout(source, path, split)
         # A file without splits is read as a whole, and only once.
-        splits = asked if reader in WITH_SPLITS else [split]
-        if reader in TRAINING_READERS and "train" in asked:
-            splits = ["train"]
-        parts = [reader(path.parent, part, annotations=path, **options) for part in splits]
+        splits = asked if layout.has_splits else [split]
+        if layout.split in asked:
+            splits = [layout.split]
+        parts = [_read(layout, path.parent, part, [path], options) for part in splits]
     else:
         parts = []
         for part in _splits_of(source, path, asked):
-            reader, file = choose_layout(source, path, part)
-            named = {} if file is None else {"annotations": file}
-            parts.append(reader(path, part, **named, **options))
+            layout, files = choose_layout(source, path, part)
+            parts.append(_read(layout, path, part, files, options))
     return parts[0] if len(parts) == 1 else ConcatRecords(parts)
+
+
+def _read(
+    layout: Layout, folder: Path, split: str, files: list[Path], options: dict[str, Any]
+) -> RecordSet:
+    """Read a split from files of a layout. If there are none, the reader finds its file itself."""
+    reader = resolve_name(layout.reader)
+    if not files:
+        return reader(folder, split, **options)
+    if files[0].suffix not in PART_SUFFIXES:
+        return reader(folder, split, annotations=files[0], **options)
+    is_shard = files[0].suffix == ".tar"
+    return reader(Shards(files) if is_shard else Tables(files, layout.kind), **options)
 
 
 def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
     """Return the requested splits that a source has."""
-    if source in TRAINING_ONLY:
+    if all(layout.split == "train" for layout in layouts_of(source)):
         if "train" not in asked:
             raise ValueError(
                 f"{source} has only a 'train' split, got split {shown('+'.join(asked))}"
             )
         return [split for split in asked if split == "train"]
-    if source == "conceptual_captions" and "train" in asked:
-        optional = ("val", "restval")
-        return [s for s in asked if s not in optional or _layouts_in(source, folder, s)]
-    return asked
+    optional = SOURCES[source].optional_splits if "train" in asked else ()
+    return [s for s in asked if s not in optional or _layouts_in(source, folder, s)]
 
 
 def has_splits(source: str, data: AnyPath, split: str) -> bool:
@@ -136,33 +139,33 @@ def has_splits(source: str, data: AnyPath, split: str) -> bool:
     path = Path(data)
     if not path.is_file():
         return True
-    reader = file_reader(source, path, split)
-    return jsonl.names_splits(path) if reader in OWN_READERS else reader in WITH_SPLITS
+    layout = file_layout(source, path, split)
+    return jsonl.names_splits(path) if layout.kind == LINES else layout.has_splits
 
 
-def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | None]:
+def choose_layout(source: str, data: Path, split: str) -> tuple[Layout, list[Path]]:
     """Choose the layout that a folder uses for a split of a source.
 
-    Return its reader and the first of its files (None if the reader finds the file itself).
+    Return it with its files: the parts of one, or none if the reader finds the file itself.
 
     Raises:
         FileNotFoundError: if no layout matches.
         AmbiguousLayoutError: if several layouts match.
         ValueError: if several detection files match one layout.
     """
-    first = LAYOUTS[source][0]
+    row, first = SOURCES[source], layouts_of(source)[0]
     # The layout that `fiber data` writes has priority.
-    if first.split in ("", split) and (files := matching(data, first.pattern, split)):
-        return first.reader, None if first.pattern in FILES.values() else files[0]
+    if files := _first_files(source, data, split):
+        return first, [] if first == row.standard else files
     # The boxes of a split may be part of another split's file.
-    if source == "detection" and coco_folders.find(data, split) is not None:
-        return first.reader, None
+    if row.find and resolve_name(row.find)(data, split) is not None:
+        return first, []
     matches = _layouts_in(source, data, split)
     if not matches:
         raise FileNotFoundError(_missing(source, data, split))
     if len(matches) > 1:
-        names = ", ".join(str(path.relative_to(data)) for path in matches.values())
-        others = (name for name in LAYOUTS if name != source)
+        names = ", ".join(str(files[0].relative_to(data)) for files in matches.values())
+        others = (name for name in SOURCES if name != source)
         raise AmbiguousLayoutError(
             f"{data} has {source} for split {shown(split)} in several layouts; pass one of these"
             f" files instead: {names}",
@@ -171,21 +174,39 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Reader, Path | N
     return next(iter(matches.items()))
 
 
-def _layouts_in(source: str, folder: Path, split: str) -> dict[Reader, Path]:
-    """Return the readers of a source that match files in a folder, with the first file of each."""
-    matches: dict[Reader, Path] = {}
-    for layout in sorted(LAYOUTS[source], key=lambda layout: layout.is_fallback):
+def _first_files(source: str, folder: Path, split: str) -> list[Path]:
+    """Return the files with the first name of a source."""
+    first = layouts_of(source)[0]
+    return _matching(folder, first.names[0], split) if first.split in ("", split) else []
+
+
+def _layouts_in(source: str, folder: Path, split: str) -> dict[Layout, list[Path]]:
+    """Return the layouts of a source that match files in a folder, with the files of each."""
+    matches: dict[Layout, list[Path]] = {}
+    for layout in sorted(layouts_of(source), key=lambda layout: layout.is_fallback):
         if layout.split not in ("", split) or (layout.is_fallback and matches):
             continue
-        for path in matching(folder, layout.pattern, split)[:1]:
-            matches.setdefault(layout.reader, path)
+        found = (_matching(folder, name, split) for name in layout.names)
+        if files := next(filter(None, found), None):
+            matches[layout] = files
     return matches
 
 
-def _reads_one(source: str, folder: Path, split: str, matches: dict[Reader, Path]) -> bool:
-    """Return whether `source` would select exactly one of the readers in `matches`."""
-    common = matches.keys() & {layout.reader for layout in LAYOUTS[source]}
-    return len(common) == 1 or bool(common and matching(folder, LAYOUTS[source][0].pattern, split))
+def _reads_one(source: str, folder: Path, split: str, matches: Mapping[Layout, list[Path]]) -> bool:
+    """Return whether `source` would select exactly one of the layouts in `matches`."""
+    common = matches.keys() & set(layouts_of(source))
+    return len(common) == 1 or bool(common and _first_files(source, folder, split))
+
+
+def _matching(folder: Path, name: str, split: str) -> list[Path]:
+    """Return the files with a name of a layout, ordered by the number at the end of their names."""
+    found = folder.glob(name.format(split=split)) if folder.is_dir() else ()
+    return sorted((path for path in found if path.is_file()), key=_numbered)
+
+
+def _numbered(path: Path) -> tuple[int, str]:
+    last = re.search(r"\d+$", path.stem)
+    return (int(last[0]) if last else 0, path.name)
 
 
 def _missing(source: str, folder: Path, split: str) -> str:
@@ -195,16 +216,17 @@ def _missing(source: str, folder: Path, split: str) -> str:
     problem = f"{folder} has no {source} for split {shown(split)}"
     if (unsupported := unsupported_data(folder)) is not None:
         return f"{problem}: {unsupported}"
-    if splits := splits_there(source, folder):
+    if splits := splits_there(layouts_of(source), folder):
         advice = f"available splits: {shown_names(splits)}. Ask for one of these, or pass"
     elif names := names_there(folder):
         advice = f"it has {shown_names(names, _MOST_THERE)}. Pass"
     else:
         advice = "it is empty. Pass"
     kinds: dict[str, list[str]] = {}
-    for layout in (each for each in LAYOUTS[source] if each.split in ("", split)):
-        names = " with ".join([layout.pattern, *COMPANION_FILES.get(layout.pattern, ())])
-        kinds.setdefault(layout.kind, []).append(names.format(split=split))
+    for layout in (each for each in layouts_of(source) if each.split in ("", split)):
+        required = f" with {layout.companion}" if layout.companion else ""
+        names = [f"{name}{required}".format(split=split) for name in layout.names]
+        kinds.setdefault(layout.kind, []).extend(names)
     expected = []
     # Files of the published code are what few users have.
     likely = sorted(kinds.items(), key=lambda item: item[0].startswith("published"))
@@ -219,50 +241,58 @@ def _missing(source: str, folder: Path, split: str) -> str:
     )
 
 
-def splits_there(source: str, folder: Path) -> list[str]:
-    """Return the splits for which a folder has files of a source."""
+def splits_there(layouts: Iterable[Layout], folder: Path) -> list[str]:
+    """Return the splits for which a folder has files of some layouts."""
     found = set()
-    for layout in LAYOUTS[source]:
-        pattern = re.escape(layout.pattern).replace(r"\*", ".*")
+    for layout, name in ((each, name) for each in layouts for name in each.names):
+        pattern = re.escape(name).replace(r"\*", ".*")
         # Unrelated files may be called "x.json".
-        is_any = layout.pattern.startswith("{split}.") or layout.is_fallback
+        is_any = name.startswith("{split}.") or layout.is_fallback
         pattern = pattern.replace(r"\{split\}", f"(?P<split>{SPLIT_NAMES if is_any else '.+?'})")
-        for path in matching(folder, layout.pattern, "*"):
+        for path in _matching(folder, name, "*"):
             match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
             if match:
                 found.add(layout.split or match.groupdict().get("split"))
     return sorted(filter(None, found))
 
 
-def file_reader(source: str, path: Path, split: str) -> Reader:
-    """Choose the reader of a file by its name, or else by its extension.
+def file_layout(source: str, path: Path, split: str) -> Layout:
+    """Choose the layout of a file by its name, or else by its extension.
 
     Raises:
         ValueError: if no layout of the source has this extension.
     """
+    by_suffix, suffix = layouts_by_suffix(source), path.suffix
+    lines = by_suffix.get(".jsonl")
+    may_be_list = suffix == ".json" and lines is not None and lines.kind == LINES
+    is_list = may_be_list and line_reader.is_list(path)
     # A list is never a COCO file, whatever its name.
-    is_own_list = source == "detection" and path.suffix == ".json" and line_reader.is_list(path)
-    for layout in () if is_own_list else LAYOUTS[source]:
-        name = Path(layout.pattern.format(split=split)).name
-        if path.suffix not in PART_SUFFIXES and fnmatch(path.name, name):
-            return layout.reader
-    suffix = path.suffix
-    if suffix == ".json" and _kind(source) in OWN_KINDS and line_reader.is_list(path):
-        suffix = ".jsonl"
-    reader = BY_SUFFIX.get((_kind(source), suffix))
-    if reader is None:
+    for layout in () if is_list and SOURCES[source].find else layouts_of(source):
+        names = (Path(name.format(split=split)).name for name in layout.names)
+        if suffix not in PART_SUFFIXES and any(fnmatch(path.name, name) for name in names):
+            return layout
+    suffix = ".jsonl" if is_list else suffix
+    if suffix not in by_suffix:
         if (unsupported := unsupported_data(path)) is not None:
             raise ValueError(unsupported)
-        suffixes = ", ".join(end for name, end in BY_SUFFIX if name == _kind(source))
         raise ValueError(
-            f"{path} is not a {source} file; expected a folder, or a file that ends in {suffixes}"
+            f"{path} is not a {source} file; expected a folder, or a file that ends in"
+            f" {', '.join(by_suffix)}"
         )
-    return reader
+    return by_suffix[suffix]
 
 
-def _kind(source: str) -> str:
-    """Return `source`, or "captions" if it is a named caption dataset."""
-    return source if any(source == name for name, _ in BY_SUFFIX) else "captions"
+def layouts_by_suffix(source: str) -> dict[str, Layout]:
+    """Return the layout of other file names by extension, that of the kind for a named dataset."""
+    kind = SOURCES[source].of or source
+    found: dict[str, Layout] = {}
+    for layout in layouts_of(kind):
+        for name in layout.names:
+            found.setdefault(Path(name).suffix, layout)
+    if reader := SOURCES[kind].row_reader:
+        tables = Layout(reader, TABLES)
+        found |= {".arrow": tables, ".parquet": tables}
+    return found
 
 
 #: Type of the `data` argument of `fiber.train` and `fiber.evaluate`: a folder or an annotation

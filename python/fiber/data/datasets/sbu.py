@@ -20,8 +20,6 @@ from fiber.messages import shown
 
 #: File type in messages.
 KIND = "SBU captions"
-#: Names of the annotation file; the first one that exists is used.
-FILES = ("sbu-captions-all.json", "annot.json")
 
 
 def sbu(

@@ -8,16 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fiber.data.datasets.caption_files import ImageFinder, add_captions, check_split
-from fiber.data.formats.annotation_file import (
-    RecordList,
-    read_json_array,
-)
+from fiber.data.formats.annotation_file import RecordList, read_json_array
 from fiber.data.record import AnyPath
-
-#: File type in messages.
-KIND = "Visual Genome's region descriptions"
-#: Names of the annotation file; the first one that exists is used.
-FILES = ("region_descriptions.json", "annotations/region_descriptions.json")
 
 
 def visual_genome(
@@ -28,7 +20,8 @@ def visual_genome(
     Arguments and errors are as in `karpathy.coco_karpathy`. The only split is "train". Images are
     in the subfolders "VG_100K" and "VG_100K_2".
     """
-    file, out = read_json_array(Path(annotations), KIND), RecordList()
+    file = read_json_array(Path(annotations), "Visual Genome's region descriptions")
+    out = RecordList()
     finder = ImageFinder(folder, images, ("VG_100K", "VG_100K_2"))
     check_split(file.path, split, {"train"})
     for entry in file.walk("entries"):

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fiber.data.formats.annotation_file import read_json, where_to_get, without_garbage_collection
+from fiber.data.datasets.registry import where_to_get
+from fiber.data.formats.annotation_file import read_json, without_garbage_collection
 from fiber.data.formats.arrow import table_answers
 from fiber.data.record import AnyPath
 from fiber.metrics.vqa import normalize_answer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import check_regular_file
+from fiber.data.datasets.registry import FILES, where_to_get
 from fiber.data.formats.json_values import (
     MAX_ID,
     file_name_problem,
@@ -26,42 +27,8 @@ from fiber.messages import shown, shown_names
 
 # Number of images to look up when searching for their folder.
 _IMAGES_TO_FIND = 20
-
-# Where to get a kind of file, by prefix of the kind; the first match is used.
-_HOW_TO_GET = {
-    "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
-    " https://cocodataset.org",
-    "COCO": "https://cocodataset.org",
-    "Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)",
-    "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
-    "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
-    "MDETR's mixed set": "MDETR's mdetr_annotations (final_mixed_train_no_coco.json)",
-    "Objects365": "the page of Objects365 (Shao et al. 2019), converted as in GLIP's DATA.md",
-    "RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)",
-    "VQAv2": "https://visualqa.org",
-    "NLVR2": "https://lil.nlp.cornell.edu/nlvr",
-    "SNLI-VE": "https://github.com/necla-ml/SNLI-VE",
-    "Winoground": "https://huggingface.co/datasets/facebook/winoground",
-    "Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)",
-    "SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)",
-    "Conceptual Captions": "the official page of Conceptual Captions (Sharma et al. 2018)",
-    "published Arrow": "the published code's write_*.py, which convert the downloaded datasets",
-}
-
 #: Command that generates data, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` generates an example dataset"
-#: Name of the annotation file for each task, in a folder written by `fiber data`.
-FILES = {
-    "captions": "captions_{split}.json",
-    "phrases": "flickr_{split}.json",
-    "referring": "refcoco_{split}.json",
-    "questions": "vqa_questions_{split}.json",
-    "answers": "vqa_annotations_{split}.json",
-    "detection": "instances_{split}.json",
-    "reasoning": "nlvr2_{split}.jsonl",
-    "entailment": "snli_ve_{split}.jsonl",
-    "swapped": "winoground_{split}.jsonl",
-}
 
 
 class ReadReport:
@@ -358,11 +325,6 @@ def read_text(path: Path, kind: str) -> str:
         raise FileNotFoundError(f"{path} does not exist; {hint}") from None
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path} is not UTF-8 text: {problem} (read as {kind})") from None
-
-
-def where_to_get(kind: str) -> str:
-    """Return where to get a kind of file, or "" if unknown."""
-    return next((how for name, how in _HOW_TO_GET.items() if kind.startswith(name)), "")
 
 
 def _splits_in_folder(path: Path) -> list[str]:

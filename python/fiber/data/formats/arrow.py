@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fiber.data.datasets.registry import PUBLISHED_ARROW, TABLES
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.formats.annotation_file import named
 from fiber.data.formats.arrow_table import Table, open_table
@@ -25,9 +26,6 @@ from fiber.data.formats.rows import CATEGORIES, FIELDS, check_id, check_one_each
 from fiber.data.record import AnyPath, StoredImage
 from fiber.messages import shown, shown_names
 
-#: Names of the formats in messages.
-KIND = "published Arrow data"
-TABLE_KIND = "an Arrow or Parquet table"
 #: Possible image columns; the first one present is used.
 IMAGES = ("image", "image_path", "file_name")
 _METADATA = ("image_id", "height", "width")
@@ -46,7 +44,7 @@ class Tables(RowSource):
 
     class_names_hint = ", or a ClassLabel of objects.category in the schema (datasets.Features)"
 
-    def __init__(self, paths: Sequence[AnyPath], kind: str = TABLE_KIND) -> None:
+    def __init__(self, paths: Sequence[AnyPath], kind: str = TABLES) -> None:
         super().__init__()
         self.tables = [open_table(Path(path), kind) for path in paths]
 
@@ -100,7 +98,7 @@ def table_answers(*paths: AnyPath) -> dict[int, str]:
         ValueError: for the reasons listed in `Tables`, or if a label has two different texts.
     """
     known: dict[int, str] = {}
-    for table in Tables(paths, KIND).tables:
+    for table in Tables(paths, PUBLISHED_ARROW).tables:
         texts, labels = (
             table.values(*_columns_in(table, (name,))) for name in ("answers", "answer_labels")
         )

@@ -24,7 +24,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats.annotation_file import is_file, where_to_get
+from fiber.data.datasets.registry import where_to_get
+from fiber.data.formats.annotation_file import is_file
 from fiber.data.formats.json_values import file_name_problem, find_surrogate, parse_json
 from fiber.data.prompts.classes import clean_class_name
 from fiber.data.record import StoredImage

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data import sources
+from fiber.data.datasets.registry import FILES, HELD_OUT, SPLIT_FILES, WHOLE_FILES
 from fiber.data.formats.annotation_file import (
-    FILES,
     AnnotationFile,
     RecordList,
     find_images_folder,
@@ -36,43 +36,10 @@ from fiber.data.record import AnyPath
 from fiber.messages import shown
 
 KIND = "COCO instances"
-#: Files of one split, by tool; the first match is used. See `_SPLIT_ALIASES` for split names.
-SPLIT_FILES = {
-    "COCO, original layout": (
-        "annotations/instances_{split}.json",
-        "annotations/instances_{split}20*.json",
-    ),
-    "ODinW": (
-        "{split}/annotations_without_background.json",
-        "{split}_annotations_without_background.json",
-    ),
-    "Roboflow": ("{split}/_annotations.coco.json",),
-    "COCO format": (
-        "annotations/{split}.json",
-        "{split}/annotations.json",
-        "{split}/labels.json",
-        "{split}.json",
-    ),
-    "LVIS": (
-        "lvis_v1_{split}.json",
-        "annotations/lvis_v1_{split}.json",
-        # File names in the published code.
-        "lvis_od_{split}.json",
-        "lvis_v1_{split}_inserted_image_name.json",
-    ),
-}
-#: Files that describe all images of a folder, regardless of split.
-WHOLE_FILES = (
-    *("annotations.json", "_annotations.coco.json", "annotations/annotations.json"),
-    *("annotations/instances_default.json", "annotations/instances.json"),
-    *("instances_default.json", "instances.json", "labels.json", "result.json", "coco.json"),
-)
 _SPLIT_ALIASES = {
     "val": ("val", "mini_val", "valid", "validation"),
     "train": ("train", "training"),
 }
-#: Split that is held out from the training images if it has no file.
-HELD_OUT = "val"
 _HELD_OUT_FRACTION, _MAX_HELD_OUT = 0.2, 1000
 
 

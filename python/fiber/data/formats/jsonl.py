@@ -29,7 +29,7 @@ Unknown fields raise an error. Repeated captions of an image are skipped and cou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -246,8 +246,8 @@ def splits_in(path: Path) -> list[str]:
     return list(found)
 
 
-def kinds_in(path: Path) -> set[str]:
-    """Return the sources that can read a file, based on the fields of its objects.
+def fields_in(path: Path) -> set[str]:
+    """Return the fields of all objects in a file.
 
     Raises:
         ValueError: if the file cannot be parsed.
@@ -255,11 +255,9 @@ def kinds_in(path: Path) -> set[str]:
     fields: set[str] = set()
     for _, entry in LineReader(path, None).entries():
         fields |= set(entry) if isinstance(entry, dict) else set()
-    if {"sentence", "label"} <= fields:
-        return {"reasoning"}
-    if "gold_label" in fields:
-        return {"entailment"}
-    if {"caption_0", "image_0"} <= fields:
-        return {"swapped"}
-    sources = {"captions": "captions", "questions": "questions", "boxes": "detection"}
-    return {source for kind, source in sources.items() if fields & _KINDS[kind]}
+    return fields
+
+
+def kinds_in(fields: Collection[str]) -> set[str]:
+    """Return the kinds of lines that have some of the fields."""
+    return {kind for kind, own in _KINDS.items() if own.intersection(fields)}

@@ -13,7 +13,7 @@ Error messages do not name the row; callers add its location.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fiber.data.formats.annotation_boxes import Box
@@ -35,6 +35,11 @@ CATEGORIES = ("category", "label", "category_id", "categories", "labels")
 #: VQAv2 soft score of an answer given by 0, 1, 2, 3, or at least 4 of ten annotators.
 ANSWER_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 _ANNOTATORS = 10
+
+
+def kinds_in(fields: Collection[str]) -> set[str]:
+    """Return the kinds of rows that have some of the fields."""
+    return {kind for kind, (own, _) in FIELDS.items() if set(own).intersection(fields)}
 
 
 def captions_of(row: Mapping[str, Any]) -> list[str] | str:

@@ -28,8 +28,6 @@ from fiber.data.record import AnyPath
 from fiber.data.storage.tar import Member, TarFile, as_json
 from fiber.messages import shown, shown_names
 
-#: Name of the format in messages.
-KIND = "WebDataset shards"
 #: Image extensions. If a sample has several images, the first in this order is used.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from fiber.atomic_io import JSON_ERRORS
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.formats.json_values import find_surrogate, is_integer, may_have_surrogates
 from fiber.data.record import LazyImages, Record, RecordSequence
 from fiber.data.storage.file_pool import ChangedFileError, PooledFile
@@ -50,12 +51,6 @@ from fiber.messages import printable, shown, shown_names
 SAMPLED = 64
 #: Maximum number of characters of a note.
 MAX_NOTE = 2000
-_KARPATHY = ("coco_karpathy", "flickr30k_karpathy")
-#: Source under which each named dataset is packed.
-OTHER_NAMES = {
-    **dict.fromkeys((*_KARPATHY, "visual_genome", "sbu", "conceptual_captions"), "captions"),
-    **dict.fromkeys(("refcoco", "refcocoplus", "refcocog"), "referring"),
-}
 
 
 class PackedRecords(RecordSequence):
@@ -307,8 +302,8 @@ def open_pack(
 
     Args:
         folder: folder with `pack.json`.
-        source: source that was packed. For a named dataset such as "coco_karpathy", the generic
-            source ("captions") is also tried.
+        source: source that was packed. For a named dataset such as "coco_karpathy", the kind of
+            its records ("captions") is also tried.
         split: split that was packed.
         objects: if True, also set `Record.objects`, for metrics.
         shots: number of images per class, by ascending id; 0 means all images.
@@ -320,7 +315,7 @@ def open_pack(
         ValueError: if a file has changed since it was packed.
     """
     parts = read_description(folder)["parts"]
-    names = (source, OTHER_NAMES.get(source, source))
+    names = (source, SOURCES[source].of or source)
     matching = [
         part for name in names for part in parts if (part["source"], part["split"]) == (name, split)
     ]

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import accumulate, islice
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from fiber.data.datasets import objects365
-from fiber.data.datasets.registry import LAYOUTS, PART_SUFFIXES, SPLIT_NAMES, WITH_SPLITS
+from fiber.data.datasets.registry import (
+    KINDS,
+    LINES,
+    PART_SUFFIXES,
+    SOURCES,
+    SPLIT_NAMES,
+    TABLES,
+    Layout,
+    layouts_of,
+)
 from fiber.data.datasets.resolve import (
-    OWN_READERS,
     AmbiguousLayoutError,
     choose_layout,
-    file_reader,
+    file_layout,
+    layouts_by_suffix,
     open_source,
     splits_there,
 )
-from fiber.data.formats import coco_folders, jsonl, line_reader, rows
+from fiber.data.formats import jsonl, line_reader, rows
 from fiber.data.formats.annotation_file import read_json
-from fiber.data.formats.arrow import IMAGES, TABLE_KIND
+from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.json_values import split_problem
 from fiber.data.formats.unsupported import names_there, unsupported_data
@@ -32,29 +41,10 @@ from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
 from fiber.messages import shown, shown_names
 
-#: Sources to search for. The remaining sources are named datasets of these kinds.
-SOURCES = (
-    "captions",
-    "phrases",
-    "mixed",
-    "referring",
-    "questions",
-    "detection",
-    "objects365",
-    "reasoning",
-    "entailment",
-    "swapped",
-)
-#: Sources whose readers can skip invalid boxes.
-SKIPPING = ("phrases", "mixed", "referring", "detection", "objects365")
 #: Maximum number of splits, and of names of what is in a folder, in a message.
 _MOST_SPLITS, _MOST_THERE = 12, 6
 #: Number of samples of a shard to read when discovering its fields.
 _SAMPLES_READ = 100
-# Extensions of table files.
-_TABLES = (".parquet", ".arrow")
-# Fields of each source.
-_FIELDS = {"captions": rows.CAPTIONS, "questions": rows.QUESTIONS, "detection": rows.BOXES}
 _SPLITS_IN_NAMES = r"train|val|test|dev"
 # Aliases of splits.
 _SPLIT_ALIASES = {"validation", "valid", "mini_val", "training"}
@@ -88,14 +78,14 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
         description = pack_description.read_description(path)
         parts_there = [Part(part["source"], part["split"], path) for part in description["parts"]]
     elif path.is_dir():
-        parts_there = [part for source in SOURCES for part in _in_folder(source, path)]
+        parts_there = [part for source in KINDS for part in _in_folder(source, path)]
     elif path.is_file():
         parts_there = list(_in_file(path))
     else:
         raise FileNotFoundError(f"folder or file {path} does not exist")
     if not parts_there:
         raise ValueError(_nothing(path))
-    order = {source: index for index, source in enumerate(LAYOUTS)}
+    order = {source: index for index, source in enumerate(SOURCES)}
     parts_there.sort(key=lambda p: (p.split != "train", p.split, order.get(p.source, 0)))
     have = list(dict.fromkeys(part.split for part in parts_there))
     if missing := [split for split in splits if split not in have]:
@@ -113,7 +103,7 @@ def _nothing(path: Path) -> str:
     if (unsupported := unsupported_data(path)) is not None:
         return unsupported
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
-    first = "".join(f"; {file.name}: {_unknown(file)}" for file in itertools.islice(tables, 1))
+    first = "".join(f"; {file.name}: {_unknown(file)}" for file in islice(tables, 1))
     names = names_there(path)
     there = f"it has {shown_names(names, _MOST_THERE)}" if names else "it is empty"
     return (
@@ -131,12 +121,12 @@ def _unknown(path: Path) -> str:
         fields = list(_fields_there(path))
     except (ValueError, OSError) as problem:
         return str(problem)
-    if path.suffix in (".tar", *_TABLES):
+    if path.suffix in PART_SUFFIXES:
         image = "" if path.suffix == ".tar" else f" in {_one_of(IMAGES)}"
+        *most, last = (f"{kind} in {_one_of(names)}" for kind, (names, _) in rows.FIELDS.items())
         return (
-            f"its fields are {shown_names(fields)}; expected an image{image}, and captions in"
-            f" {_one_of(rows.CAPTIONS)}, questions in {_one_of(rows.QUESTIONS)}, or boxes in"
-            f" {_one_of(rows.BOXES)}"
+            f"its fields are {shown_names(fields)}; expected an image{image}, and"
+            f" {', '.join(most)}, or {last}"
         )
     return (
         "unknown kind of records; expected captions, questions, statements or boxes in a layout"
@@ -150,19 +140,19 @@ def _one_of(names: Iterable[str]) -> str:
 
 def _fields_there(path: Path) -> Iterable[str]:
     """Return the fields of the rows of a table, or of the samples of a shard."""
-    if path.suffix in _TABLES:
-        return open_table(path, TABLE_KIND).columns
-    if path.suffix != ".tar":
+    if path.suffix not in PART_SUFFIXES:
         return ()
+    if path.suffix != ".tar":
+        return open_table(path, TABLES).columns
     file = TarFile(path)
-    samples = itertools.islice(samples_of(file, {}), _SAMPLES_READ)
+    samples = islice(samples_of(file, {}), _SAMPLES_READ)
     return sorted({name for sample in samples for name in fields_of(file, sample)})
 
 
 def _in_folder(source: str, folder: Path) -> Iterator[Part]:
     for split in _candidates(source, folder):
         try:
-            reader, file = choose_layout(source, folder, split)
+            layout, files = choose_layout(source, folder, split)
         except FileNotFoundError:
             continue
         except AmbiguousLayoutError as problem:
@@ -173,25 +163,27 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
             # Opening reports the error.
             yield Part(source, split, folder)
             continue
-        if source == "detection" and file is None:
-            detection = coco_folders.find(folder, split)
-            file = None if detection is None else detection.file
-        if reader in WITH_SPLITS and file is not None and split not in _karpathy_splits(file):
-            continue
-        if source == "objects365" and file is not None and not objects365.is_description(file):
-            continue
-        if file is None or not _is_ambiguous(file) or source in kinds_of(file):
+        find = SOURCES[source].find
+        if not files and find and (found := resolve_name(find)(folder, split)) is not None:
+            files = [found.file]
+        if all(_is_of(source, split, layout, file) for file in files[:1]):
             yield Part(source, split, folder)
 
 
+def _is_of(source: str, split: str, layout: Layout, file: Path) -> bool:
+    """Return whether a file, found by its name, has a source and a split by its content."""
+    if layout.has_splits and split not in _karpathy_splits(file):
+        return False
+    if layout.accepts and not resolve_name(layout.accepts)(file):
+        return False
+    return not _is_ambiguous(file) or source in kinds_of(file)
+
+
 def _candidates(source: str, folder: Path) -> Iterable[str]:
-    splits = dict.fromkeys(("train", "restval", "val", "test"))
-    if source == "detection":
-        # `coco_folders` knows the split names of other tools.
-        own = folder.glob(LAYOUTS[source][0].pattern.replace("{split}", "*"))
-        splits |= dict.fromkeys(path.name.removeprefix("instances_")[:-5] for path in own)
-    else:
-        splits |= dict.fromkeys(splits_there(source, folder))
+    layouts = layouts_of(source)
+    # `find` knows the names of splits in other layouts.
+    there = splits_there(layouts[:1] if SOURCES[source].find else layouts, folder)
+    splits = dict.fromkeys(("train", "restval", "val", "test", *there))
     return [split for split in splits if split not in _SPLIT_ALIASES]
 
 
@@ -219,25 +211,26 @@ def _karpathy_splits(file: Path) -> set[str]:
 
 
 def _in_file(path: Path) -> Iterator[Part]:
-    named = [
+    named = {
         source
-        for source in SOURCES
-        for layout in LAYOUTS[source]
-        if not Path(layout.pattern).name.startswith(("{split}.", "*."))
+        for source in KINDS
+        for layout in layouts_of(source)
+        for name in layout.names
+        if not Path(name).name.startswith(("{split}.", "*."))
         and path.suffix not in PART_SUFFIXES
-        and fnmatch(path.name, Path(layout.pattern.format(split="*")).name)
-    ]
+        and fnmatch(path.name, Path(name.format(split="*")).name)
+    }
     kinds = kinds_of(path)
     if not kinds and (path.suffix in (".jsonl", ".csv") or line_reader.is_list(path)):
         # By its name, this is a user's own file; its reader will report the error.
         kinds = {"captions"}
-    for source in dict.fromkeys(named or sorted(kinds, key=SOURCES.index)):
+    for source in (source for source in KINDS if source in (named or kinds)):
         match = re.search(rf"(?<![a-z])({_SPLITS_IN_NAMES})(?![a-z])", path.stem)
         splits = [match[1] if match else "train"]
-        reader = file_reader(source, path, splits[0])
-        if reader in WITH_SPLITS:
+        layout = file_layout(source, path, splits[0])
+        if layout.has_splits:
             splits = sorted(_karpathy_splits(path))
-        elif reader in OWN_READERS:
+        elif layout.kind == LINES:
             splits = jsonl.splits_in(path) or splits
         yield from (Part(source, split, path) for split in splits)
 
@@ -245,39 +238,48 @@ def _in_file(path: Path) -> Iterator[Part]:
 def kinds_of(path: Path) -> set[str]:
     """Return the possible sources of a file based on its content, or a guess if it is broken."""
     try:
-        if path.suffix in (".tar", *_TABLES):
-            fields = set(_fields_there(path))
-            if "image_0" in fields:
-                return {"reasoning"}
-            if {"sentences", "labels"} <= fields:
-                return {"entailment"}
-            return {source for source, names in _FIELDS.items() if fields.intersection(names)}
-        if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
-            return jsonl.kinds_in(path)
-        if path.suffix == ".json":
-            return _kinds_of_json(read_json(path, "annotations").data, path.name)
+        form, keys = _keys_of(path)
     except (ValueError, OSError):
         # Opening reports the error.
         return {"detection"} if path.suffix == ".json" else {"captions"}
-    by_suffix = {".yaml": {"objects365"}, ".tsv": {"captions"}, ".txt": {"phrases"}}
-    return by_suffix.get(path.suffix, set())
+    marks = [
+        # "json.images.caption" includes "json.images".
+        (source, {part for key in mark for part in accumulate(key.split("."), "{}.{}".format)})
+        for source, row in KINDS.items()
+        for mark in row.marks
+        if all(_has(path, form, keys, key) for key in mark)
+    ]
+    for source, mark in marks:
+        if not any(mark < other for _, other in marks):
+            return {source}
+    if not form:
+        return {source for source in KINDS if path.suffix in layouts_by_suffix(source)}
+    kinds_in = {"lines": jsonl.kinds_in, "rows": rows.kinds_in}.get(form)
+    kinds = kinds_in(keys) if kinds_in is not None else ()
+    return {source for source, row in KINDS.items() if row.rows in kinds}
 
 
-def _kinds_of_json(data: dict[str, Any], name: str) -> set[str]:
-    first = {
-        key: value[0]
-        for key, value in data.items()
-        if isinstance(value, list) and value and isinstance(value[0], dict)
-    }
-    image, annotation = first.get("images", {}), first.get("annotations", {})
-    if "questions" in data:
-        return {"questions"}
-    if "sentences" in image or "caption" in annotation:
-        return {"captions"}
-    if "caption" in image:
-        if "data_source" in image:
-            return {"mixed"}
-        return {"referring"} if "refcoco" in name else {"phrases"}
-    if "identifier" in data:
-        return {"reasoning"}
-    return {"detection"} if "images" in data and "annotations" in data else set()
+def _keys_of(path: Path) -> tuple[str, Mapping[str, Collection[str]]]:
+    """Return "json", "lines" or "rows" ("" for other formats), and the keys or fields in a file.
+
+    Each key of a JSON object has the keys of its first entry, if it is a list of objects.
+    """
+    if path.suffix in PART_SUFFIXES:
+        return "rows", dict.fromkeys(_fields_there(path), ())
+    if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
+        return "lines", dict.fromkeys(jsonl.fields_in(path), ())
+    if path.suffix != ".json":
+        return "", {}
+    keys = {}
+    for name, value in read_json(path, "annotations").data.items():
+        first = value[0] if isinstance(value, list) and value else None
+        keys[name] = first if isinstance(first, dict) else ()
+    return "json", keys
+
+
+def _has(path: Path, form: str, keys: Mapping[str, Collection[str]], wanted: str) -> bool:
+    """Return whether a file has a key of `Source.marks`."""
+    if "*" in wanted:
+        return fnmatch(path.name, wanted)
+    own_form, name, *inner = wanted.split(".")
+    return own_form == form and name in keys and all(key in keys[name] for key in inner)

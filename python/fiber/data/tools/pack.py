@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
+from fiber.data.datasets.registry import SOURCES, Source
 from fiber.data.formats.annotation_file import is_file
 from fiber.data.formats.json_values import split_problem
 from fiber.data.image_file import extension_of
@@ -38,7 +39,7 @@ from fiber.data.storage.pack_description import (
 )
 from fiber.data.storage.pack_index import TAR_BLOCK, pack_entry
 from fiber.data.storage.record_entry import SHARED, to_entry
-from fiber.data.tools.discover import SKIPPING, Part, parts_of
+from fiber.data.tools.discover import Part, parts_of
 from fiber.messages import printable, shown
 
 #: Maximum number of characters of a path in a message.
@@ -209,11 +210,13 @@ class _Packer:
 
     def add_part(self, split: _Split, part: Part) -> None:
         """Write the index of a part, and add its images to the split."""
-        options = {"on_error": self.on_error} if part.source in SKIPPING else {}
+        # Opening reports an unknown source of a packed folder.
+        source = SOURCES.get(part.source, Source())
+        options = {"on_error": self.on_error} if "on_error" in source.options else {}
         records = part.open(**options)
         counts = dict(getattr(records, "counts", {}))
         counts_of_objects = counts
-        if part.source == "detection":
+        if "objects" in source.options:
             records = part.open(**options, objects=True)
             counts_of_objects = dict(getattr(records, "counts", {}))
         name = f"index/{split.name}-{part.source}"
@@ -230,7 +233,7 @@ class _Packer:
                 if "image_id" in entry:
                     entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
                 _add_fields(split, part.source, record, numbers, entry)
-                if part.source in ("detection", "objects365"):
+                if source.has_classes:
                     entry["shared"] = shared.index(entry)
                 text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
                 try:
@@ -384,7 +387,8 @@ def _add_fields(
     fields.setdefault("image_id", entry.get("image_id", record.key))
     if record.image_size is not None:
         fields["height"], fields["width"] = record.image_size
-    if source == "questions":
+    kind = SOURCES[source].of or source
+    if kind == "questions":
         answers = record.answers or {}
         lists = {
             "questions": record.text,
@@ -392,17 +396,17 @@ def _add_fields(
             "answers": list(answers),
             "answer_scores": list(answers.values()),
         }
-    elif source in ("detection", "objects365"):
+    elif SOURCES[kind].has_classes:
         fields["boxes_xyxy"] = record.boxes_xyxy
         fields["labels"] = [record.labels[label] for label in record.box_labels]
         lists = {}
-    elif source in ("phrases", "mixed", "referring", "reasoning", "entailment", "swapped"):
+    elif kind == "captions":
+        lists = {"captions": record.text}
+    else:
         excluded = ("image_id", "image_size", "images", "label_spans", "box_labels")
         own = {name: value for name, value in entry.items() if name not in excluded}
-        if len(numbers) > 1 or source == "swapped":
+        if len(numbers) > 1 or kind == "swapped":
             own["images"] = [f"{number:09d}" for number in numbers]
-        lists = {source: own}
-    else:
-        lists = {"captions": record.text}
+        lists = {kind: own}
     for name, value in lists.items():
         fields.setdefault(name, []).append(value)

@@ -19,8 +19,8 @@ class GroundingTask(TaskConfig):
 
     losses: ClassVar[tuple[str, ...]] = ("alignment", "box", "centerness")
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
-    #: How to sample the classes of a `CLASS_SOURCES` prompt, for every image and epoch; see
-    #: `fiber.data.prompts.rules.PromptRules`.
+    #: How to sample the classes of a prompt from a source that has classes, for every image and
+    #: epoch; see `fiber.data.prompts.rules.PromptRules`.
     class_rule: ClassRule = "fitting"
     max_classes: int | None = None
     max_negatives: int | None = None

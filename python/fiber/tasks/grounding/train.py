@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 from fiber.data import Tokenizer
 from fiber.data.batch import GroundingBatch
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of
 from fiber.losses.grounding import grounding_losses, num_assigned
 from fiber.messages import shown
 from fiber.models.abilities import FindsBoxes
-from fiber.tasks.fields import CLASS_SOURCES, split_source
+from fiber.tasks.fields import split_source
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
@@ -64,7 +65,7 @@ class GroundingTraining(TaskTraining):
                 rules=self.options.prompt_rules(),
                 seed=config.train.seed,
             )
-            if split_source(source)[0] in CLASS_SOURCES
+            if SOURCES[split_source(source)[0]].has_classes
             else part
             for source, part in zip(sources, parts, strict=True)
         ]
