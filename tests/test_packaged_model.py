@@ -71,6 +71,7 @@ def bench():
     return load_bench("package_scenes")
 
 
+@pytest.mark.slow
 def test_its_recorded_metrics_are_those_of_a_new_measurement(bench, tmp_path):
     check = METRICS["check"]
     assert set(check["metrics"]) == set(bench.CHECKED)

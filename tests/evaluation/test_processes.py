@@ -136,7 +136,7 @@ def test_every_validation_task_is_measured():
 
 
 # One batch of all records leaves the other processes without any.
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_metrics_and_predictions_are_those_of_one_process(pictures, tmp_path, alone, count):
     metrics, predictions = alone
     for found in run_on_ranks(count, measured_together, tmp_path, str(pictures), str(tmp_path)):

@@ -13,6 +13,7 @@ import pytest
 from tests.fuzz.forked import limit, run_forked
 from tests.fuzz.structured import KINDS
 from tests.fuzz.targets import CORPUS, RUST_TARGETS, TARGETS, corpus, mutant
+from tests.processes import run_python
 
 ALL = TARGETS | RUST_TARGETS
 #: Mutants of each target here; a second or two of them.
@@ -25,17 +26,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", sorted(ALL.keys() - KINDS.keys()))
 def test_corpus_and_mutants_are_read_or_rejected(name):
     """In a process with limits, so that an input that hangs or fills the memory fails this test."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.replay", name, str(MUTANTS.get(name, 200))],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    mutants = MUTANTS.get(name, 200)
+    done = run_python(["-m", "tests.fuzz.replay", name, mutants], folder=ROOT)
     *before, last = done.stdout.splitlines() or [""]
     assert done.returncode == 0, f"{before[-1:]} {last}: {done.stderr[-3000:]}"
     count = int(re.fullmatch(r"(\d+) inputs, \d+ rejected", last)[1])
-    assert count == 1 + len(corpus(name)) + MUTANTS.get(name, 200)
+    assert count == 1 + len(corpus(name)) + mutants
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
@@ -75,6 +71,7 @@ def test_mutants_are_reproducible_and_differ():
     assert mutant(random.Random(0), [b""]) == mutant(random.Random(0), [b""])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_the_command_counts_executions_and_edges():
     done = subprocess.run(

@@ -10,10 +10,12 @@ def test_interrupted_runs_end_like_undisturbed_ones(tmp_path):
     assert run_all(tmp_path, kills=4, terms=4, flips=0, pairs=1) == []
 
 
+@pytest.mark.slow
 def test_flipped_bits_of_a_checkpoint(tmp_path):
     assert run_all(tmp_path, kills=0, terms=0, flips=4, pairs=0) == []
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_is_reported(tmp_path, monkeypatch):
     """Checksums that are not looked at let a flipped bit of the weights through."""
     from fiber.training.checkpoint.folder import RunCheckpoint

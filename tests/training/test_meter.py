@@ -137,6 +137,7 @@ def entailments(scenes):
     ]
 
 
+@pytest.mark.slow
 def test_entailment_learns_and_is_evaluated(scenes, tmp_path):
     heads = dataclasses.replace(TINY.image_text, heads=("snli",))
     run = config(

@@ -23,7 +23,7 @@ def test_two_ranks_train_as_one_process(tmp_path, strategy, stage):
 @pytest.mark.slow
 @sharded_on_cpu
 def test_two_groups_of_two_ranks_train_as_one_process(tmp_path):
-    assert_ok(compare(tmp_path, ["hybrid"], ["plain"], ["coarse"]))
+    assert_ok(compare(tmp_path, ["hybrid"], ["plain", "together"], ["coarse"]))
 
 
 @pytest.mark.slow
