@@ -54,3 +54,13 @@ def test_a_field_is_written_only_if_it_is_stored():
 def test_what_has_no_such_functions_is_written_like_asdict():
     config = Inner((4, 5))
     assert to_dict(config) == {"sizes": list(dataclasses.asdict(config)["sizes"])}
+
+
+def test_keys_of_a_file_are_printable_in_messages():
+    @dataclass(frozen=True)
+    class Lengths:
+        names: dict[str, str]
+
+    for key, printed in (("\x1b[2J", r"names\.\\x1b\[2J: "), ("\ud800", r"names\.\\ud800: ")):
+        with pytest.raises(ValueError, match=rf"^{printed}expected str, got 3"):
+            from_dict(Lengths, {"names": {key: 3}})

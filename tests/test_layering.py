@@ -62,7 +62,7 @@ def read(path: Path) -> list[Import]:
 
 def test_every_part_has_its_place():
     parts = {part_of(module_name(path)) for path in package_files()}
-    assert parts <= set(ORDER), f"give {parts - set(ORDER)} a place in house.md's order and here"
+    assert parts <= set(ORDER), f"give {parts - set(ORDER)} a place here and in CONTRIBUTING.md"
     assert len(parts) > 5
 
 

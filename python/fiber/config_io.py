@@ -142,7 +142,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         for key in value:
             if not isinstance(key, str) or len(key) > _MAX_KEY:
                 raise ValueError(f"{where}: expected keys that are short strings, got {shown(key)}")
-        return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: _convert(kind, item, f"{where}.{printable(key, _MAX_SIMILAR)}")
+            for key, item in value.items()
+        }
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         # float() of a longer integer is an OverflowError.
         return float(value) if abs(value) < 2**1023 else math.inf

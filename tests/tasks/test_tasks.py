@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from typing import ClassVar
 
 import pytest
 
@@ -53,6 +54,11 @@ class OwnTask(TaskConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UnweightedTask(OwnTask):
+    losses: ClassVar[tuple[str, ...]] = ("depth",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ActiveTask(OwnTask):
     share: int = 1
 
@@ -76,6 +82,7 @@ ACTIVE = task("active")
 IDLE = task("idle", config=ActiveTask)
 SOURCELESS = task("sourceless", config=WrongTask)
 OPTIONLESS = task("optionless", config=dict)
+UNWEIGHTED = task("unweighted", config=UnweightedTask)
 SECOND_VQA = task("second_vqa", evaluations={"vqa": METRIC})
 #: Entries that cannot be used, and what the warning says.
 UNUSABLE = {
@@ -88,6 +95,7 @@ UNUSABLE = {
     "idle": (f"{__name__}:IDLE", "share of 0"),
     "sourceless": (f"{__name__}:SOURCELESS", "tasks.sourceless.sources"),
     "optionless": (f"{__name__}:OPTIONLESS", "TaskConfig"),
+    "unweighted": (f"{__name__}:UNWEIGHTED", "field of UnweightedTask for the loss 'depth'"),
     "second_vqa": (f"{__name__}:SECOND_VQA", "'vqa' exists already"),
 }
 
@@ -141,6 +149,11 @@ def test_other_tasks_get_a_stream_of_their_name():
     assert streams[0] == 0x6C844E92
     assert not {*streams} & {*STREAMS.values()}
     assert task("good", stream=3).stream == 3
+
+
+def test_names_of_metrics_are_a_tuple():
+    with pytest.raises(TypeError, match=r"chosen_by.*tuple.*'accuracy'"):
+        dataclasses.replace(METRIC, chosen_by="accuracy")
 
 
 def test_similar_names_are_suggested():

@@ -8,6 +8,7 @@ import torch
 from fiber.data import sources
 from fiber.data.record import ConcatRecords
 from fiber.synthetic.scenes import generate
+from fiber.tasks.grounding.train import GroundingTraining
 from fiber.training.config.tasks import first_part
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
@@ -90,6 +91,21 @@ class TestBatches:
         # The others start at their beginning.
         assert found[2:] == keys(opened(plain, folder), 3)
         assert not {key for batch in found[2:] for key in batch} <= relations
+
+    def test_are_completed_from_their_own_records(self, folder, monkeypatch):
+        """What a task adds to a batch is of the records that the batch numbers."""
+
+        def completion(training, records, config, tokenizer):
+            def complete(batch):
+                return batch.keys, [records[index].key for _, index in batch.samples]
+
+            return complete
+
+        monkeypatch.setattr(GroundingTraining, "completion", completion)
+        loaders = opened(fine_config(**RELATIONS_FIRST, data__batch_size=4), folder)
+        for _ in range(4):
+            keys, added = loaders.next_batch("grounding")
+            assert added == list(keys)
 
     @pytest.mark.parametrize("done", range(1, 4))
     def test_go_on_after_the_consumed_samples(self, folder, done):

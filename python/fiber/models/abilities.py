@@ -353,7 +353,7 @@ def need_ability(
 
     Args:
         network: network of any family.
-        ability: protocol of this module.
+        ability: protocol of this module or of another package.
         asked: task or method, for messages.
         head: head to use. Default: any of those that the ability needs; an ability of another
             package has none.
@@ -363,8 +363,9 @@ def need_ability(
         MissingAbilityError: if it has the head, but not all methods of the ability. The message
             lists them, and recipes that train a model with them.
     """
-    heads = _HEADS[ability] if head is None else (head,)
-    need_head(network.config, heads, asked)
+    heads = _HEADS.get(ability, ()) if head is None else (head,)
+    if heads:
+        need_head(network.config, heads, asked)
     # Properties of the class are not evaluated.
     missing = [
         name
@@ -374,9 +375,10 @@ def need_ability(
     if not missing:
         return cast(AbilityT, network)
     own = " or ".join(repr(each) for each in heads if each in network.config.heads)
+    has = f"has the head {own}, but lacks" if own else "lacks"
     message = (
-        f"{asked} needs a model with the ability {ability.__name__}; {type(network).__name__} has"
-        f" the head {own}, but lacks {', '.join(missing)}."
+        f"{asked} needs a model with the ability {ability.__name__}; {type(network).__name__} {has}"
+        f" {', '.join(missing)}."
     )
     trained = dict.fromkeys(
         f"`fiber train {recipes[each]}`"

@@ -127,6 +127,10 @@ def _checked(name: str, task: Any, taken: Mapping[str, Task]) -> Task:
     # Every run has the options of all tasks, most of them inactive.
     options = task.config()
     options.check(f"tasks.{name}")
+    for loss in options.losses:
+        if not hasattr(options, loss):
+            kind = type(options).__name__
+            raise TypeError(f"config: expected a field of {kind} for the loss {shown(loss)}")
     if options.share:
         raise ValueError(f"config: expected a share of 0 by default, got {shown(options.share)}")
     evaluations = {each for other in taken.values() for each in other.evaluations}

@@ -21,7 +21,7 @@ class Evaluation:
 
     #: Heads of which a model needs one, best first.
     heads: tuple[str, ...]
-    #: Function of `fiber.data.sources` that reads the records.
+    #: Function of `fiber.data.sources` that reads the records, of all groups.
     source: str
     #: Metrics whose sum selects the best checkpoint of a run.
     chosen_by: tuple[str, ...]
@@ -31,6 +31,11 @@ class Evaluation:
     reads_texts: bool = True
     #: What to do with an annotation file that has no held-out split.
     split_hint: str = "Add a field 'split' to every line"
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "chosen_by"):
+            if isinstance(value := getattr(self, name), str):
+                raise TypeError(f"{name}: expected a tuple of names, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,9 @@ class Task:
     #: "module:add_command". It takes what `ArgumentParser.add_subparsers` returns; every parser
     #: sets `run`, a function from the parsed options to an exit code.
     command: str | None = None
-    #: Methods of `fiber.Model` that a package adds, by name: functions of (model, *arguments), as
-    #: "module:function". Of a model of several stages, the one with the task's head is asked.
+    #: Methods of `fiber.Model` that another package adds, by name: functions of (model, *arguments),
+    #: as "module:function". Of a model of several stages, the one with the task's head is asked.
+    #: Those of this package's tasks are written in `fiber.inference`.
     methods: Mapping[str, str] = field(default_factory=dict)
     #: Number that seeds the order of the data, so that tasks that share records visit them in other
     #: orders. It is part of every run: it never changes. Default: a checksum of the name.

@@ -107,12 +107,15 @@ def open_data(
     for name, training in trainings.items():
         options = config.tasks.active()[name]
         listed = {name: options.sources, first_part(name): options.first_sources}
-        for part, sources in listed.items() if path is not None else ():
-            if sources:
+        for part, sources in listed.items():
+            if part not in records:
+                continue
+            if sources and path is not None:
                 records[part] = training.sampled_records(
                     records[part], sources, config, vocabulary.tokenizer
                 )
-        completions[name] = training.completion(records[name], config, vocabulary.tokenizer)
+            # Batches of the first steps number the records of their own.
+            completions[part] = training.completion(records[part], config, vocabulary.tokenizer)
     return TrainingData(
         records=records,
         vocabulary=vocabulary,

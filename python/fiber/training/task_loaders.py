@@ -180,8 +180,8 @@ class TaskLoaders:
             raise hinted from None
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error.strerror}: {error.filename!r}; {_SKIP}") from None
-        if task in self._completions:
-            batch = self._completions[task](batch)
+        if name in self._completions:
+            batch = self._completions[name](batch)
         self.consumed[name] += self.micro_batch_sizes[task]
         return batch
 

@@ -47,7 +47,8 @@ class TaskTraining:
     Everything else has a default. State of a run, such as a queue, is kept in attributes.
     """
 
-    #: What a model must be able to do: protocols of `fiber.models.abilities`.
+    #: What a model must be able to do: protocols of `fiber.models.abilities`, or of the package of
+    #: the task; heads are those of `TaskConfig.heads`.
     abilities: ClassVar[tuple[type, ...]] = ()
     #: Usual cause of a loss that stays at its prior value, by loss.
     causes: ClassVar[Mapping[str, str]] = {}

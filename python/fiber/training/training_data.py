@@ -20,7 +20,8 @@ class TrainingData:
     #: By task; those of its first steps, if they are others, by `first_part` of its name.
     records: Mapping[str, RecordSet]
     vocabulary: Vocabulary
-    #: By task, functions that add to a batch what its layout has not; see `TaskTraining`.
+    #: By name as `records`, functions that add to a batch of these what its layout has not; see
+    #: `TaskTraining.completion`.
     completions: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     #: Messages about skipped or changed records, one per task and kind.
     skipped: tuple[str, ...] = ()

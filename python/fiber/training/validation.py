@@ -25,7 +25,7 @@ from fiber.data.record import RecordSet
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import needed_head, open_records
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 from fiber.models.registry import Network
 from fiber.tasks import all_evaluations, find_evaluation
 from fiber.training.checkpoint.folder import best_file
@@ -83,10 +83,13 @@ class Validation:
         if scores_pairs:
             metrics = {name.removeprefix("reranked/"): value for name, value in metrics.items()}
         kept = {name: value for name, value in metrics.items() if "/" not in name}
-        return {
-            "score": sum(metrics[name] for name in find_evaluation(self.task).chosen_by),
-            **kept,
-        }
+        chosen_by = find_evaluation(self.task).chosen_by
+        if missing := [name for name in chosen_by if name not in metrics]:
+            raise ValueError(
+                f"validation.task {shown(self.task)} is chosen by {', '.join(missing)}; its metrics"
+                f" are {shown_names(metrics)}"
+            )
+        return {"score": sum(metrics[name] for name in chosen_by), **kept}
 
     def keep(self, state: dict[str, Tensor], step: int) -> None:
         """Write the best weights so far; earlier ones remain until `forget_others` is called."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from fiber_counting.counting.ability import CountsObjects
 from torch import Tensor
 
 from fiber.data.batch import GroundingBatch
@@ -22,6 +23,7 @@ class CountingTraining(TaskTraining):
     Everything but the loss has a default: batches of the layout, forward passes, cost.
     """
 
+    abilities: ClassVar[tuple[type, ...]] = (CountsObjects,)
     causes: ClassVar[Mapping[str, str]] = {"count": "too few steps or a low optim.lr"}
 
     def losses(self, model: Any, batch: GroundingBatch, whole: Tensor | None) -> dict[str, Tensor]:
