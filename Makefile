@@ -58,14 +58,14 @@ fuzz: $(VENV)/.installed-dev
 TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py test_glossary.py \
   test_layering.py
 
-# The quick tests of the library with the oldest versions that pyproject.toml allows, in an environment
-# of their own; and the Triton kernels in the interpreter of the oldest Triton for which they run by
-# default, which is newer than the Triton of the oldest torch.
+# `make test` of the library with the oldest versions that pyproject.toml allows, in an environment of
+# their own, whose warnings are theirs; and the Triton kernels in the interpreter of the oldest Triton
+# for which they run by default, which is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" \
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" --allow-warnings \
 	  $(TOOLS:%=--ignore=tests/%) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
-	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load tests/kernels/triton $(ARGS)
+	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)
 
 # Builds of the wheel and the source distribution, each from scratch.
 package: $(VENV)/.installed-dev

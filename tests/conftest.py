@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,45 @@ ANSWERS = ("yes", "no", "red", "blue", "green", "yellow", "1", "2", "3", "circle
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--allow-warnings",
+        action="store_true",
+        help="do not fail the run for warnings that no test expects",
+    )
+
+
+class NoWarnings:
+    """Fails a run in which a test gives a warning that it does not expect.
+
+    A filter that raises would change what commands do, which print warnings.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, nodeid: str
+    ) -> None:
+        kind = warning_message.category.__name__
+        self.found.append(f"{nodeid}: {kind}: {warning_message.message}")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.found and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.found:
+            terminalreporter.section("warnings that no test expects", red=True)
+            terminalreporter.line("\n".join(self.found))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Where several processes run tests, the one that starts them sees every warning.
+    if not config.getoption("--allow-warnings") and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(NoWarnings())
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from tests.data.loader_records import make, png, record
 
 from ..jpeg_corpus import alter
 
-pytestmark = pytest.mark.filterwarnings("ignore:record")
+pytestmark = pytest.mark.filterwarnings("ignore:(skipped|replaced) record:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

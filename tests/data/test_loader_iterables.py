@@ -10,6 +10,9 @@ from torch.utils.data import IterableDataset
 from fiber.data import DataLoader, Tokenizer
 from tests.data.loader_records import RECORDS, TEXT, make, png, record, samples, take
 
+# Records that are broken on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:(skipped|replaced) record:RuntimeWarning")
+
 
 class Stream:
     """Gives the records anew on each pass and notes which epochs it was told."""

@@ -12,6 +12,9 @@ from fiber.data import DataLoader, ImageTransform, Tokenizer
 from fiber.data.loader import STATE_VERSION
 from tests.data.loader_records import RECORDS, TEXT, make, png, record, samples
 
+# Records that are broken on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:(skipped|replaced) record:RuntimeWarning")
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:

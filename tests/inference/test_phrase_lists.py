@@ -83,6 +83,7 @@ def test_the_warning_says_what_to_write():
     assert len(text) < 400 and "\x1b" not in text
 
 
+@pytest.mark.filterwarnings("ignore:text .* is truncated:UserWarning")
 def test_one_warning_per_call_at_the_line_of_the_caller(fine, pictures):
     text = "a circle, the square, the triangle"
     for given in (text, [text], [["a dog", text], ["a. b. c. d"]]):

@@ -99,6 +99,7 @@ def test_a_box_outside_its_picture_stops_a_run_or_is_cut(folder, tmp_path, capsy
     assert "grounding: 1 clipped box was skipped or changed" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:task 'coco'. train.json is the only annotation file")
 def test_a_file_in_place_of_the_folder_holds_nothing_out(folder, tmp_path, capsys):
     data = folder([[BOX]] * 4)
     measured = config(**{"validation.task": "coco"})

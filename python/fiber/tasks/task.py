@@ -60,9 +60,9 @@ class Task:
     #: "module:add_command". It takes what `ArgumentParser.add_subparsers` returns; every parser
     #: sets `run`, a function from the parsed options to an exit code.
     command: str | None = None
-    #: Methods of `fiber.Model` that another package adds, by name: functions of (model, *arguments),
-    #: as "module:function". Of a model of several stages, the one with the task's head is asked.
-    #: Those of this package's tasks are written in `fiber.inference`.
+    #: Methods of `fiber.Model` that another package adds, by name: functions of (model,
+    #: *arguments), as "module:function". Of a model of several stages, the one with the task's head
+    #: is asked. Those of this package's tasks are written in `fiber.inference`.
     methods: Mapping[str, str] = field(default_factory=dict)
     #: Number that seeds the order of the data, so that tasks that share records visit them in other
     #: orders. It is part of every run: it never changes. Default: a checksum of the name.
