@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     ("target", "folder", "interpret"),
-    [("test", "triton", 1), ("test-interpreter", "triton", 1), ("kernels-aot", "compiled", 0)],
+    [("test-all", "triton", 1), ("test-interpreter", "triton", 1), ("kernels-aot", "compiled", 0)],
 )
 def test_make_target_runs_the_folder(target, folder, interpret):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)

@@ -104,6 +104,7 @@ def test_it_is_the_finished_model_of_a_run_that_ended_there(pictures, tmp_path, 
     fiber.load(tmp_path / "out", device="cpu")
 
 
+@pytest.mark.slow
 def test_weights_as_trained_on_request(stopped, tmp_path, capsys):
     assert convert(stopped, tmp_path / "ema", "--weights", "ema") == 0
     assert convert(stopped, tmp_path / "default") == 0
@@ -124,6 +125,7 @@ def test_a_run_without_an_average_has_none(pictures, tmp_path, capsys):
     assert convert(folder, tmp_path / "out") == 0
 
 
+@pytest.mark.slow
 def test_other_forms_and_sizes(stopped, tmp_path, capsys):
     assert convert(stopped, tmp_path / "published.pth", "--to", "published") == 0
     assert convert(stopped, tmp_path / "towers", "--to", "towers") == 0
@@ -138,6 +140,7 @@ def test_other_forms_and_sizes(stopped, tmp_path, capsys):
     assert "already contains" in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_a_relative_path_and_a_short_name(stopped, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(stopped)
     assert convert(".", tmp_path / "here") == 0
@@ -222,6 +225,7 @@ def save_new_model(pictures, output, strategy):
         writer.save(state.tensors(), position)
 
 
+@pytest.mark.slow
 @sharded_on_cpu
 def test_equal_weights_of_one_and_more_ranks_become_equal_files(pictures, tmp_path):
     found: dict[str, list[bytes]] = {"raw": [], "ema": []}

@@ -111,6 +111,7 @@ def test_changed_answers_are_refused_and_not_the_data(pictures, tmp_path, monkey
         run(config, pictures, tmp_path / "r", resume=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_checksums_are_gone_is_damaged(folder, tmp_path, monkeypatch):
     train_on(folder, tmp_path / "whole")
     sums = tmp_path / "r" / "checkpoints" / "step-00000004" / CHECKSUMS

@@ -105,6 +105,7 @@ def test_a_run_slows_down_and_ends(pictures, tmp_path, scored):
     assert position["scores"] == [0.2, 0.5, 0.4, 0.3] and position["best_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_slows_down_as_one_that_was_not_stopped(
     pictures, tmp_path, scored, monkeypatch
 ):

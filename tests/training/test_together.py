@@ -97,6 +97,7 @@ def test_tasks_have_batches_of_their_own(pictures, tmp_path, monkeypatch):
     assert finished.metrics[-1]["images"] == 12
 
 
+@pytest.mark.slow
 def test_a_plan_counts_all_tasks_of_a_step():
     cluster = Cluster(gpus=1)
     of_step = {}

@@ -93,6 +93,7 @@ def test_run_folder_is_complete(pictures, tmp_path, curves):
     assert stored.config.roberta.vocab_size == stored.tokenizer.vocab_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "loss"),
     [(coarse_config, "caption"), (fine_config, "alignment")],
@@ -255,6 +256,7 @@ def test_broken_pictures_are_skipped_and_counted(pictures, tmp_path, capsys):
     assert "grounding: 2 broken records were skipped, first 'g3'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_when_its_minutes_have_passed(pictures, tmp_path):
     config = coarse_config(
         train__checkpoint_every=0, train__checkpoint_minutes=1e-9, train__keep_checkpoints=20

@@ -103,6 +103,7 @@ def test_measuring_does_not_change_what_is_trained(pictures, tmp_path):
     assert left[0] == left[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [6, 9])
 @pytest.mark.parametrize("scores", [(0.2, 0.9, 0.5), (0.9, 0.2, 0.5)])
 def test_a_resumed_run_chooses_as_one_never_stopped(
@@ -120,6 +121,7 @@ def test_a_resumed_run_chooses_as_one_never_stopped(
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_best_weights_and_checkpoint_still_has_the_older_best(
     pictures, tmp_path, scored, monkeypatch
 ):
@@ -155,6 +157,7 @@ def test_a_resumed_run_misses_weights_that_were_removed(pictures, tmp_path, scor
         run(coarse_config(**CHANGES), pictures, tmp_path / "r", resume=True)
 
 
+@pytest.mark.slow
 def test_damaged_best_weights_are_noticed(pictures, tmp_path, scored, monkeypatch):
     scored[1].extend((0.2, 0.9, 0.5))
     config = coarse_config(**CHANGES)
@@ -348,6 +351,7 @@ def test_boxes_choose_too(pictures, tmp_path, task):
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_checkpoint_before_a_damaged_one_has_its_best_weights(
     pictures, tmp_path, monkeypatch, scored
 ):

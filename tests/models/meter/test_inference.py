@@ -17,7 +17,7 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.inference import Model
 from fiber.models.heads import MissingHeadError
 from fiber.models.pair_scoring import ranking_head
-from fiber.models.registry import architecture_of, build_model
+from fiber.models.registry import architecture_of, build_model, inference_transform
 from tests.golden import METER
 from tests.parity.meter_case import MeterCase
 from tests.parity.tolerances import METER as TOLERANCES
@@ -48,7 +48,7 @@ def make_model(task, tokenizer, **options):
 
 
 def pixels(model, images):
-    transform = architecture_of(model.config).transform(model.config)
+    transform = inference_transform(model.config)
     values = [_core.apply_transform(np.array(image), transform)[0] for image in images]
     found = [torch.frombuffer(bytearray(own), dtype=torch.float32) for own in values]
     return torch.stack([own.view(3, 64, 64) for own in found])

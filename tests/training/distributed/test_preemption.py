@@ -41,7 +41,7 @@ def wait_for(process, file):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("stage", ["coarse", pytest.param("fine", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_a_resume_is_bit_identical(pictures, tmp_path, stage):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     process = start(pictures, whole, stage=stage)

@@ -232,6 +232,7 @@ def whole_models(strategy, size):
     return torch.ones(())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "ranks", "size"),
     [

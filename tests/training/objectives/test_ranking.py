@@ -295,6 +295,7 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(scenes, tmp_path, monkeypatc
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "part")
 
 
+@pytest.mark.slow
 def test_it_learns_to_rank_and_is_evaluated_and_selected(scenes, tmp_path):
     """Retrieval of captions that a small model can learn by heart."""
     records = list({r.image_id: r for r in sources.captions(scenes, "train")}.values())[:10]

@@ -256,6 +256,7 @@ def test_samples_depend_on_pass_and_row_alone(coarse, monkeypatch):
         assert not np.array_equal(whole.numpy(), drawn(other).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [3, 5], ids=["before a checkpoint", "after one"])
 def test_a_resumed_run_samples_what_it_would_have(pictures, tmp_path, monkeypatch, stop_at):
     config = with_dropout(
@@ -311,6 +312,7 @@ def likely(tmp_path_factory):
     return config, options, begun.folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["constant", "others"])
 def test_sampled_captions_get_better(likely, tmp_path, baseline):
     """A few dozen steps on samples alone raise what samples earn by more than chance explains.

@@ -133,6 +133,7 @@ def test_a_resumed_run_restores_the_state(pictures, tmp_path, monkeypatch):
     assert numbers(whole.folder) == numbers(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_options_change_what_is_trained(pictures, tmp_path):
     plain = run(coarse_config(), pictures, tmp_path / "plain")
     for name, change in {
@@ -181,6 +182,7 @@ def read_queue(folder):
     return queue.images[:, 0, 0, 0].clone(), queue.image_ids, torch.tensor(queue.pointer)
 
 
+@pytest.mark.slow
 def test_a_queue_is_read_by_another_number_of_ranks(tmp_path):
     """Each rank of two has half of the images, one of three a third."""
     for writers in (1, 2):

@@ -37,6 +37,7 @@ def test_one_gpu():
     assert plan.strategies["replicate"].state_bytes == 16 * plan.parameters
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_its_parts_count():
     config = pairs(train__accumulation=2, train__ema_decay=0.99)
     cluster = Cluster(gpus=4, gpus_per_node=2, node_gbps=8, gpu="a100-40gb", utilization=0.5)
@@ -83,6 +84,7 @@ def test_data_of_a_node():
     assert plan.storage_bytes_per_second == pytest.approx(images * 200_000)
 
 
+@pytest.mark.slow
 def test_frozen_parts_need_less():
     config = questions(optim__frozen=("backbone",))
     plan, whole = (plan_run(each, Cluster(gpus=2)) for each in (config, questions()))
@@ -119,6 +121,7 @@ def test_checkpoints_are_as_often_as_young_says():
         assert plan.checkpoint_minutes == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_saves_memory_and_is_no_progress():
     plain, saving = (
         plan_run(questions(train__gradient_checkpointing=value), Cluster(gpus=1))
@@ -173,6 +176,7 @@ def test_gpus_that_do_not_divide_a_batch_have_a_sample_more_or_less():
     assert [samples_of(questions(), gpus) for gpus in (1, 3, 8, 31, 32)] == [32, 11, 4, 2, 1]
 
 
+@pytest.mark.slow
 def test_passes_need_the_memory_of_one():
     whole = plan_run(questions(), Cluster(gpus=4))
     parts = plan_run(questions(train__samples_per_pass=3), Cluster(gpus=4))

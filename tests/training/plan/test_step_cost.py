@@ -100,6 +100,7 @@ def test_parts_of_the_image_text_task(pictures, changes):
     check(config, "image_text", model, batches["image_text"])
 
 
+@pytest.mark.slow
 def test_grounding(pictures):
     config, model, batches = model_and_batches(fine_config(), pictures)
     check(config, "grounding", model, batches["grounding"])
@@ -113,6 +114,7 @@ def test_frozen_parts_have_no_backward_pass(pictures):
     assert frozen.activation_bytes < full.activation_bytes
 
 
+@pytest.mark.slow
 def test_bfloat16_saves_less():
     """Of each sample; casts of the weights, which do not depend on samples, come on top."""
 

@@ -44,6 +44,7 @@ def test_a_line_of_four_steps(tmp_path, monkeypatch):
     assert "model_flops_utilization" not in found
 
 
+@pytest.mark.slow
 def test_flop_utilization_of_a_known_gpu(tmp_path, monkeypatch):
     config = coarse_config(**FEWER, tasks__caption__share=0)
     monkeypatch.setattr(StepClock, "close", lambda clock: dict(SECONDS))
