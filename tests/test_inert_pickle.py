@@ -88,6 +88,15 @@ except ValueError as error:
 """
 
 
+def test_long_keys_are_not_compared():
+    """Two equal long strings are other objects, so that a dict compares them in whole each time."""
+    long = "w" * 5000
+    stream = pickle.dumps([{"".join([long]): 1}, {("".join([long]),): 2}, {"w" * 200: 3}])
+    first, second, third = read_pickle(io.BytesIO(stream), max_words=3).content
+    assert [type(key) for key in (*first, *second)] == [Inert, Inert]
+    assert third == {"w" * 200: 3}
+
+
 def test_compressed_archive_is_rejected(tmp_path):
     path = tmp_path / "deflated.ckpt"
     path.write_bytes(zipped(b"\x80\x02" + b"\0" * 10_000_000 + b".", zipfile.ZIP_DEFLATED))

@@ -146,6 +146,13 @@ class TestPictureCommands:
         assert main(["caption", "a.jpg", "more/a.jpg", "--save", "out"]) == 0
         assert sorted(p.name for p in Path("out").iterdir()) == ["a-2.png", "a.png"]
 
+    def test_an_image_is_not_overwritten_by_its_copy(self, desk, capsys):
+        Path("b.png").write_bytes(content := Path("b.jpg").read_bytes())
+        for folder in (".", ""):
+            assert main(["caption", "b.png", "--save", folder]) == 0
+            assert Path("b.png").read_bytes() == content
+            Path("b-2.png").unlink()
+
     def test_answer(self, desk, capsys):
         assert main(["answer", "a.jpg", "what color is it?", "--top-k", "2", "--save", "out"]) == 0
         (result,) = lines(capsys)

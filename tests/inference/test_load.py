@@ -184,3 +184,13 @@ class TestLoadAndSave:
         shutil.copy(micro_models["coarse"] / "model.safetensors", tmp_path / "mixed")
         with pytest.raises(ValueError, match=r"(?s)does not fit the model.*missing.*unexpected"):
             fiber.load(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:0"])
+def test_other_devices_are_refused(micro_models, device):
+    expected = rf"device '{device}'.*expected 'cpu', 'cuda'"
+    with pytest.raises(ValueError, match=expected):
+        fiber.load(micro_models["coarse"], device=device)
+    model = fiber.load(micro_models["coarse"], device="cpu")
+    with pytest.raises(ValueError, match=expected):
+        model.to(device)

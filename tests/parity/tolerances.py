@@ -128,8 +128,8 @@ _PLAIN = FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 1e-5, 0)
 # Sharp. float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5 (README). Of the recorded gradient
 # norms two scalars are further from our float64 than the README's 2e-3: the gate of block 14 of
 # stage 3 by 1.1e-2 (2.0e-5 of the largest norm) and AttnConv.1.bias of block 0 by 2.5e-3 (3.0e-5);
-# our float32 is within 1.6e-4 of float64 there. Above 5e-5 the recorded ones are within 1.83e-3 (the
-# gate of block 0 of stage 4), and ours within 5.3e-4, with the fused kernels on an AMD EPYC: 2.4e-3.
+# our float32 is within 1.6e-4 of float64 there. Above 5e-5 the recorded ones are within 1.83e-3
+# (gate of block 0 of stage 4), ours within 5.3e-4, by the fused kernels on an AMD EPYC: 2.4e-3.
 _SHARP = FineTolerances(5e-4, 5e-4, 1e-5, 2.4e-3, 5e-5, 0)
 
 #: (size, weights made sharp).

@@ -222,6 +222,10 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         raise ValueError(
             f"invalid device {shown(device)}; expected 'cpu', 'cuda' or 'cuda:N'"
         ) from error
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device {shown(str(device))} is not supported; expected 'cpu', 'cuda' or 'cuda:N'"
+        )
     count = torch.cuda.device_count()
     if target.type == "cuda" and (target.index or 0) >= count:
         raise ValueError(

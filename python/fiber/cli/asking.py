@@ -131,6 +131,10 @@ class AskingSession:
                 )
             with naming_option("--save", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
+            # An image that is asked about is not overwritten by its copy.
+            own = self.folder.resolve()
+            asked = [path for path in self.paths if path.resolve().parent == own]
+            self.names.update(path.stem for path in asked if path.suffix.lower() == ".png")
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
         """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""

@@ -26,6 +26,8 @@ MAX_OPERATIONS = 1_000_000
 #: Integer keys below this bound are kept. An integer hashes to itself, so a file could choose
 #: larger ones that all probe the same slots of a dict, which takes quadratic time.
 _MAX_INT_KEY = 2**14
+#: Maximum number of characters of a key; names of tensors have some hundred at most.
+_MAX_KEY = 2**12
 
 #: Modules and builtins that only malicious files name. Such files are rejected. Safety does not
 #: depend on these lists, since nothing is ever called.
@@ -256,7 +258,7 @@ class _Reader:
         if type(target) is dict:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 words = type(key) is tuple and 0 < len(key) <= self.max_words
-                is_kept = words and all(type(word) is str for word in key)
+                is_kept = words and all(type(word) is str and len(word) <= _MAX_KEY for word in key)
                 target[key if is_kept else _key(key)] = value
 
     def _result(self, callee: Any, arguments: Any) -> Any:
@@ -336,7 +338,10 @@ def _unknown(code: bytes) -> str:
 
 def _key(key: Any) -> Any:
     """Return the key if it is found in constant time, otherwise a distinct `Inert` key."""
-    if key is None or isinstance(key, str | bytes | Inert | ObjectRecord):
+    if key is None or isinstance(key, Inert | ObjectRecord):
+        return key
+    # Equal long strings would be compared in whole at every use.
+    if isinstance(key, str | bytes) and len(key) <= _MAX_KEY:
         return key
     if isinstance(key, int) and 0 <= key < _MAX_INT_KEY:
         return key

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -113,6 +114,9 @@ class TarFile(PooledFile):
         if not (_are_counts(counts) and _are_notes(notes) and isinstance(members, list)):
             return False
         if not all(map(self._is_member, members)):
+            return False
+        # In the order of the archive, where no two share bytes: reading all of them is linear.
+        if any(start + size > after for (_, start, size), (_, after, _) in pairwise(members)):
             return False
         self.members = [Member(*each) for each in members]
         self.counts, self.notes = counts, notes
