@@ -1,4 +1,5 @@
 import importlib.util
+import json
 
 import pytest
 
@@ -58,3 +59,37 @@ def test_without_matplotlib_a_warning_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match=r"matplotlib.*fiber-vl\[train\]"):
         assert not draw_curves([LINE], tmp_path / "curves.png")
+
+
+TIMES = {"performance": {"wall_seconds": 2.5, "goodput": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"step": 10**400}, "no step"),
+        ({"step": -1}, "no step"),
+        ({"performance": {"wall_seconds": 10**400, "goodput": 1}}, "no numbers performance"),
+        ({"losses": 3}, r"losses 3; expected"),
+        ({"losses": {"itc": [[1]]}}, r"losses .*expected an object of numbers"),
+        ({"losses": {"itc": 10**400}}, "losses .*expected an object of numbers"),
+        ({"losses": {"w" * 5000: 1.0}}, "1 losses.*at most 100 names of at most 100"),
+        ({"losses": {f"loss {number}": 1.0 for number in range(40)}}, "41 losses.*at most 32"),
+        ({"validation": {"score": "high"}}, "validation .*expected an object of numbers"),
+        ({"learning_rates": None}, "learning_rates None"),
+    ],
+)
+def test_a_line_that_cannot_be_drawn_is_named(tmp_path, changes, named):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(TIMES | LINE | more) + "\n" for more in ({}, changes)))
+    with pytest.raises(
+        ValueError, match=rf"metrics\.jsonl: lines? .*2 (has|have) .*{named}"
+    ) as error:
+        read_metrics(path)
+    assert len(str(error.value)) < 1000
+
+
+def test_names_are_no_formulas(tmp_path):
+    assert draw_curves([LINE | {"losses": {r"$\frac$": 1.0}}], tmp_path / "curves.png")
+    # A line of another tool may lack losses.
+    assert draw_curves([TIMES | {"step": 1}], tmp_path / "curves.png")

@@ -44,6 +44,13 @@ from fiber.training.tracking.goodput import Attempt, begin_attempt
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Fields of a line's `performance` that are read.
 _TIMES = ("wall_seconds", "goodput")
+#: Parts of a metrics line that are drawn or compared, with numbers by name.
+_SECTIONS = ("losses", "learning_rates", "validation")
+#: Maximum number of names in a part, and of characters of a name.
+_MAX_NAMES, _MAX_NAME = 100, 100
+#: Maximum number of losses of a run, of which each is drawn in a panel.
+_MAX_LOSSES = 32
+_MAX_STEP = 2**53
 #: Number of tries to lock a folder, and the pause after each.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 #: Seconds in which the lock of a process that died on another node is released by its file system.
@@ -319,7 +326,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    entries = []
+    entries, losses = [], {}
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         hint = f"{path} or only this line can be deleted, since the weights do not depend on it"
@@ -327,16 +334,41 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line.decode("utf-8"))
         except JSON_ERRORS as error:  # not JSON or not UTF-8
             raise ValueError(f"{path}: line {number} is not valid JSON ({error}); {hint}") from None
-        if not isinstance(entry, dict) or type(entry.get("step")) is not int:
-            raise ValueError(f"{path}: line {number} has no step, an integer; {hint}")
-        times = entry.get("performance")
-        times = [times.get(name) if isinstance(times, dict) else None for name in _TIMES]
-        if not all(isinstance(value, int | float) for value in times):
+        if (problem := _entry_problem(entry)) is not None:
+            raise ValueError(f"{path}: line {number} has {problem}; {hint}")
+        losses.update(entry.get("losses", {}))
+        if len(losses) > _MAX_LOSSES:
             raise ValueError(
-                f"{path}: line {number} has no numbers performance.{' and .'.join(_TIMES)}; {hint}"
+                f"{path}: lines 1 to {number} have {len(losses):,} losses, such as"
+                f" {shown(next(reversed(losses)))}; expected at most {_MAX_LOSSES}; {hint}"
             )
         entries.append(entry)
     return entries
+
+
+def _entry_problem(entry: Any) -> str | None:
+    """Say what is wrong with a line of a metrics file, or return None."""
+    step = entry.get("step") if isinstance(entry, dict) else None
+    if type(step) is not int or not 0 <= step < _MAX_STEP:
+        return f"no step, an integer from 0 to {_MAX_STEP:,}"
+    times = entry.get("performance")
+    if not isinstance(times, dict) or not all(_is_number(times.get(name)) for name in _TIMES):
+        return f"no numbers performance.{' and .'.join(_TIMES)}"
+    for section in _SECTIONS:
+        values = entry.get(section, {})
+        if not isinstance(values, dict) or not all(map(_is_number, values.values())):
+            return f"{section} {shown(values)}; expected an object of numbers"
+        if len(values) > _MAX_NAMES or any(len(name) > _MAX_NAME for name in values):
+            return (
+                f"{len(values):,} {section}, such as {shown(max(values, key=len))}; expected at"
+                f" most {_MAX_NAMES} names of at most {_MAX_NAME} characters"
+            )
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    # A longer integer overflows in arithmetic with floats.
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def draw_curves(
@@ -370,9 +402,9 @@ def draw_curves(
     def points(section: str, name: str) -> list[tuple[int, float]]:
         return [(e["step"], e[section][name]) for e in entries if name in e.get(section, {})]
 
-    losses = dict.fromkeys(name for entry in entries for name in entry["losses"])
+    losses = dict.fromkeys(name for entry in entries for name in entry.get("losses", {}))
     panels = [(f"{name} loss", {name: points("losses", name)}) for name in losses]
-    rates = entries[-1]["learning_rates"]
+    rates = entries[-1].get("learning_rates", {})
     panels.append(("learning rate", {name: points("learning_rates", name) for name in rates}))
     if scores := points("validation", "score"):
         panels.append(("score on held-out records", {"score": scores}))
@@ -387,7 +419,7 @@ def draw_curves(
             )
             if name in (priors or {}):
                 _draw_prior(axis, (priors or {})[name])
-        axis.set_ylabel(title, fontsize=10)
+        axis.set_ylabel(title, fontsize=10, parse_math=False)
         axis.tick_params(labelsize=9, labelbottom=True)
         axis.grid(alpha=0.3)
         if len(curves) > 1:
