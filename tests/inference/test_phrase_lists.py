@@ -24,6 +24,7 @@ LISTS = {
     "a mug, a laptop, and  the mouse": (",", ["a mug", "a laptop", "the mouse"]),
     "two dogs, the man in a hat": (",", ["two dogs", "the man in a hat"]),
     "cat, dog, person": (",", ["cat", "dog", "person"]),
+    "circle, square": (",", ["circle", "square"]),
     '["a mug", "the cup"]': (",", ["a mug", "the cup"]),
 }
 PHRASES = [
@@ -101,7 +102,7 @@ def test_one_warning_per_call_at_the_line_of_the_caller(fine, pictures):
 
 
 def test_one_class_that_is_a_list(fine, pictures):
-    for given in ("cat; dog", ["cat, dog, bird"], [["cat. dog"], ["bird"]]):
+    for given in ("cat; dog", ["cat, dog, bird"], [["cat. dog"], ["bird"]], "red mug, blue mug"):
         with pytest.warns(UserWarning, match="taken as one class") as caught:
             fine.detect(pictures[:2], given)
         assert [each.filename for each in caught] == [__file__]

@@ -45,7 +45,7 @@ def find_separator(phrase: str) -> tuple[str, list[str]] | None:
 
     Semicolons, line breaks and "|" always separate. Periods do between noun phrases, as in the
     prompts of Grounding DINO. Commas do between phrases that all have an article or a number, and
-    between three or more single words.
+    between single words.
 
     >>> find_separator("a circle, the square and the star")
     (',', ['a circle', 'the square', 'the star'])
@@ -65,7 +65,7 @@ def find_separator(phrase: str) -> tuple[str, list[str]] | None:
         return ",", [part.strip("\"'") for part in _parts(phrase[1:-1].split(","))]
     parts = _parts(_COMMA.split(phrase))
     is_list = len(parts) > 1 and all(map(_DETERMINER.match, parts))
-    is_list = is_list or (len(parts) > 2 and all(part.isalpha() for part in parts))
+    is_list = is_list or (len(parts) > 1 and all(part.isalpha() for part in parts))
     if not is_list or any(map(_SAME_OBJECT.fullmatch, parts)):
         return None
     return ",", [part for each in parts for part in _CONJUNCTION.split(each)]
@@ -74,7 +74,12 @@ def find_separator(phrase: str) -> tuple[str, list[str]] | None:
 def warn_of_lists(texts: Sequence[object], what: str) -> None:
     """Warn of the first of the phrases (or classes, as `what` says) that looks like a list."""
     for text in texts:
-        found = find_separator(text) if isinstance(text, str) else None
+        if not isinstance(text, str):
+            continue
+        found = find_separator(text)
+        # No name of a class has a comma.
+        if found is None and what == "class" and len(parts := _parts(_COMMA.split(text))) > 1:
+            found = ",", parts
         if found is None:
             continue
         separator, parts = found
