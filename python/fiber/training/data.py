@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fiber.checkpoints.model_dir import Vocabulary
 from fiber.checkpoints.provenance import absolute
@@ -103,26 +104,39 @@ def open_data(
     classes = next(filter(None, (t.classes(records[name]) for name, t in trainings.items())), ())
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
-    completions = {}
-    for name, training in trainings.items():
-        options = config.tasks.active()[name]
-        listed = {name: options.sources, first_part(name): options.first_sources}
-        for part, sources in listed.items():
-            if part not in records:
-                continue
-            if sources and path is not None:
-                records[part] = training.sampled_records(
-                    records[part], sources, config, vocabulary.tokenizer
-                )
-            # Batches of the first steps number the records of their own.
-            completions[part] = training.completion(records[part], config, vocabulary.tokenizer)
+    words = vocabulary.tokenizer
+    if path is not None:
+        for name, task in config.tasks.active().items():
+            listed = {name: task.sources, first_part(name): task.first_sources}
+            for part, sources in listed.items():
+                if sources:
+                    records[part] = trainings[name].sampled_records(
+                        records[part], sources, config, words
+                    )
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
-        completions={name: each for name, each in completions.items() if each is not None},
+        completions=_completions(config, records, trainings, words),
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
+
+
+def _completions(
+    config: RunConfig,
+    records: Mapping[str, RecordSet],
+    trainings: Mapping[str, TaskTraining],
+    tokenizer: Tokenizer,
+) -> dict[str, Callable[[Any], Any]]:
+    """Return what completes batches of the records, by their name.
+
+    Batches of the first steps number the records of their own.
+    """
+    made = {
+        name: trainings[task_of(name)].completion(found, config, tokenizer)
+        for name, found in records.items()
+    }
+    return {name: completion for name, completion in made.items() if completion is not None}
 
 
 def fingerprint(records: RecordSet) -> str:
