@@ -340,9 +340,10 @@ def _key(key: Any) -> Any:
     """Return the key if it is found in constant time, otherwise a distinct `Inert` key."""
     if key is None or isinstance(key, Inert | ObjectRecord):
         return key
-    # Equal long strings would be compared in whole at every use.
-    if isinstance(key, str | bytes) and len(key) <= _MAX_KEY:
-        return key
+    if isinstance(key, str | bytes):
+        # Equal long strings would be compared in whole at every use.
+        unit = "characters" if isinstance(key, str) else "bytes"
+        return key if len(key) <= _MAX_KEY else Inert(f"{len(key):,} {unit}")
     if isinstance(key, int) and 0 <= key < _MAX_INT_KEY:
         return key
     return Inert(type(key).__name__)

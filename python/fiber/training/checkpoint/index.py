@@ -217,8 +217,8 @@ def _is_count(value: Any) -> bool:
 
 def _check_name(name: Any) -> str:
     if not is_tensor_name(name):
+        got = f"<{name.name}>" if isinstance(name, Inert) else shown(name)
         raise ValueError(
-            f"a tensor is called {shown(name)}; expected a name of at most {MAX_NAME} printable"
-            " characters"
+            f"a tensor is called {got}; expected a name of at most {MAX_NAME} printable characters"
         )
     return name
