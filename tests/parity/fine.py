@@ -195,7 +195,9 @@ def _compare_gradients(
             comparison.group("small gradients", allowed.small_gradients).add(name, error)
         else:
             error = abs(grad.double().norm().item() - norm) / norm
-            comparison.group("gradients", allowed.gradients).add(name, error)
+            tolerance = allowed.noisy_gradients.get(name, allowed.gradients)
+            group = "noisy gradients" if name in allowed.noisy_gradients else "gradients"
+            comparison.group(group, tolerance).add(name, error)
 
 
 def _compare_detections(

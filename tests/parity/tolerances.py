@@ -6,6 +6,8 @@ to the recorded number. All are for float32 on a CPU where nothing else is said.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -120,17 +122,25 @@ class FineTolerances(NamedTuple):
     #: Anchors, box and centerness targets, relative to the largest value.
     geometry: float = GEOMETRY
     small_gradients: float = 1e-6
+    #: Norms, by published name, that were recorded with a larger error, and what they are given.
+    noisy_gradients: Mapping[str, float] = MappingProxyType({})
 
 
 # Plain. float32 against float64: backbone 3e-6, pyramid 2.7e-6, heads 4e-7 (golden/fine README,
 # Tolerances).
 _PLAIN = FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 1e-5, 0)
-# Sharp. float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5 (README). Of the recorded gradient
-# norms two scalars are further from our float64 than the README's 2e-3: the gate of block 14 of
-# stage 3 by 1.1e-2 (2.0e-5 of the largest norm) and AttnConv.1.bias of block 0 by 2.5e-3 (3.0e-5);
-# our float32 is within 1.6e-4 of float64 there. Above 5e-5 the recorded ones are within 1.83e-3
-# (gate of block 0 of stage 4), ours within 5.3e-4, by the fused kernels on an AMD EPYC: 2.4e-3.
-_SHARP = FineTolerances(5e-4, 5e-4, 1e-5, 2.4e-3, 5e-5, 0)
+# Sharp. float32 against float64: C4 3e-5, C5 1.2e-4, heads 6e-5, gradients 2e-3 (README). Of the
+# recorded gradient norms two scalars are further from our float64 than that: the gate of block 14
+# of stage 3 by 1.1e-2 (2.0e-5 of the largest norm) and AttnConv.1.bias of block 0 by 2.5e-3
+# (3.0e-5); our float32 is within 1.6e-4 of float64 there. Above 5e-5 of the largest norm,
+# `python -m tests.parity.fine_noise` gives: recorded 1.8e-3 (one gate) and 8.3e-4 (all others),
+# ours 5.3e-4 on an AMD EPYC. The one gate is given the sum of both.
+_SHARP = FineTolerances(
+    *(5e-4, 5e-4, 1e-5, 2e-3, 5e-5, 0),
+    noisy_gradients={
+        "fusion_backbone.backbone.body.layers.3.blocks.0.attn.alpha_i2t": 1.83e-3 + 5.3e-4
+    },
+)
 
 #: (size, weights made sharp).
 FINE: dict[tuple[str, bool], FineTolerances] = {
