@@ -14,11 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fiber.losses.caption import gold_loss
+from fiber.losses.caption import caption_loss, gold_loss, next_tokens
 from fiber.losses.itc import Similarities
 from fiber.losses.itc_queue import queue_itc_loss, queued_negatives
 from fiber.losses.itm import HardNegatives, itm_loss, join_pairs, pair_loss
-from fiber.losses.language import caption_loss, mlm_loss, next_tokens, nlvr2_loss, vqa_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 

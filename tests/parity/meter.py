@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fiber.losses.language import entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.entailment import entailment_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.models.encoders.position_interpolation import resize_bias_tables, resize_position_table
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys
@@ -150,14 +153,8 @@ def compare_tensors(
         if name in case.records and name not in comparison.compared:
             record = case.records[name]
             sampled, absmax = case.sample(name, value), record.get("absmax", 1.0)
-            comparison.tensor(
-                group,
-                name,
-                sampled,
-                case.stored(name),
-                case.tolerances.tensors,
-                absmax,
-            )
+            stored, allowed = case.stored(name), case.tolerances.tensors
+            comparison.tensor(group, name, sampled, stored, allowed, absmax)
 
 
 def run_pair(model: MeterImageText, case: MeterCase) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
-from fiber.losses.language import mlm_loss
+from fiber.losses.mlm import mlm_loss
 from fiber.models.registry import build_model
 from fiber.tasks.image_text import train as image_text_train
 from fiber.training.config.tasks import ImageTextTask, TasksConfig

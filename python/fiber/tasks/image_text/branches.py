@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
+from fiber.losses.cross_entropy import IGNORED, num_labels
 from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
 from fiber.losses.itm import (
@@ -23,7 +24,7 @@ from fiber.losses.itm import (
     matching_labels,
     negative_rows,
 )
-from fiber.losses.language import IGNORED, mlm_loss, num_labels
+from fiber.losses.mlm import mlm_loss
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel

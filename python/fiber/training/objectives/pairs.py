@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
+from fiber.losses.cross_entropy import num_labels
 from fiber.losses.distributed import fetch_rows
 from fiber.losses.itm import half_pairs, pair_loss
-from fiber.losses.language import num_labels
 from fiber.models.features import ImagePrefix
 from fiber.models.image_text import ImageTextModel
 from fiber.training.objectives.draw import Draw, Place
