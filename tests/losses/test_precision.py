@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fiber.losses.caption import gold_loss, self_critical_loss
-from fiber.losses.itc import itc_loss
-from fiber.losses.itc_queue import PairQueue, queue_itc_loss
+from fiber.losses.itc import itc_loss, queue_itc_loss
+from fiber.losses.itc_queue import PairQueue
 from fiber.losses.itm import pair_loss
 from fiber.losses.mlm import mlm_loss
 from fiber.losses.nlvr2 import nlvr2_loss

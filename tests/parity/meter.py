@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.losses.entailment import entailment_loss
+from fiber.losses.itm import pair_loss
 from fiber.losses.mlm import mlm_loss
 from fiber.losses.nlvr2 import nlvr2_loss
 from fiber.losses.vqa import vqa_loss
@@ -19,7 +20,6 @@ from fiber.models.meter.keys import ignored_meter_key, meter_keys
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import RankingTask, TasksConfig
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.pairs import labeled_itm_loss
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison
@@ -264,7 +264,8 @@ def losses_of(model: MeterImageText, case: MeterCase, task: str) -> dict[str, Te
         )
         prefixes = backbone.image_prefix(chosen), backbone.text_prefix(ids, mask)
         with _seen_by(model.itm_head) as seen:
-            found["loss.itm"] = labeled_itm_loss(model, *prefixes, mask, labels)
+            fused = backbone.fuse(*prefixes, mask, wanted="pooled")
+            found["loss.itm"] = pair_loss(model.itm_logits(model.pooled(fused)), labels)
         found |= {"itm.cls": seen[0], "itm_logits": seen[1], "itm_labels": labels}
     if task == "irtr":
         found |= _ranking(model, case, images)
