@@ -46,6 +46,15 @@ def coarse(pictures):
     return model_and_batches(coarse_config(data__batch_size=6), pictures)
 
 
+def test_a_loss_that_the_options_do_not_have_is_named(coarse, monkeypatch):
+    config, model, batches = coarse
+    step = TrainStep(model, config.tasks)
+    question = step.state.trainings["question"]
+    monkeypatch.setattr(question, "branches", lambda *_: iter([{"vqa": 0.0}, {"color": 0.0}]))
+    with pytest.raises(ValueError, match=r"task 'question' .* 'color'.* QuestionTask: vqa"):
+        step("question", batches["question"], Draw(0, 0))
+
+
 @pytest.mark.parametrize(("start", "kept"), [(1.5, 1.0), (0.2, 0.2), (-1.0, 0.001)])
 def test_the_temperature_is_clamped_after_a_step(coarse, start, kept):
     config, model, _ = coarse
