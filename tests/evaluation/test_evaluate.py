@@ -6,6 +6,7 @@ import torch
 
 from fiber.data import load_image
 from fiber.data.record import Record
+from fiber.evaluation import tasks
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.tasks import PermutedImages, fusion_off
 from fiber.tasks import all_evaluations
@@ -21,6 +22,12 @@ from tests.evaluation.measured import (
 def test_no_records_are_refused(models):
     with pytest.raises(ValueError, match=r"'vqa'.*record.*none"):
         evaluate(models["coarse"], "vqa", data=[])
+
+
+def test_an_evaluation_that_returns_something_else_is_named(models, pictures, monkeypatch):
+    monkeypatch.setattr(tasks, "load", lambda path: lambda context, records: {"accuracy": 1.0})
+    with pytest.raises(TypeError, match=r"'vqa'.*evaluate.* returned dict.*EvalResult"):
+        measure("vqa", models, pictures)
 
 
 #: Tasks of the models here; tests/training/test_meter.py evaluates entailment.

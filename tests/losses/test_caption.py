@@ -3,8 +3,13 @@ import math
 import pytest
 import torch
 
-from fiber.losses.caption import gold_loss, gold_weights, others_mean, self_critical_loss
-from fiber.losses.language import caption_loss
+from fiber.losses.caption import (
+    caption_loss,
+    gold_loss,
+    gold_weights,
+    others_mean,
+    self_critical_loss,
+)
 
 # <s> a b </s> and <s> a </s> <pad>, of a vocabulary of 5.
 IDS = torch.tensor([[0, 3, 4, 2], [0, 3, 2, 1]])

@@ -4,13 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.itc import itc_loss
-from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.itc import itc_loss, queue_itc_loss
+from fiber.losses.itc_queue import PairQueue
 from fiber.losses.itm import hard_negatives
 from tests.losses.toy_objectives import queue_after
 from tests.losses.two_ranks import run_on_two_ranks
 
 WIDTH, TOKENS = 5, 4
+
+
+def negative_rows(queue, batch, negatives):
+    return queue.candidate_rows(
+        *batch[2:5], image_index=negatives.image_index, text_index=negatives.text_index
+    )
 
 
 def pairs(rows, seed=0):
@@ -55,7 +61,7 @@ def test_a_rank_without_pairs_has_a_loss_of_zero_with_a_graph():
     loss.backward()
     assert loss.item() == 0.0 and images.grad is not None
     negatives = hard_negatives(found, seed=0, step=0)
-    wrong = queued_negatives(*pairs(0)[2:5], queue_of(4, pairs(2, seed=1)), negatives)
+    wrong = negative_rows(queue_of(4, pairs(2, seed=1)), pairs(0), negatives)
     assert [part.shape[0] for part in wrong] == [0, 0, 0]
 
 
@@ -161,7 +167,7 @@ def test_negatives_come_from_the_batch_and_from_the_queue():
     for step in range(40):
         _, similarities = loss_of(batch, queue)
         negatives = hard_negatives(similarities, seed=0, step=step)
-        images, ids, mask = queued_negatives(*batch[2:5], queue, negatives)
+        images, ids, mask = negative_rows(queue, batch, negatives)
         numbers = torch.cat([batch[5], queue.image_ids[:4]])
         assert torch.equal(images[:, 0, 0, 0].long(), numbers[negatives.image_index])
         assert torch.equal(ids[:, 0] - 5, numbers[negatives.text_index])

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fiber.losses.caption import gold_loss, self_critical_loss
-from fiber.losses.itc import itc_loss
-from fiber.losses.itc_queue import PairQueue, queue_itc_loss
+from fiber.losses.itc import itc_loss, queue_itc_loss
+from fiber.losses.itc_queue import PairQueue
 from fiber.losses.itm import pair_loss
-from fiber.losses.language import mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 
 ROWS = torch.arange(4)
 MASK = torch.ones(4, 6, dtype=torch.bool)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fiber.losses.caption import gold_loss, self_critical_loss
+from fiber.losses.caption import caption_loss, gold_loss, self_critical_loss
 from fiber.losses.distributed import fetch_rows, world_size
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itc_queue import PairQueue
@@ -19,7 +19,9 @@ from fiber.losses.itm import (
     negative_rows,
     pair_loss,
 )
-from fiber.losses.language import caption_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 
 WIDTH, VOCABULARY, ANSWERS = 6, 11, 5
 

@@ -14,11 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fiber.losses.caption import gold_loss
-from fiber.losses.itc import Similarities
-from fiber.losses.itc_queue import queue_itc_loss, queued_negatives
+from fiber.losses.caption import caption_loss, gold_loss, next_tokens
+from fiber.losses.itc import Similarities, queue_itc_loss
 from fiber.losses.itm import HardNegatives, itm_loss, join_pairs, pair_loss
-from fiber.losses.language import caption_loss, mlm_loss, next_tokens, nlvr2_loss, vqa_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 
@@ -124,7 +125,8 @@ class Losses:
 
     def _matching(self, similarities: Similarities) -> Tensor:
         negatives, true = self._hardest(similarities), (self.images, self.ids, self.mask)
-        wrong = queued_negatives(*true, self.queue, negatives)
+        image_index, text_index = negatives.image_index, negatives.text_index
+        wrong = self.queue.candidate_rows(*true, image_index=image_index, text_index=text_index)
         self.found["itc.text_neg"] = wrong[1]
         self.found["itc.text_mask_neg"] = wrong[2].long()
         pairs = join_pairs(true, wrong)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from fiber.losses.language import next_tokens
+from fiber.losses.caption import next_tokens
 from fiber.models.fiber.captioner import beam_search
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase

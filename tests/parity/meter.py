@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fiber.losses.language import entailment_loss, mlm_loss, nlvr2_loss, vqa_loss
+from fiber.losses.entailment import entailment_loss
+from fiber.losses.itm import pair_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.models.encoders.position_interpolation import resize_bias_tables, resize_position_table
 from fiber.models.meter.image_text import MeterImageText
 from fiber.models.meter.keys import ignored_meter_key, meter_keys
 from fiber.training.config.run import OptimConfig
 from fiber.training.config.tasks import RankingTask, TasksConfig
 from fiber.training.objectives.draw import Draw
-from fiber.training.objectives.pairs import labeled_itm_loss
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer, lr_factor, set_learning_rate
 from tests.parity.comparison import Comparison
@@ -150,14 +153,8 @@ def compare_tensors(
         if name in case.records and name not in comparison.compared:
             record = case.records[name]
             sampled, absmax = case.sample(name, value), record.get("absmax", 1.0)
-            comparison.tensor(
-                group,
-                name,
-                sampled,
-                case.stored(name),
-                case.tolerances.tensors,
-                absmax,
-            )
+            stored, allowed = case.stored(name), case.tolerances.tensors
+            comparison.tensor(group, name, sampled, stored, allowed, absmax)
 
 
 def run_pair(model: MeterImageText, case: MeterCase) -> dict[str, Tensor]:
@@ -267,7 +264,8 @@ def losses_of(model: MeterImageText, case: MeterCase, task: str) -> dict[str, Te
         )
         prefixes = backbone.image_prefix(chosen), backbone.text_prefix(ids, mask)
         with _seen_by(model.itm_head) as seen:
-            found["loss.itm"] = labeled_itm_loss(model, *prefixes, mask, labels)
+            fused = backbone.fuse(*prefixes, mask, wanted="pooled")
+            found["loss.itm"] = pair_loss(model.itm_logits(model.pooled(fused)), labels)
         found |= {"itm.cls": seen[0], "itm_logits": seen[1], "itm_labels": labels}
     if task == "irtr":
         found |= _ranking(model, case, images)

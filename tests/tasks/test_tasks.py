@@ -83,6 +83,7 @@ IDLE = task("idle", config=ActiveTask)
 SOURCELESS = task("sourceless", config=WrongTask)
 OPTIONLESS = task("optionless", config=dict)
 UNWEIGHTED = task("unweighted", config=UnweightedTask)
+MISPRINTED = task("misprinted", layout="groundin")
 SECOND_VQA = task("second_vqa", evaluations={"vqa": METRIC})
 #: Entries that cannot be used, and what the warning says.
 UNUSABLE = {
@@ -96,6 +97,7 @@ UNUSABLE = {
     "sourceless": (f"{__name__}:SOURCELESS", "tasks.sourceless.sources"),
     "optionless": (f"{__name__}:OPTIONLESS", "TaskConfig"),
     "unweighted": (f"{__name__}:UNWEIGHTED", "field of UnweightedTask for the loss 'depth'"),
+    "misprinted": (f"{__name__}:MISPRINTED", "'groundin' does not exist; did you mean grounding"),
     "second_vqa": (f"{__name__}:SECOND_VQA", "'vqa' exists already"),
 }
 

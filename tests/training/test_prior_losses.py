@@ -7,7 +7,7 @@ import torch
 
 from fiber.losses.itc import itc_loss
 from fiber.losses.itm import pair_loss
-from fiber.losses.language import vqa_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.tasks import all_tasks
 from fiber.training.data import open_data
 from fiber.training.meters import PriorWatch, prior_losses

@@ -64,7 +64,12 @@ def run_task(
     dtype = context.dtype
     autocast = torch.autocast(context.device.type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, fusion:
-        result = load(find_evaluation(task).run)(context, [records[i] for i in range(len(records))])
+        run = find_evaluation(task).run
+        result = load(run)(context, [records[i] for i in range(len(records))])
+    if not isinstance(result, EvalResult):
+        raise TypeError(
+            f"task {task!r}: {run} returned {type(result).__name__}; expected an EvalResult"
+        )
     if output is not None and context.processes.rank == 0:
         write_predictions(Path(output), result)
     return result.metrics

@@ -1,8 +1,9 @@
-"""Losses for fine-tuning a captioner after maximum likelihood: GOLD (off-policy) and SCST.
+"""Losses of a captioner: maximum likelihood, and GOLD (off-policy) and SCST for fine-tuning.
 
-token_ids, text_mask, `whole` and means over ranks are defined as in `losses.language`.
+`whole` and means over ranks are defined as in `losses.cross_entropy`.
 
-Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image.
+Shapes: B captions on this rank, L text tokens, V vocabulary, S samples per image; token_ids are
+(B, L) int64 with <s> and </s>, text_mask is (B, L) bool, True = real token.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.losses.cross_entropy import IGNORED, check_integers, mean_cross_entropy
 from fiber.losses.distributed import rank_mean, wide
-from fiber.losses.language import next_tokens
 
 #: Minimum token weight, as in the published code.
 LEAST_WEIGHT = 0.1
@@ -22,6 +23,36 @@ LEAST_WEIGHT = 0.1
 _EPS = 1e-9
 #: Constant baseline and scale of the rewards in the published code.
 PUBLISHED_BASELINE, PUBLISHED_SCALE = 1.0, 100.0
+
+
+def caption_loss(
+    logits: Tensor, token_ids: Tensor, text_mask: Tensor, *, whole: Tensor | None = None
+) -> Tensor:
+    """Compute the mean next-token cross entropy over the captions of all ranks.
+
+    Position t of the (B, L, V) logits predicts token t + 1; padding is ignored.
+    """
+    targets = next_tokens(logits, token_ids, text_mask)
+    return mean_cross_entropy(logits.flatten(0, 1), targets.flatten(), whole=whole)
+
+
+def next_tokens(logits: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return the (B, L) int64 next token of each position, or -100 if no real token follows.
+
+    `logits` (B, L, V) is only used to check the shapes.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != token_ids.shape:
+        raise ValueError(
+            f"caption logits have shape {tuple(logits.shape)}, token_ids {tuple(token_ids.shape)};"
+            " expected (B, L, V) and (B, L)"
+        )
+    if text_mask.shape != token_ids.shape:
+        raise ValueError(
+            f"text_mask has shape {tuple(text_mask.shape)}; expected {tuple(token_ids.shape)}"
+        )
+    check_integers("caption token_ids", token_ids)
+    following = token_ids[:, 1:].masked_fill(~text_mask[:, 1:].bool(), IGNORED)
+    return F.pad(following, [0, 1], value=IGNORED)
 
 
 def gold_loss(

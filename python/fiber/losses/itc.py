@@ -1,4 +1,4 @@
-"""Image-text contrastive loss (ITC) over the global batch; `losses.itc_queue` adds a queue.
+"""Image-text contrastive loss (ITC) over the global batch, or against a queue of past pairs.
 
 Shapes: B pairs on this rank, G pairs in the global batch (all ranks), D embed dim. Image and text
 ids are (B,) int64; equal ids mean the same image or text.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.losses.distributed import gather_rows, rank, row_counts, wide, world_size
+from fiber.losses.itc_queue import PairQueue
 
 #: Minimum and maximum temperature, as in the published code.
 TEMPERATURE_RANGE = (0.001, 1.0)
@@ -81,8 +82,7 @@ def itc_loss(
 
     Source: FIBER (Dou et al. 2022), as in the paper; the published code uses a queue.
     """
-    check_pairs(image_vectors, text_vectors, image_ids, text_ids)
-    counts = row_counts(image_vectors)
+    counts = _pair_counts(image_vectors, text_vectors, image_ids, text_ids)
     whole = sum(counts)
     if whole < 2:
         raise ValueError(
@@ -104,7 +104,7 @@ def itc_loss(
         scale = 1 / wide(temperature)
         image_to_text = images @ gather_rows(texts, counts).T * scale
         text_to_image = texts @ gather_rows(images, counts).T * scale
-        loss = retrieval_loss(image_to_text, text_to_image, masked, targets, whole)
+        loss = _retrieval_loss(image_to_text, text_to_image, masked, targets, whole)
     similarities = Similarities(
         image_to_text=image_to_text.detach(),
         text_to_image=text_to_image.detach(),
@@ -115,7 +115,74 @@ def itc_loss(
     return loss, similarities
 
 
-def retrieval_loss(
+def queue_itc_loss(
+    image_vectors: Tensor,
+    text_vectors: Tensor,
+    temperature: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    queue: PairQueue,
+    *,
+    only_written: bool = True,
+) -> tuple[Tensor, Similarities]:
+    """Compute the retrieval cross entropy against this rank's batch and the queue.
+
+    The loss averages both directions (image-to-text and text-to-image). Only queries receive
+    gradients. As in `itc_loss`, other columns that share the row's image or text are masked.
+    The published code masks no columns; its loss is the same if all ids are distinct.
+
+    Args:
+        image_vectors: (B, D), L2-normalized.
+        text_vectors: (B, D), L2-normalized.
+        temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
+        image_ids: (B,).
+        text_ids: (B,).
+        queue: older pairs; not modified (see `PairQueue.enqueue`).
+        only_written: exclude empty slots. If False, they are used as negatives, as in the published
+            code, whose queue is initialized with random vectors.
+
+    Returns:
+        The loss of this rank, whose mean over ranks equals the mean over all pairs, and the
+        similarities to this rank's batch and the queue, for `itm.hard_negatives`.
+
+    Raises:
+        ValueError: if shapes do not match, or there are no negatives (one pair and an empty queue).
+
+    Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
+    """
+    counts = _pair_counts(image_vectors, text_vectors, image_ids, text_ids)
+    batch, used = len(image_ids), queue.written if only_written else len(queue)
+    if sum(counts) + used < 2:
+        raise ValueError(
+            "ITC needs at least 2 pairs, since other pairs are the negatives; got"
+            f" {sum(counts)} in the global batch and an empty queue"
+        )
+    clamp_temperature(temperature)
+    same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
+    same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
+    # Empty slots have no ids.
+    same[:, batch + queue.written :] = False
+    masked = same.clone()
+    masked.fill_diagonal_(False)
+    targets = torch.arange(batch, device=image_ids.device)
+    with torch.autocast(image_vectors.device.type, enabled=False):
+        images, texts = wide(image_vectors), wide(text_vectors)
+        image_keys = torch.cat([images.detach(), queue.image_vectors[:used].to(images.dtype)])
+        text_keys = torch.cat([texts.detach(), queue.text_vectors[:used].to(texts.dtype)])
+        image_to_text = images @ text_keys.T / wide(temperature)
+        text_to_image = texts @ image_keys.T / wide(temperature)
+        loss = _retrieval_loss(image_to_text, text_to_image, masked, targets, sum(counts))
+    candidates = batch + queue.written
+    similarities = Similarities(
+        image_to_text=image_to_text.detach()[:, :candidates],
+        text_to_image=text_to_image.detach()[:, :candidates],
+        is_negative=~same[:, :candidates],
+        counts=counts,
+    )
+    return loss, similarities
+
+
+def _retrieval_loss(
     image_to_text: Tensor, text_to_image: Tensor, masked: Tensor, targets: Tensor, whole: int
 ) -> Tensor:
     """Average the cross entropy of both directions over a global batch of `whole` pairs.
@@ -143,10 +210,14 @@ def text_fingerprints(token_ids: Tensor, text_mask: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 31)).masked_fill(~text_mask, 0).sum(1)
 
 
-def check_pairs(
+def _pair_counts(
     image_vectors: Tensor, text_vectors: Tensor, image_ids: Tensor, text_ids: Tensor | None
-) -> None:
-    """Raise ValueError if the shapes of vectors and ids do not match."""
+) -> tuple[int, ...]:
+    """All-gather the number of pairs on each rank.
+
+    Raises:
+        ValueError: if the shapes of vectors and ids do not match.
+    """
     if image_vectors.ndim != 2 or image_vectors.shape != text_vectors.shape:
         raise ValueError(
             f"image_vectors have shape {tuple(image_vectors.shape)}, text_vectors"
@@ -157,3 +228,4 @@ def check_pairs(
             raise ValueError(
                 f"{name} have shape {tuple(ids.shape)}; expected ({image_vectors.shape[0]},)"
             )
+    return row_counts(image_vectors)

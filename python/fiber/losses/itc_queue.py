@@ -1,8 +1,8 @@
-"""Image-text contrastive loss (ITC) against a queue of past pairs, as in the published code.
+"""Queue of past pairs for ITC and ITM, as in the published code.
 
-The keys are the current batch of this rank and a queue of past batches of all ranks. Queued vectors
-are not recomputed, and there is no momentum encoder. Queued images, the negatives of ITM, take most
-of the memory, so each rank holds a part of them. The default is the stateless `itc.itc_loss`.
+It holds pairs of past batches of all ranks. Queued vectors are not recomputed, and there is no
+momentum encoder. Queued images, the negatives of ITM, take most of the memory, so each rank holds a
+part of them.
 
 Shapes: B pairs on this rank, Q queue slots, D embed dim, L text tokens in the queue, L' <= L in the
 batch; images are (B, 3, H, W), token_ids and text_mask (B, L'), ids (B,).
@@ -23,11 +23,8 @@ from fiber.losses.distributed import (
     gather_rows,
     rank,
     row_counts,
-    wide,
     world_size,
 )
-from fiber.losses.itc import Similarities, check_pairs, clamp_temperature, retrieval_loss
-from fiber.losses.itm import HardNegatives
 
 #: Id of <pad>, used to pad the texts in the queue.
 PAD_ID = 1
@@ -109,14 +106,14 @@ class PairQueue:
         Raises:
             ValueError: if the global batch does not fit into the queue, or a text is longer than L.
         """
+        texts = self.pad_texts(token_ids, text_mask)
+        values = image_vectors, text_vectors, *texts, image_ids, text_ids
         longest = all_rank_max(token_ids.shape[1], token_ids.device)
         if longest > self.token_ids.shape[1]:
             raise ValueError(
                 f"a text of {longest} tokens does not fit into the queue; expected at most"
                 f" {self.token_ids.shape[1]}"
             )
-        token_ids, text_mask = self.pad_texts(token_ids, text_mask)
-        values = image_vectors, text_vectors, token_ids, text_mask, image_ids, text_ids
         counts = row_counts(image_ids)
         if sum(counts) > len(self):
             raise ValueError(
@@ -151,6 +148,30 @@ class PairQueue:
         slots = slots.to(self.images.device)
         return fetch_rows(self.images, slots, self.held, wanted=row_counts(slots))
 
+    def candidate_rows(
+        self,
+        images: Tensor,
+        token_ids: Tensor,
+        text_mask: Tensor,
+        *,
+        image_index: Tensor,
+        text_index: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gather rows of the candidates: this rank's batch, followed by the queue.
+
+        All ranks must call this, before they enqueue the batch. Indices, (B,) int64, are those of
+        `itm.HardNegatives`.
+
+        Returns:
+            (B, 3, H, W) images, (B, L) texts and their (B, L) mask.
+        """
+        own_ids, own_mask = self.pad_texts(token_ids, text_mask)
+        return (
+            _rows(images, self.image_rows, image_index),
+            _rows(own_ids, lambda slots: self.token_ids[slots], text_index),
+            _rows(own_mask, lambda slots: self.text_mask[slots], text_index),
+        )
+
     def pad_texts(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pad texts and their masks to L tokens."""
         missing = [0, self.token_ids.shape[1] - token_ids.shape[1]]
@@ -166,96 +187,6 @@ class PairQueue:
         for name in (*self.TENSORS, "images"):
             getattr(self, name).copy_(state[name])
         self.pointer, self.total = int(state["pointer"]), int(state["total"])
-
-
-def queue_itc_loss(
-    image_vectors: Tensor,
-    text_vectors: Tensor,
-    temperature: Tensor,
-    image_ids: Tensor,
-    text_ids: Tensor,
-    queue: PairQueue,
-    *,
-    only_written: bool = True,
-) -> tuple[Tensor, Similarities]:
-    """Compute the retrieval cross entropy against this rank's batch and the queue.
-
-    The loss averages both directions (image-to-text and text-to-image). Only queries receive
-    gradients. As in `itc.itc_loss`, other columns that share the row's image or text are masked.
-    The published code masks no columns; its loss is the same if all ids are distinct.
-
-    Args:
-        image_vectors: (B, D), L2-normalized.
-        text_vectors: (B, D), L2-normalized.
-        temperature: scalar parameter, clamped in place to [0.001, 1], as in the published code.
-        image_ids: (B,).
-        text_ids: (B,).
-        queue: older pairs; not modified (see `PairQueue.enqueue`).
-        only_written: exclude empty slots. If False, they are used as negatives, as in the published
-            code, whose queue is initialized with random vectors.
-
-    Returns:
-        The loss of this rank, whose mean over ranks equals the mean over all pairs, and the
-        similarities to this rank's batch and the queue, for `itm.hard_negatives`.
-
-    Raises:
-        ValueError: if shapes do not match, or there are no negatives (one pair and an empty queue).
-
-    Source: the published code of FIBER (Dou et al. 2022), after ALBEF (Li et al. 2021).
-    """
-    check_pairs(image_vectors, text_vectors, image_ids, text_ids)
-    counts = row_counts(image_vectors)
-    batch, used = len(image_ids), queue.written if only_written else len(queue)
-    if sum(counts) + used < 2:
-        raise ValueError(
-            "ITC needs at least 2 pairs, since other pairs are the negatives; got"
-            f" {sum(counts)} in the global batch and an empty queue"
-        )
-    clamp_temperature(temperature)
-    same = image_ids[:, None] == torch.cat([image_ids, queue.image_ids[:used]])
-    same |= text_ids[:, None] == torch.cat([text_ids, queue.text_ids[:used]])
-    # Empty slots have no ids.
-    same[:, batch + queue.written :] = False
-    masked = same.clone()
-    masked.fill_diagonal_(False)
-    targets = torch.arange(batch, device=image_ids.device)
-    with torch.autocast(image_vectors.device.type, enabled=False):
-        images, texts = wide(image_vectors), wide(text_vectors)
-        image_keys = torch.cat([images.detach(), queue.image_vectors[:used].to(images.dtype)])
-        text_keys = torch.cat([texts.detach(), queue.text_vectors[:used].to(texts.dtype)])
-        image_to_text = images @ text_keys.T / wide(temperature)
-        text_to_image = texts @ image_keys.T / wide(temperature)
-        loss = retrieval_loss(image_to_text, text_to_image, masked, targets, sum(counts))
-    candidates = batch + queue.written
-    similarities = Similarities(
-        image_to_text=image_to_text.detach()[:, :candidates],
-        text_to_image=text_to_image.detach()[:, :candidates],
-        is_negative=~same[:, :candidates],
-        counts=counts,
-    )
-    return loss, similarities
-
-
-def queued_negatives(
-    images: Tensor,
-    token_ids: Tensor,
-    text_mask: Tensor,
-    queue: PairQueue,
-    negatives: HardNegatives,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather sampled negatives from this rank's batch and the queue.
-
-    All ranks must call this, before they enqueue the batch.
-
-    Returns:
-        (B, 3, H, W) negative images, (B, L) negative texts and their (B, L) mask.
-    """
-    own_ids, own_mask = queue.pad_texts(token_ids, text_mask)
-    return (
-        _rows(images, queue.image_rows, negatives.image_index),
-        _rows(own_ids, lambda slots: queue.token_ids[slots], negatives.text_index),
-        _rows(own_mask, lambda slots: queue.text_mask[slots], negatives.text_index),
-    )
 
 
 def _rows(batch_rows: Tensor, queued: Callable[[Tensor], Tensor], indices: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fiber.losses.cross_entropy import IGNORED, mean_cross_entropy
 from fiber.losses.distributed import (
     all_rank_max,
     fetch_rows,
@@ -30,7 +31,6 @@ from fiber.losses.distributed import (
     world_size,
 )
 from fiber.losses.itc import Similarities
-from fiber.losses.language import IGNORED, mean_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def pair_loss(logits: Tensor, labels: Tensor, *, whole: Tensor | None = None) ->
     Args:
         logits: (n, 2); column 1 is "match".
         labels: (n,) int64: 1, 0, or -100 to ignore a pair.
-        whole: number of labeled pairs of all ranks, as in `losses.language`.
+        whole: number of labeled pairs of all ranks, as in `losses.cross_entropy`.
 
     Raises:
         ValueError: if the shapes do not match.

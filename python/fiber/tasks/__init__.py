@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from keyword import iskeyword
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fiber.config_io import nearest
 from fiber.messages import caller_level, printable, shown
@@ -124,6 +124,12 @@ def _checked(name: str, task: Any, taken: Mapping[str, Task]) -> Task:
         )
     if not (isinstance(task.config, type) and issubclass(task.config, TaskConfig)):
         raise TypeError(f"config: expected a subclass of TaskConfig, got {shown(task.config)}")
+    # NumPy is imported only where a package adds tasks.
+    from fiber.data.loader_config import BatchType
+
+    if task.layout not in (layouts := get_args(BatchType)):
+        known = nearest(str(task.layout), layouts)
+        raise ValueError(f"the layout {shown(task.layout)} does not exist; {known}")
     # Every run has the options of all tasks, most of them inactive.
     options = task.config()
     options.check(f"tasks.{name}")

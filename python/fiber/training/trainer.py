@@ -46,7 +46,7 @@ from fiber.training.distributed.collectives import (
 )
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes
-from fiber.training.distributed.strategy import choose_strategy, clip_gradients
+from fiber.training.distributed.strategy import choose_strategy
 from fiber.training.machine_memory import check_memory
 from fiber.training.meters import Meter, PriorWatch, prior_losses
 from fiber.training.micro_batch import MicroBatches
@@ -63,6 +63,7 @@ from fiber.training.optim import (
     lr_factor,
     set_learning_rate,
 )
+from fiber.training.optim.clip import clip_gradients
 from fiber.training.run_dir import RunFolder
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.tracking.callback import RunContext

@@ -12,7 +12,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.record import Record
-from fiber.losses.language import caption_loss
+from fiber.losses.caption import caption_loss
 from fiber.models.encoders.roberta import PAD_ID
 from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
 from fiber.models.fiber.image_text import FiberImageText

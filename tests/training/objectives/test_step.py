@@ -7,7 +7,7 @@ import torch.distributed as dist
 from fiber.data.batch import ImageTextBatch, QuestionBatch, ReasoningBatch
 from fiber.losses.itc import itc_loss, text_fingerprints
 from fiber.losses.itm import half_of_negatives, hard_negatives, itm_loss
-from fiber.losses.language import mlm_loss
+from fiber.losses.mlm import mlm_loss
 from fiber.models.registry import build_model
 from fiber.tasks.image_text import train as image_text_train
 from fiber.training.config.tasks import ImageTextTask, TasksConfig
@@ -44,6 +44,15 @@ def image_text_losses(model, batch, task, draw, queue=None):
 @pytest.fixture(scope="module")
 def coarse(pictures):
     return model_and_batches(coarse_config(data__batch_size=6), pictures)
+
+
+def test_a_loss_that_the_options_do_not_have_is_named(coarse, monkeypatch):
+    config, model, batches = coarse
+    step = TrainStep(model, config.tasks)
+    question = step.state.trainings["question"]
+    monkeypatch.setattr(question, "branches", lambda *_: iter([{"vqa": 0.0}, {"color": 0.0}]))
+    with pytest.raises(ValueError, match=r"task 'question' .* 'color'.* QuestionTask: vqa"):
+        step("question", batches["question"], Draw(0, 0))
 
 
 @pytest.mark.parametrize(("start", "kept"), [(1.5, 1.0), (0.2, 0.2), (-1.0, 0.001)])

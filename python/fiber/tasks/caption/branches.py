@@ -11,13 +11,13 @@ from torch import Tensor
 from fiber.data.batch import ImageTextBatch
 from fiber.losses.caption import (
     PUBLISHED_BASELINE,
+    caption_loss,
     gold_loss,
     others_mean,
     self_critical_loss,
 )
 from fiber.losses.distributed import rank, rank_mean, row_counts
 from fiber.losses.itm import counter_uniforms
-from fiber.losses.language import caption_loss
 from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.tasks.caption.fields import CaptionTask

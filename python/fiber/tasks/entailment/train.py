@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fiber.data.batch import QuestionBatch
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.losses.language import entailment_loss
+from fiber.losses.entailment import entailment_loss
 from fiber.models.abilities import ClassifiesEntailment
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
-from fiber.losses.itc import Similarities, itc_loss, text_fingerprints
-from fiber.losses.itc_queue import PairQueue, queue_itc_loss, queued_negatives
+from fiber.losses.cross_entropy import IGNORED, num_labels
+from fiber.losses.itc import Similarities, itc_loss, queue_itc_loss, text_fingerprints
+from fiber.losses.itc_queue import PairQueue
 from fiber.losses.itm import (
     HardNegatives,
     half_of_negatives,
@@ -23,14 +24,14 @@ from fiber.losses.itm import (
     matching_labels,
     negative_rows,
 )
-from fiber.losses.language import IGNORED, mlm_loss, num_labels
+from fiber.losses.mlm import mlm_loss
 from fiber.models.features import ImagePrefix
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.image_text import ImageTextModel
 from fiber.tasks.image_text.fields import ImageTextTask
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
-from fiber.training.objectives.pairs import PairBatch, Pairs, labeled_itm_loss, random_itm
+from fiber.training.objectives.pairs import PairBatch, Pairs, random_itm
 from fiber.training.objectives.split_backward import SplitGraph
 
 
@@ -78,7 +79,8 @@ def image_text_branches(
         else:
             negatives = hard_negatives(similarities, seed=draw.seed, step=draw.number)
             if queue is None:
-                wrong = _fetched(micro, own, negatives)
+                fetched = micro.fetched(lambda *rows: negative_rows(*rows, negatives), *own)
+                wrong = _triple(fetched)
             else:
                 wrong = _queued(micro, queue, negatives)
             first_row = similarities.first_row if task.itm_negatives == "half" else None
@@ -125,7 +127,7 @@ def _itc(
     micro: PairBatch, image_prefix: Tensor, text_prefix: Tensor, queue: PairQueue | None
 ) -> tuple[Tensor, _Contrast]:
     """Compute the ITC loss over the global batch, or against the queue."""
-    model, batch, passes = cast(FiberImageText, micro.model), micro.batch, micro.passes
+    model, batch = cast(FiberImageText, micro.model), micro.batch
     backbone, mask = model.backbone, batch.text_mask
 
     def image_vectors(tokens: Tensor) -> Tensor:
@@ -134,10 +136,8 @@ def _itc(
     def text_vectors(prefix: Tensor, mask: Tensor) -> Tensor:
         return model.text_vectors(backbone.complete_text(prefix, mask, wanted="pooled"))
 
-    encode_image = micro.draw.within(Place.IMAGE_ALONE, image_vectors)
-    encode_text = micro.draw.within(Place.TEXT_ALONE, text_vectors)
-    images = passes.recomputed(encode_image, micro.rows, image_prefix)
-    texts = passes.recomputed(encode_text, micro.rows, text_prefix, mask)
+    images = micro.recomputed(Place.IMAGE_ALONE, image_vectors, image_prefix)
+    texts = micro.recomputed(Place.TEXT_ALONE, text_vectors, text_prefix, mask)
     text_ids = text_fingerprints(batch.token_ids, mask)
     inputs = images, texts, model.temperature, batch.image_ids, text_ids
     loss, similarities = itc_loss(*inputs) if queue is None else queue_itc_loss(*inputs, queue)
@@ -174,10 +174,7 @@ def _hard_itm(
             kept = kept.to(images.device)
             images, texts, mask = images[kept], texts[kept], mask[kept]
             own_labels, rows = own_labels[kept], rows[kept]
-        with micro.draw.dropout(Place.ITM, rows):
-            loss = labeled_itm_loss(
-                micro.model, ImagePrefix(images), texts, mask, own_labels, whole=whole
-            )
+        loss = micro.itm_loss((images, texts, mask), own_labels, rows, whole)
         del joined, images, texts
         yield {"itm": loss}
 
@@ -187,23 +184,15 @@ def _triple(tensors: tuple[Tensor, ...]) -> Pairs:
     return images, texts, mask
 
 
-def _fetched(micro: PairBatch, pairs: Pairs, negatives: HardNegatives) -> Pairs:
-    """Fetch the prefixes of negatives from the ranks that own them."""
-    images, texts, mask = pairs
-    if micro.passes.count == 1:
-        return negative_rows(images, texts, mask, negatives)
-    # See `random_itm`.
-    split = micro.split
-    sources = split.source(images), split.source(texts)
-    images, texts, mask = negative_rows(*sources, mask, negatives)
-    return split.cut(images), split.cut(texts), mask
-
-
 def _queued(micro: PairBatch, queue: PairQueue, negatives: HardNegatives) -> Pairs:
     """Encode negatives from the queue, without padding columns."""
     batch = micro.batch
-    images, token_ids, masks = queued_negatives(
-        batch.images, batch.token_ids, batch.text_mask, queue, negatives
+    images, token_ids, masks = queue.candidate_rows(
+        batch.images,
+        batch.token_ids,
+        batch.text_mask,
+        image_index=negatives.image_index,
+        text_index=negatives.text_index,
     )
     longest = int(masks.sum(1).max()) if len(masks) else 0
     token_ids, masks = token_ids[:, :longest], masks[:, :longest]

@@ -15,7 +15,7 @@ from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.record import RecordSet
 from fiber.data.skip_report import counted
 from fiber.losses.bernoulli import entropy
-from fiber.losses.language import vqa_loss
+from fiber.losses.vqa import vqa_loss
 from fiber.messages import shown, shown_names
 from fiber.models.abilities import ScoresPairs, StartsAtAnswerPriors
 from fiber.training.config.run import RunConfig

@@ -15,7 +15,7 @@ from fiber.data.batch import RankingBatch
 from fiber.data.record import RecordSet
 from fiber.data.texts.false_texts import FalseTexts
 from fiber.losses.bernoulli import entropy
-from fiber.losses.language import ranking_loss
+from fiber.losses.ranking import ranking_loss
 from fiber.models.abilities import RanksCaptions
 from fiber.models.features import ImagePrefix
 from fiber.training.config.run import RunConfig

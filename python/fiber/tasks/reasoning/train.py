@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fiber.data.batch import ReasoningBatch
-from fiber.losses.language import nlvr2_loss
+from fiber.losses.nlvr2 import nlvr2_loss
 from fiber.models.abilities import ScoresPairs
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining

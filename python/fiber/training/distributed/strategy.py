@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fiber.config_io import require
 from fiber.models.registry import Network
 from fiber.training.config.run import TrainConfig
-from fiber.training.distributed.full_tensor import full_tensor
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
 from fiber.training.distributed.shard import Shard, group_size
@@ -122,8 +121,3 @@ def shard_size(config: TrainConfig, processes: Processes) -> int:
         f" 1, got {size}",
     )
     return size
-
-
-def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Clip the L2 norm of the gradient to `limit`; return the norm before clipping."""
-    return full_tensor(nn.utils.clip_grad_norm_(parameters, limit, foreach=True))

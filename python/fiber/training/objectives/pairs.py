@@ -5,20 +5,23 @@ Tasks on pairs share computation below the first fused block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
+from fiber.losses.cross_entropy import num_labels
 from fiber.losses.distributed import fetch_rows
 from fiber.losses.itm import half_pairs, pair_loss
-from fiber.losses.language import num_labels
 from fiber.models.features import ImagePrefix
 from fiber.models.image_text import ImageTextModel
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ForwardPasses
 from fiber.training.objectives.split_backward import SplitGraph
+
+#: Prefixes of images and texts, and the mask of the texts.
+Pairs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,48 +52,56 @@ class PairBatch:
     def encode_image(self, place: Place, images: Tensor) -> Tensor:
         """Encode images up to the first fused block."""
         backbone = self.model.backbone
-        encode = self.draw.within(place, lambda images: backbone.image_prefix(images).tokens)
-        return self.passes.recomputed(encode, self.rows, images)
+        return self.recomputed(place, lambda images: backbone.image_prefix(images).tokens, images)
 
     def encode_text(self, place: Place, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Encode texts up to the first fused layer."""
-        encode = self.draw.within(place, self.model.backbone.text_prefix)
-        return self.passes.recomputed(encode, self.rows, token_ids, text_mask)
+        return self.recomputed(place, self.model.backbone.text_prefix, token_ids, text_mask)
 
+    def recomputed(self, place: Place, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function to all samples, with the random numbers of `place`.
 
-#: Prefixes of images and texts, and the mask of the texts.
-Pairs = tuple[Tensor, Tensor, Tensor]
+        With several passes, no activations are kept; see `ForwardPasses.recomputed`.
+        """
+        return self.passes.recomputed(self.draw.within(place, function), self.rows, *tensors)
+
+    def fetched(
+        self, fetch: Callable[..., tuple[Tensor, ...]], *prefixes: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Apply a function that fetches rows of prefixes from the ranks that own them.
+
+        Parts of several passes share the fetched rows, so these are cut from the source of the
+        prefixes, whose graph they end in.
+        """
+        if self.passes.count == 1:
+            return fetch(*prefixes)
+        rows = fetch(*map(self.split.source, prefixes))
+        return tuple(map(self.split.cut, rows))
+
+    def itm_loss(self, pairs: Pairs, labels: Tensor, rows: Tensor, whole: Tensor | None) -> Tensor:
+        """Compute the ITM loss of pairs; labels and `whole` are those of `pair_loss`.
+
+        Args:
+            pairs: prefixes of images and texts, and the mask of the texts.
+            labels: (P,) int64.
+            rows: (P,) int64 numbers of the pairs, for random numbers.
+            whole: number of labeled pairs of all ranks, for a part of them.
+        """
+        images, texts, mask = pairs
+        model = self.model
+        with self.draw.dropout(Place.ITM, rows):
+            fused = model.backbone.fuse(ImagePrefix(images), texts, mask, wanted="pooled")
+            return pair_loss(model.itm_logits(model.pooled(fused)), labels, whole=whole)
 
 
 def random_itm(micro: PairBatch, pairs: Pairs) -> Iterator[dict[str, Tensor]]:
     """Yield the ITM loss of pairs, half of them with a random image of another pair."""
     (images, texts, mask), draw, passes = pairs, micro.draw, micro.passes
     half = half_pairs(micro.batch.image_ids, seed=draw.seed, step=draw.number)
-    if passes.count > 1:
-        # Parts share the fetched rows, so they are cut from their source, whose graph they end in.
-        source = micro.split.source(images)
-        images = micro.split.cut(fetch_rows(source, half.image_index, half.counts))
-    else:
-        images = fetch_rows(images, half.image_index, half.counts)
+    (images,) = micro.fetched(
+        lambda images: (fetch_rows(images, half.image_index, half.counts),), images
+    )
     whole = passes.whole(num_labels(half.labels))
     for part in passes.parts(images, texts, mask, half.labels, micro.rows):
         tokens, prefix, own_mask, labels, rows = part
-        with draw.dropout(Place.ITM, rows):
-            loss = labeled_itm_loss(
-                micro.model, ImagePrefix(tokens), prefix, own_mask, labels, whole=whole
-            )
-        yield {"itm": loss}
-
-
-def labeled_itm_loss(
-    model: ImageTextModel,
-    image_prefix: ImagePrefix,
-    text_prefix: Tensor,
-    text_mask: Tensor,
-    labels: Tensor,
-    *,
-    whole: Tensor | None = None,
-) -> Tensor:
-    """Compute the ITM loss of pairs; labels and `whole` are those of `pair_loss`."""
-    fused = model.backbone.fuse(image_prefix, text_prefix, text_mask, wanted="pooled")
-    return pair_loss(model.itm_logits(model.pooled(fused)), labels, whole=whole)
+        yield {"itm": micro.itm_loss((tokens, prefix, own_mask), labels, rows, whole)}

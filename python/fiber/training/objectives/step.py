@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fiber.losses.itc import clamp_temperature
+from fiber.messages import shown, shown_names
 from fiber.models.registry import Network
 from fiber.training.config.tasks import TasksConfig
 from fiber.training.objectives.draw import Draw
@@ -89,7 +90,14 @@ class TrainStep(nn.Module):
             the scalars of a name add up to the loss.
         """
         training = self.state.trainings[task]
-        yield from training.branches(self.model, batch, draw, split, passes)
+        known = training.options.losses
+        for losses in training.branches(self.model, batch, draw, split, passes):
+            if unknown := [name for name in losses if name not in known]:
+                raise ValueError(
+                    f"task {task!r} computes the loss {shown(unknown[0])}, which is not among the"
+                    f" `losses` of its {type(training.options).__name__}: {shown_names(known)}"
+                )
+            yield losses
 
     def pass_through(self, tensor: Tensor) -> Tensor:
         """Return the tensor; under FSDP2, gradients can be reduced by its backward pass."""

@@ -11,7 +11,7 @@ from fiber_counting.counting.ability import CountsObjects
 from torch import Tensor
 
 from fiber.data.batch import GroundingBatch
-from fiber.losses.language import mean_cross_entropy
+from fiber.losses.cross_entropy import mean_cross_entropy
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining
 from fiber.training.training_data import TrainingData

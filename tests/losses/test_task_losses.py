@@ -1,3 +1,5 @@
+"""Losses of MLM, captioning and the tasks with labels: by hand, and as recorded."""
+
 import json
 import math
 
@@ -5,14 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fiber.losses.language import (
-    caption_loss,
-    entailment_loss,
-    mlm_loss,
-    nlvr2_loss,
-    ranking_loss,
-    vqa_loss,
-)
+from fiber.losses.caption import caption_loss
+from fiber.losses.entailment import entailment_loss
+from fiber.losses.mlm import mlm_loss
+from fiber.losses.nlvr2 import nlvr2_loss
+from fiber.losses.ranking import ranking_loss
+from fiber.losses.vqa import vqa_loss
 from tests.golden import COARSE
 
 
