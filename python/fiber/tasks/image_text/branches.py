@@ -7,6 +7,7 @@ ITM pairs, and the text is encoded twice, unmasked and masked.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -79,7 +80,7 @@ def image_text_branches(
         else:
             negatives = hard_negatives(similarities, seed=draw.seed, step=draw.number)
             if queue is None:
-                fetched = micro.fetched(lambda *rows: negative_rows(*rows, negatives), *own)
+                fetched = micro.fetched(partial(negative_rows, negatives=negatives), *own)
                 wrong = _triple(fetched)
             else:
                 wrong = _queued(micro, queue, negatives)
