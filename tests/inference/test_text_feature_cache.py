@@ -68,6 +68,39 @@ def test_they_follow_the_weights(parts):
     assert not torch.equal(before, after)
 
 
+class Scaled(torch.nn.Module):
+    """An adapter of another package, which can be switched off."""
+
+    scale = 2.0
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, ids):
+        return self.base(ids) * self.scale
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hook", "adapter"])
+def test_they_follow_what_is_hooked_and_adapted(parts, kind):
+    network, _, prefixes = parts
+    embeddings = network.backbone.text.embeddings
+    before = prefixes.batch(PROMPTS).prefix
+    if kind == "hook":
+        handle = embeddings.word.register_forward_hook(lambda _, ids, output: output * 2)
+    else:
+        embeddings.word = Scaled(embeddings.word)
+    on = prefixes.batch(PROMPTS).prefix
+    assert torch.equal(on, TextPrefixes(*parts[:2]).batch(PROMPTS).prefix)
+    if kind == "hook":
+        handle.remove()
+    else:
+        embeddings.word.scale = 1.0
+    assert not torch.equal(on, before)
+    assert torch.equal(prefixes.batch(PROMPTS).prefix, before)
+
+
 @torch.no_grad()
 def test_the_longest_unused_are_forgotten(parts, monkeypatch):
     _, _, prefixes = parts

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fiber.data.prompts.classes import Prompt
 from fiber.inference.inputs import Inputs
 from fiber.models.abilities import FindsBoxes
+from fiber.ops.linear import is_hooked
 from fiber.postprocess.find import TokenMap
 
 #: Maximum number of cached tokens (100 MB for the base model).
@@ -33,7 +34,11 @@ class TextPrefixBatch(NamedTuple):
 class TextPrefixes:
     """LRU cache of encoded prompts. It is cleared when the text encoder's weights change.
 
-    `keep_all` means that no prompt is dropped, for those that are asked about every image.
+    A text encoder with hooks or with modules of other packages, such as adapters, may compute
+    something else without a change of its weights: nothing is kept then from batch to batch.
+
+    `keep_all` means that no prompt is dropped, for those that are asked about every image. Nothing
+    may change the text encoder meanwhile.
     """
 
     def __init__(self, network: FindsBoxes, inputs: Inputs, *, keep_all: bool = False) -> None:
@@ -45,9 +50,9 @@ class TextPrefixes:
 
     def batch(self, prompts: Sequence[Prompt]) -> TextPrefixBatch:
         """Return features padded to the longest prompt. For errors, see `Inputs.texts`."""
-        if self._weights != self._fingerprint():
+        if not self._keep_all and (weights := self._fingerprint()) != self._weights:
             self._kept.clear()
-            self._tokens, self._weights = 0, self._fingerprint()
+            self._tokens, self._weights = 0, weights
         asked = {(prompt.text, prompt.spans): prompt for prompt in prompts}
         if new := [prompt for key, prompt in asked.items() if key not in self._kept]:
             self._add(new)
@@ -71,9 +76,19 @@ class TextPrefixes:
             self._kept[prompt.text, prompt.spans] = row[: len(offsets)].clone(), token_map
             self._tokens += len(offsets)
 
-    def _fingerprint(self) -> tuple[int, torch.device, torch.dtype]:
-        """Return the version counter, device and dtype of the text encoder's weights."""
+    def _fingerprint(self) -> object:
+        """Return what names the weights of the text encoder: no two are equal if it is not plain.
+
+        It is the version counter, device and dtype.
+        """
+        if not all(map(_is_plain, self._backbone.text.modules())):
+            return object()
         parameters = list(self._backbone.text.parameters())
         # Inference tensors have no version counter.
         version = sum(each._version for each in parameters if not each.is_inference())
         return version, parameters[0].device, parameters[0].dtype
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return True if what a module computes depends on its tensors only."""
+    return type(module).__module__.startswith(("torch.nn.", "fiber.")) and not is_hooked(module)

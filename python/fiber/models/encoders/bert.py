@@ -31,7 +31,8 @@ class BertEmbeddings(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """Embed token ids, whose positions count from 0: (B, L) -> (B, L, D)."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
+        token_type = self.token_type(token_ids.new_zeros(1))
+        embedded = self.word(token_ids) + token_type + self.position(positions)
         return self.dropout(self.norm(embedded))
 
 

@@ -39,7 +39,8 @@ class TextEmbeddings(nn.Module):
         """Embed token ids that come after `tokens_before` real tokens: (B, L) -> (B, L, D)."""
         real = token_ids.ne(PAD_ID)
         positions = (real.cumsum(1) + tokens_before) * real + PAD_ID
-        embedded = self.word(token_ids) + self.token_type.weight[0] + self.position(positions)
+        token_type = self.token_type(token_ids.new_zeros(1))
+        embedded = self.word(token_ids) + token_type + self.position(positions)
         return self.dropout(self.norm(embedded))
 
 

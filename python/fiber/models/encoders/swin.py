@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fiber import kernels
 from fiber.config import SwinConfig
 from fiber.ops.drop_path import drop_path
+from fiber.ops.linear import is_plain
 
 #: Size in bytes of MLP activation chunks that fit in the CPU cache; used without gradients.
 PIECE_BYTES = 8_000_000
@@ -100,10 +101,14 @@ class WindowAttention(nn.Module):
             valid_sizes: (B, 2) int64 (height, width) of valid regions. None means the whole map.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
+        # What the layer gives for padding, which is zero.
+        padding = (
+            self.qkv.bias if is_plain(self.qkv) else self.qkv(tokens.new_zeros(tokens.shape[-1]))
+        )
         out = kernels.window_attention(
             self.qkv(tokens).unflatten(-1, head_shape),
             self._table(window_size),
-            self.qkv.bias.view(head_shape),
+            padding.view(head_shape),
             window_size=window_size,
             shift=shift,
             valid_sizes=valid_sizes,

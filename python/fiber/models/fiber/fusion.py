@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fiber import kernels
 from fiber.ops.dropout import attention, dropout, is_by_row
+from fiber.ops.linear import is_plain
 
 
 class ImageToTextAttention(nn.Module):
@@ -50,13 +51,7 @@ class ImageToTextAttention(nn.Module):
         # (B, L, 2 C) -> 2 x (B, L, h, d)
         key, value = self.key_value(text).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         read = kernels.image_to_text_attention(query, key, value, key_mask=text_mask)
-        return kernels.gated_residual(
-            attended,
-            read.reshape(attended.shape),
-            self.output.weight,
-            self.output.bias,
-            self.gate,
-        )
+        return _gated_residual(attended, read.reshape(attended.shape), self.output, self.gate)
 
 
 class TextToImageAttention(nn.Module):
@@ -154,9 +149,14 @@ class TextToImageAttention(nn.Module):
         if dropout_p:
             # Dropout comes between projection and gate, so the fused kernel cannot be used.
             return attended + self.gate * dropout(self.output(read), dropout_p)
-        return kernels.gated_residual(
-            attended, read, self.output.weight, self.output.bias, self.gate
-        )
+        return _gated_residual(attended, read, self.output, self.gate)
+
+
+def _gated_residual(attended: Tensor, read: Tensor, output: nn.Linear, gate: Tensor) -> Tensor:
+    """Compute attended + gate * output(read), fused if the module adds nothing to its weights."""
+    if is_plain(output):
+        return kernels.gated_residual(attended, read, output.weight, output.bias, gate)
+    return attended + gate * output(read)
 
 
 def _read_by_row(

@@ -94,13 +94,15 @@ class MeterBackbone(nn.Module):
         `types` is the (B,) int64 token type of each image, by default `IMAGE`.
         """
         tokens = self.image_transform(self.encode_image(images))
-        rows = self.token_types.weight[IMAGE] if types is None else self.token_types(types)[:, None]
-        return ImagePrefix(self._with_first_attention("image", tokens + rows, None))
+        if types is None:
+            types = torch.full((1,), IMAGE, device=tokens.device)
+        tokens = tokens + self.token_types(types)[:, None]
+        return ImagePrefix(self._with_first_attention("image", tokens, None))
 
     def text_prefix(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Compute what does not depend on the image: (B, L, 2 D), see the class."""
         tokens = self.text_transform(self.encode_text(token_ids, text_mask))
-        tokens = tokens + self.token_types.weight[TEXT]
+        tokens = tokens + self.token_types(token_ids.new_full((1,), TEXT))
         return self._with_first_attention("text", tokens, key_attention_mask(text_mask))
 
     def encode_pair(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fiber.models.meter.config import CrossConfig
 from fiber.ops.dropout import SampleDropout, attention, dropout
+from fiber.ops.linear import is_plain
 
 
 class Attention(nn.Module):
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         """Attend from tokens to a source: (B, Q, D) and (B, K, D) -> (B, Q, D)."""
         # (B, Q, D) -> (B, h, Q, d)
         query = self.query(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        if tokens.shape[1] == 1:
+        if tokens.shape[1] == 1 and is_plain(self.key_value):
             attended = self._attend_from_one(query, source, mask)
             return self.norm(tokens + self.dropout(self.output(attended)))
         # (B, K, 2 D) -> 2 x (B, h, K, d)

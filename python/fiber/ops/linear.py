@@ -1,0 +1,29 @@
+"""Linear layers whose weights a kernel may read instead of calling them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.parametrize import is_parametrized
+
+#: Attributes of `nn.Module` that hold its hooks.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return True if a call of the module is `F.linear` of its weight and bias, and nothing else.
+
+    It is not with an adapter (such as PEFT's LoRA), hooks, a parametrization, a forward method of
+    its own, or quantized weights. Then the module must be called.
+    """
+    return (
+        type(module) is nn.Linear
+        and not is_hooked(module)
+        and not is_parametrized(module)
+        and type(module.weight) in (Tensor, nn.Parameter, FakeTensor)
+    )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return True if a call of the module runs hooks, or a forward method of its own."""
+    return "forward" in module.__dict__ or any(getattr(module, name) for name in _HOOKS)
