@@ -78,6 +78,7 @@ def found(finished):
 
 
 class TestFindExamples:
+    @pytest.mark.slow
     def test_images_are_asked_twice_in_file_order(self, found, finished):
         for own in found.twice:
             images = {}

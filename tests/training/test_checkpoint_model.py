@@ -86,8 +86,14 @@ def one_line(capsys):
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize(
+    ("stage", "ema"),
+    [
+        ("coarse", 0.9),
+        ("fine", 0.0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("coarse", 0.0), ("fine", 0.9)]),
+    ],
+)
 def test_it_is_the_finished_model_of_a_run_that_ended_there(pictures, tmp_path, capsys, stage, ema):
     whole = config_of(stage, ema)
     folder = cut(pictures, tmp_path / "run", whole)

@@ -120,6 +120,7 @@ def test_a_checkpoint_whose_checksums_are_gone_is_damaged(folder, tmp_path, monk
     assert weights_equal(tmp_path / "whole", tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_a_data_folder_may_be_moved(folder, tmp_path, monkeypatch):
     train_on(folder, tmp_path / "whole")
     moved = folder.with_name("moved")

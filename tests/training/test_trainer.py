@@ -21,6 +21,12 @@ from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
 
+#: Half of what is covered alike, run by `make test-all`.
+SLOW = pytest.mark.slow
+EITHER_SIDE = pytest.mark.parametrize(
+    "stop_at", [pytest.param(1, marks=SLOW), 4], ids=["before a checkpoint", "after one"]
+)
+
 
 def weights_equal(one: Path, other: Path) -> bool:
     ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
@@ -122,7 +128,11 @@ def plain(pictures, tmp_path_factory):
     return run(config, pictures, tmp_path_factory.mktemp("plain") / "run")
 
 
-@pytest.mark.parametrize("stop_at", [0, 3, 4, 7], ids=lambda step: f"before step {step}")
+@pytest.mark.parametrize(
+    "stop_at",
+    [0, pytest.param(3, marks=SLOW), pytest.param(4, marks=SLOW), 7],
+    ids=lambda step: f"before step {step}",
+)
 def test_resumed_run_repeats_the_numbers_bit_for_bit(
     pictures, tmp_path, monkeypatch, whole, stop_at
 ):
@@ -161,7 +171,7 @@ def test_dropout_is_on(pictures, tmp_path, plain):
     assert plain.metrics[0]["losses"] != dropped.metrics[0]["losses"]
 
 
-@pytest.mark.parametrize("muon", [0.0, 2.0], ids=["AdamW", "Muon"])
+@pytest.mark.parametrize("muon", [pytest.param(0.0, marks=SLOW), 2.0], ids=["AdamW", "Muon"])
 def test_fine_run_resumes_too(pictures, tmp_path, monkeypatch, muon):
     config = fine_config(optim__muon_lr_multiplier=muon)
     whole = run(config, pictures, tmp_path / "whole")
@@ -203,7 +213,7 @@ def test_killed_process_resumes_bit_for_bit(pictures, tmp_path, stage):
     assert weights_equal(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("stop_at", [1, 4], ids=["before a checkpoint", "after one"])
+@EITHER_SIDE
 def test_resumed_run_keeps_what_it_started_with(pictures, tmp_path, monkeypatch, stop_at):
     coarse = run(coarse_config(train__steps=2), pictures, tmp_path / "coarse")
     stop_before(monkeypatch, stop_at)
@@ -215,7 +225,7 @@ def test_resumed_run_keeps_what_it_started_with(pictures, tmp_path, monkeypatch,
     assert weights_equal(whole.folder, resumed.folder)
 
 
-@pytest.mark.parametrize("stop_at", [1, 4], ids=["before a checkpoint", "after one"])
+@EITHER_SIDE
 def test_resumed_run_keeps_the_answers_it_was_given(pictures, tmp_path, monkeypatch, stop_at):
     named = ("white", "never asked", "red")
     config = coarse_config(train__steps=6)

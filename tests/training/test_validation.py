@@ -63,10 +63,11 @@ def scored(monkeypatch):
     ("scores", "best"),
     [
         ((0.2, 0.9, 0.5), 1),
-        ((0.1, 0.2, 0.3), 2),
-        ((0.4, 0.4, 0.4), 2),
         ((0.0, 0.0, 0.0), 2),
-        ((0.4, 0.4, 0.1), 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [((0.1, 0.2, 0.3), 2), ((0.4, 0.4, 0.4), 2), ((0.4, 0.4, 0.1), 1)]
+        ),
     ],
 )
 def test_the_best_step_is_the_model(pictures, tmp_path, scored, scores, best):
@@ -340,7 +341,7 @@ def test_pictures_are_drawn_with_all_of_their_records(pictures):
     assert _of_some_images(records, 12) is records
 
 
-@pytest.mark.parametrize("task", ["refcoco", "flickr"])
+@pytest.mark.parametrize("task", ["refcoco", pytest.param("flickr", marks=pytest.mark.slow)])
 def test_boxes_choose_too(pictures, tmp_path, task):
     held_out = all_records(pictures)["grounding"][:4]
     config = fine_config(validation__task=task)

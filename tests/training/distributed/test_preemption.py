@@ -227,7 +227,9 @@ def stopped(pictures, tmp_path_factory):
     return output, copy
 
 
-@pytest.mark.parametrize("place", [0, 0.3, 0.999])
+@pytest.mark.parametrize(
+    "place", [0, *(pytest.param(place, marks=pytest.mark.slow) for place in (0.3, 0.999))]
+)
 @pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
 def test_a_flipped_bit_makes_the_run_go_on_from_the_checkpoint_before(
     pictures, tmp_path, stopped, name, place

@@ -122,6 +122,7 @@ def test_the_frozen_copy_is_renewed_when_it_is_time(coarse):
     assert losses["caption"] < likelihood["caption"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_restores_the_state(pictures, tmp_path, monkeypatch):
     config = coarse_config(**STATEFUL, data__mlm_unit="word", optim__published_coarse=True)
     whole = run(config, pictures, tmp_path / "whole")

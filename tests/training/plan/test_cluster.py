@@ -95,6 +95,7 @@ def test_frozen_parts_need_less():
     assert plan.flops_per_sample < whole.flops_per_sample
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_size_of_its_files(pictures, tmp_path):
     config = pairs(
         train__ema_decay=0.9,
@@ -112,6 +113,7 @@ def test_a_checkpoint_has_the_size_of_its_files(pictures, tmp_path):
     assert plan.checkpoint_seconds == pytest.approx(plan.checkpoint_bytes / 0.5e9)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_as_often_as_young_says():
     plans = [plan_run(questions(), Cluster(gpus=count)) for count in (8, 32)]
     for plan, count in zip(plans, (8, 32), strict=True):
@@ -148,7 +150,9 @@ def test_images_of_several_sizes_are_counted_at_the_largest():
     assert plan.image_size == (64, 96)
 
 
-@pytest.mark.parametrize(("objective", "copies"), [("gold", 1), ("cider", 0)])
+@pytest.mark.parametrize(
+    ("objective", "copies"), [pytest.param("gold", 1, marks=pytest.mark.slow), ("cider", 0)]
+)
 def test_captions(objective, copies):
     """GOLD has a reference model; sampled captions are not counted, which a note says."""
     shares = {f"tasks__{name}__share": 0 for name in ("image_text", "reasoning", "question")}
@@ -188,6 +192,7 @@ def test_passes_need_the_memory_of_one():
     assert any("passes" in note for note in parts.notes)
 
 
+@pytest.mark.slow
 def test_hybrid_shards_in_a_node_and_sums_over_nodes():
     cluster = Cluster(gpus=8, gpus_per_node=4, node_gbps=8)
     plan = plan_run(questions(), cluster)

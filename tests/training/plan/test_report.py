@@ -37,6 +37,7 @@ def test_the_table_of_a_cluster(plan):
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.slow
 def test_each_node_downloads_what_all_nodes_read():
     def rows(nodes):
         cluster = dataclasses.replace(CLUSTER, gpus=2 * nodes)

@@ -72,7 +72,13 @@ def check(config, task, model, batch):
     )
 
 
-@pytest.mark.parametrize("task", ["image_text", "question", "reasoning", "caption"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("image_text", "question"),
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("reasoning", "caption")),
+    ],
+)
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_coarse_tasks(pictures, task, checkpointing):
     config = coarse_config(data__batch_size=4, train__gradient_checkpointing=checkpointing)
@@ -144,6 +150,7 @@ def test_gold(pictures):
     check(config, "caption", model, batches["caption"])
 
 
+@pytest.mark.slow
 def test_ranking(model_and_batch):  # noqa: F811
     model, batch = model_and_batch
     check(ranking(), "ranking", model, batch)

@@ -111,6 +111,7 @@ def test_calls_of_a_run(pictures, tmp_path):
     assert saved == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_starts_at_its_step(pictures, tmp_path):
     config = coarse_config(train__steps=6)
     with pytest.raises(CallbackError, match=r"Failing\.on_checkpoint.*no space"):

@@ -91,7 +91,7 @@ def pretend(monkeypatch, name):
     return calls
 
 
-@pytest.mark.parametrize("name", ["trackio", "wandb"])
+@pytest.mark.parametrize("name", ["trackio", pytest.param("wandb", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_same_run(pictures, tmp_path, monkeypatch, name):
     calls = pretend(monkeypatch, name)
     killed_and_resumed(pictures, tmp_path / "mine", monkeypatch, name)
