@@ -11,6 +11,7 @@ from fiber.config_io import replace_fields, to_dict
 from fiber.data import Tokenizer
 from fiber.models.registry import build_model
 from fiber.training.run_dir import RunFolder
+from tests.test_atomic_io import little_room
 from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.test_checkpoint import write
 
@@ -83,6 +84,17 @@ def test_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match=r"metrics\.jsonl.*written.*space") as e:
         folder.add_metrics({"step": 1})
     assert e.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path):
+    folder = RunFolder(path=tmp_path / "run")
+    with (
+        little_room(0),
+        pytest.raises(OSError, match=r"run/\S+ could not be written") as error,
+        folder.locked(),
+    ):
+        pytest.fail("the folder is locked")
+    assert error.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 def changed(config, where, value):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fiber.atomic_io import (
+    DISK_FULL,
     JSON_ERRORS,
     explain_write_errors,
     read_json,
@@ -208,10 +209,12 @@ class RunFolder:
                 file.close()
                 file = None
         with file:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
             try:
+                with explain_write_errors(path, DISK_FULL):
+                    file.truncate(0)
+                    # Without a buffer, which would be written again when the file is closed.
+                    owner = f"process {os.getpid()} on {socket.gethostname()}\n"
+                    os.write(file.fileno(), owner.encode())
                 yield
             finally:
                 path.unlink(missing_ok=True)

@@ -110,6 +110,7 @@ GROWING = {
     "instances_train.json": ("categories.0.frequency = deep list",),
     "label.tsv": ("0.1.0.rect = deep list", "1.1.0.rect.0 = deep list"),
     "hw.tsv": ("0.1.0 = deep list",),
+    "index/train-detection.bin": ("0 many times",),
     "train.tar.index": ("members.0.0 = deep list",),
     "train.tar questions": ("answers.0 = deep list",),
     "train.tar boxes": ("objects.0.bbox.3 = deep list", "objects.0.category = deep list"),
