@@ -138,7 +138,17 @@ def test_a_config_that_is_none_is_refused_by_name(tmp_path, text, named):
         RunFolder(tmp_path).stored_init()
 
 
-def test_initial_weights_that_are_no_path_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"init": [1]}')
-    with pytest.raises(ValueError, match=r"config\.json: init.*\[1\]"):
+@pytest.mark.parametrize("init", [[1], "a\0", "a" * 5000, "\x1b[2J" * 25_000, "\u202ea"])
+def test_initial_weights_that_are_no_path_are_refused(tmp_path, init):
+    (tmp_path / "config.json").write_text(json.dumps({"init": init}))
+    with pytest.raises(ValueError, match=r"config\.json: init: expected a path") as error:
         RunFolder(tmp_path).stored_init()
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_initial_weights_in_a_folder_of_any_name_are_found_again(tmp_path):
+    own = tmp_path / "\u200emine"
+    own.mkdir()
+    for init in (str(own), "/gone/model"):
+        (tmp_path / "config.json").write_text(json.dumps({"init": init}))
+        assert RunFolder(tmp_path).stored_init() == init

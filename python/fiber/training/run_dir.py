@@ -34,8 +34,9 @@ from fiber.checkpoints.model_dir import (
 )
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
+from fiber.data.formats.json_values import file_name_problem
 from fiber.env import provenance
-from fiber.messages import shown
+from fiber.messages import printable, shown
 from fiber.training.checkpoint.folder import newest_checkpoint, newest_intact, sha256
 from fiber.training.config.run import RunConfig, differences
 from fiber.training.distributed.processes import launch_id, restart_count
@@ -52,6 +53,8 @@ _MAX_NAMES, _MAX_NAME = 100, 100
 #: Maximum number of losses of a run, of which each is drawn in a panel.
 _MAX_LOSSES = 32
 _MAX_STEP = 2**53
+#: Maximum number of characters of the owner of a lock.
+_MAX_OWNER = 400
 #: Number of tries to lock a folder, and the pause after each.
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 #: Seconds in which the lock of a process that died on another node is released by its file system.
@@ -102,7 +105,11 @@ class RunFolder:
     def stored_init(self) -> str | None:
         """Read the path of the run's initial weights, or return None if there are none."""
         init = self._stored_values().get("init") if self.config_file.exists() else None
-        if init is not None and not isinstance(init, str):
+        if init is None:
+            return None
+        # A path of our own exists; that of another machine may not.
+        is_path = isinstance(init, str) and file_name_problem(init) is None
+        if not is_path or not (init.isprintable() or Path(init).exists()):
             raise ValueError(f"{self.config_file}: init: expected a path, got {shown(init)}")
         return init
 
@@ -180,7 +187,7 @@ class RunFolder:
                 )
                 return
         file.seek(0)
-        owner = file.read().strip() or "another process"
+        owner = printable(file.read(_MAX_OWNER).strip(), _MAX_OWNER) or "another process"
         raise FileExistsError(
             f"{self.path} is already used for training by {owner}; choose another output folder"
         )

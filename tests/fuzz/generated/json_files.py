@@ -22,6 +22,7 @@ from fiber.training.config.tasks import QuestionTask, TasksConfig
 from fiber.training.run_dir import RunFolder, read_metrics
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document
+from tests.fuzz.generated.verdict import complaint
 
 
 @cache
@@ -71,6 +72,23 @@ def _position(count: int) -> dict[str, Any]:
     return to_dict(position)
 
 
+def _read_position(folder: Path) -> None:
+    checkpoint = RunCheckpoint(folder=folder, step=7)
+    checkpoint.read_position()
+    # Of other data: the message lists what differs.
+    try:
+        checkpoint.position({}, {})
+    except ValueError as error:
+        problem = complaint(str(error), folder)
+        assert not problem, problem
+
+
+def _read_config(folder: Path) -> None:
+    run = RunFolder(folder)
+    run.stored_config()
+    run.stored_init()
+
+
 def _metrics(count: int) -> list[dict[str, Any]]:
     rest = {"losses": {"itc": 1.0}, "performance": {"wall_seconds": 2.5, "goodput": 0.9}}
     return [{"step": number, **rest} for number in range(count + 1)]
@@ -110,8 +128,8 @@ def documents() -> list[Document]:
         model("config.json", _model_config),
         model("answers.json", lambda _: ["yes", "no"]),
         model("classes.json", strings),
-        run("config.json", lambda _: _run_config(), lambda f: RunFolder(f).stored_config()),
-        run("data.json", _position, lambda f: RunCheckpoint(folder=f, step=7).read_position()),
+        run("config.json", lambda _: _run_config(), _read_config),
+        run("data.json", _position, _read_position),
         run("metrics.jsonl", _metrics, lambda f: read_metrics(f / "metrics.jsonl")),
         run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
         run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),
