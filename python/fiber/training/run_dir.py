@@ -34,7 +34,7 @@ from fiber.checkpoints.model_dir import (
 )
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.config_io import from_dict, to_dict
-from fiber.data.formats.json_values import file_name_problem
+from fiber.data.formats.json_values import file_name_problem, is_number, is_utf8
 from fiber.env import provenance
 from fiber.messages import printable, shown
 from fiber.training.checkpoint.folder import newest_checkpoint, newest_intact, sha256
@@ -350,7 +350,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if len(losses) > _MAX_LOSSES:
             raise ValueError(
                 f"{path}: lines 1 to {number} have {len(losses):,} losses, such as"
-                f" {shown(next(reversed(losses)))}; expected at most {_MAX_LOSSES}; {hint}"
+                f" {shown(next(reversed(losses)))}; expected at most {_MAX_LOSSES}; {path} can be"
+                " deleted, since the weights do not depend on it"
             )
         entries.append(entry)
     return entries
@@ -362,8 +363,12 @@ def _entry_problem(entry: Any) -> str | None:
     if type(step) is not int or not 0 <= step < _MAX_STEP:
         return f"no step, an integer from 0 to {_MAX_STEP:,}"
     times = entry.get("performance")
-    if not isinstance(times, dict) or not all(_is_number(times.get(name)) for name in _TIMES):
-        return f"no numbers performance.{' and .'.join(_TIMES)}"
+    if not isinstance(times, dict):
+        return f"performance {shown(times)}; expected an object"
+    for name in _TIMES:
+        # Losses may be NaN, but times are added up. is_number refuses NaN.
+        if not is_number(times.get(name)):
+            return f"performance.{name} {shown(times.get(name))}; expected a number up to 2**53"
     for section in _SECTIONS:
         values = entry.get(section, {})
         if not isinstance(values, dict) or not all(map(_is_number, values.values())):
@@ -373,6 +378,8 @@ def _entry_problem(entry: Any) -> str | None:
                 f"{len(values):,} {section}, such as {shown(max(values, key=len))}; expected at"
                 f" most {_MAX_NAMES} names of at most {_MAX_NAME} characters"
             )
+        if lone := next((name for name in values if not is_utf8(name)), None):
+            return f"the name {shown(lone)} in {section}, which has a lone surrogate"
     return None
 
 
