@@ -70,6 +70,10 @@ TIMES = {"performance": {"wall_seconds": 2.5, "goodput": 1}}
     [
         ({"step": 10**400}, "no step"),
         ({"step": -1}, "no step"),
+        ({"step": True}, "no step"),
+        ({"losses": {"itc": True}}, "losses .*expected an object of numbers"),
+        ({"losses": {"itc": 2**63}}, "losses .*expected an object of numbers"),
+        ({"learning_rates": dict.fromkeys(map(str, range(101)), 0.1)}, "101 learning_rates.* 100"),
         ({"performance": 5}, "performance 5; expected an object"),
         (
             {"performance": {"wall_seconds": 10**400, "goodput": 1}},
