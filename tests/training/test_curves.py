@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fiber.training.run_dir import draw_curves, read_metrics
+from fiber.training.metrics_file import draw_curves, read_metrics
 
 LINE = {"step": 1, "losses": {"itc": 2.0}, "learning_rates": {"x1": 0.1}}
 

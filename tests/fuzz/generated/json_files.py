@@ -20,7 +20,8 @@ from fiber.models.registry import build_model
 from fiber.training.checkpoint.folder import Position, RunCheckpoint
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import QuestionTask, TasksConfig
-from fiber.training.run_dir import RunFolder, draw_curves, read_metrics
+from fiber.training.metrics_file import draw_curves, read_metrics
+from fiber.training.run_dir import RunFolder
 from fiber.training.tracking.goodput import ATTEMPTS_FILE, Goodput, begin_attempt
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from fiber.training.tracking.goodput import ATTEMPTS_FILE, Attempt, Goodput, begin_attempt
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_trainer import StopError, stop_before

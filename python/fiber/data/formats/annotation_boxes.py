@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.data.formats.annotation_file import AnnotationFile, RecordList
@@ -168,7 +168,7 @@ class UnitBoxes:
         )
 
 
-def _is_box(box: Any) -> bool:
+def _is_box(box: Any) -> TypeGuard[list[float]]:
     return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
 
 

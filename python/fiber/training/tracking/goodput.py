@@ -25,7 +25,7 @@ ATTEMPTS_FILE = "attempts.jsonl"
 
 
 #: Least and greatest values of an attempt, which is written into metrics.jsonl.
-_RANGES = dict.fromkeys(
+_RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
     ("started", "wall_seconds", "step_seconds", "restarts", "job_restarts"), (0, 2**53)
 )
 
