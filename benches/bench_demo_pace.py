@@ -22,7 +22,7 @@ from rows import interleave, refuse_debug_build, report
 
 from fiber.demo.plan import STAGES, find_plan
 from fiber.synthetic.scenes import generate
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 
 #: Steps before the timed ones, and the least number of those, which are whole rotations of tasks.
 WARMUP, TIMED = 8, 10

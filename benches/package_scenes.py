@@ -36,7 +36,8 @@ from fiber.env import describe_machine
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_iou
 from fiber.synthetic.scenes import generate
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 
 #: Records of each task, the stage that has its head, and the metric of the table with its name.
 TASKS = {

@@ -27,7 +27,7 @@ from pathlib import Path
 from fiber.atomic_io import PART
 from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.distributed.preemption import EXIT_CODE
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from tests.training.test_trainer import numbers
 
 #: Steps of a run, and between its checkpoints.

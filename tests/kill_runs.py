@@ -35,7 +35,8 @@ from fiber.training import trainer
 from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.preemption import EXIT_CODE
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, make_data, with_dropout

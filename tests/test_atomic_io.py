@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from fiber.atomic_io import (
@@ -17,10 +18,16 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
+from fiber.bad_input import is_bad_input
+from fiber.checkpoints.export import write_encoders, write_published
+from fiber.checkpoints.model_dir import save_model
+from fiber.data import Tokenizer
 from fiber.demo.report import DemoReport, write_html
 from fiber.evaluation.context import EvalResult
 from fiber.evaluation.tasks import write_predictions
+from fiber.models.registry import build_model
 from fiber.postprocess.files import save_image
+from tests.fuzz.seeds import TINY
 
 
 def test_a_new_name_or_a_file_may_be_written(tmp_path):
@@ -100,8 +107,11 @@ def write_report(path):
         (write_answers, "predictions.json"),
         (write_report, "report.html"),
         (lambda path: write_json(path, ["word"] * 1000), "answers.json"),
+        (lambda path: write_published(build_model(TINY), path), "model.pt"),
+        (lambda path: write_published(build_model(TINY), path), "model.safetensors"),
+        (lambda path: Tokenizer.train(["a mug"], 300).save(path), "tokenizer.json"),
     ],
-    ids=("picture", "predictions", "report", "json"),
+    ids=("picture", "predictions", "report", "json", "torch", "safetensors", "tokenizer"),
 )
 def test_full_disk_is_named_and_leaves_the_old_file(tmp_path, write, name):
     (tmp_path / name).write_text("old")
@@ -113,6 +123,43 @@ def test_full_disk_is_named_and_leaves_the_old_file(tmp_path, write, name):
     assert (tmp_path / name).read_text() == "old"
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda path: save_model(build_model(TINY), path, answers=("yes", "no")), "model"),
+        (lambda path: write_encoders(build_model(TINY), path), "swin"),
+        (lambda path: write_published(build_model(TINY), path / "model.pt"), "model.pt"),
+        (lambda path: write_answers(path / "answers.json"), "answers.json"),
+    ],
+    ids=("fiber", "towers", "published", "predictions"),
+)
+def test_a_full_disk_leaves_no_new_folder(tmp_path, write, name):
+    with little_room(1000), pytest.raises(OSError, match=f"{name}.* could not be written") as error:
+        write(tmp_path / "new" / "folder")
+    assert not is_bad_input(error.value) and "ulimit -f" in str(error.value)
+    assert not list(tmp_path.iterdir())
+    # A folder that was there remains, with what was in it.
+    (tmp_path / "new" / "folder").mkdir(parents=True)
+    (tmp_path / "new" / "folder" / "notes.txt").write_text("mine")
+    with little_room(1000), pytest.raises(OSError, match=name):
+        write(tmp_path / "new" / "folder")
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "notes.txt"]
+
+
+def test_the_last_of_several_encoders_that_does_not_fit_leaves_none(tmp_path, monkeypatch):
+    real = safetensors.torch.save
+
+    def until_full(tensors, metadata):
+        if any((tmp_path / "new").glob("*.safetensors")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(tensors, metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save", until_full)
+    with pytest.raises(OSError, match="free some space"):
+        write_encoders(build_model(TINY), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_stopped_write_leaves_the_old_file(tmp_path):
@@ -188,6 +235,15 @@ def test_only_chosen_errors_name_what_is_written(tmp_path):
         with pytest.raises(OSError, match=f"{named} could not be written") as error:
             fail(errno.ENOSPC, *given)
         assert error.value.errno == errno.ENOSPC
+    # Of one block in another, the outer one names the file; the advice is given once.
+    with (
+        pytest.raises(
+            OSError, match=r"outer could not be written \(No space left[^)]*\); "
+        ) as error,
+        explain_write_errors(tmp_path / "outer"),
+    ):
+        fail(errno.ENOSPC)
+    assert str(error.value).count("free some space") == 1
 
 
 def test_shared_files_have_a_temporary_name_for_each_process(tmp_path):

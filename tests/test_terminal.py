@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from unicodedata import bidirectional
 
 import pytest
 
@@ -13,8 +14,19 @@ def test_ordinary_text_stays():
         assert escape_controls(text) == text
 
 
+#: Classes of characters that embed, override or isolate text of another direction.
+DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+MARKS = ["\N{LEFT-TO-RIGHT MARK}", "\N{RIGHT-TO-LEFT MARK}", "\N{ARABIC LETTER MARK}"]
+
+
 @pytest.mark.parametrize(
-    "control", ["\0", "\t", "\r", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u2066", "\udcff"]
+    "control",
+    [
+        *("\0", "\t", "\r", "\x1b", "\x7f", "\x9b", "\u2028", "\u2029", "\u206a", "\udcff"),
+        *MARKS,
+        *(each for each in map(chr, range(0x3000)) if bidirectional(each) in DIRECTIONS),
+    ],
+    ids=ascii,
 )
 def test_controls_are_escaped_as_in_json(control):
     written = escape_controls(f"a{control}b\n")

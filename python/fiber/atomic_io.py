@@ -12,8 +12,8 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,14 +92,47 @@ def new_directory(path: Path) -> Iterator[Path]:
     part = path.with_name(PART + path.name)
     # A killed process may have left the temporary folder behind.
     shutil.rmtree(part, ignore_errors=True)
+    with made_folder(path.parent):
+        try:
+            part.mkdir()
+            yield part
+            if path.exists():
+                path.rmdir()
+            part.rename(path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Create a folder and its parents, unless they exist, for files that the block writes.
+
+    On any error or interruption, those that were created are deleted, unless they have files.
+
+    Raises:
+        OSError: if the folder cannot be created.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
+        with explain_write_errors(path, DISK_FULL):
+            path.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def whole_or_none(files: Iterable[Path]) -> Iterator[None]:
+    """Delete the files that the block writes, of which none may exist before, if it fails."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
         raise
 
 
@@ -107,21 +140,26 @@ def new_directory(path: Path) -> Iterator[Path]:
 def explain_write_errors(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
     """Re-raise an OSError from the block with the name of the file or folder being written.
 
+    Of several such blocks in each other, the outermost one names what is written.
     `only` restricts this to the given error numbers; use `DISK_FULL` if the block also reads files.
     """
     try:
         yield
     except BaseException as error:
         cause = system_error(error)
+        cause = getattr(cause, "explained", cause)
         if cause is None or (only is not None and cause.errno not in only):
             raise
         name = str(path)
         # Name the file in a folder, unless only its temporary name is known.
         if cause.errno in DISK_FULL and cause.filename and PART not in str(cause.filename):
             name = str(cause.filename)
-        message = f"{name} could not be written ({cause.strerror or cause}){_advice(cause, path)}"
+        advice = full_disk_advice(cause, path)
+        message = f"{name} could not be written ({cause.strerror or cause}){advice}"
         # Pillow raises OSError without an errno.
-        raise (OSError(cause.errno, message) if cause.errno else OSError(message)) from error
+        named = OSError(cause.errno, message) if cause.errno else OSError(message)
+        named.explained = cause  # type: ignore[attr-defined]
+        raise named from error
 
 
 def system_error(error: BaseException | None) -> OSError | None:
@@ -134,8 +172,8 @@ def system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _advice(error: OSError, path: Path) -> str:
-    """Return what can be done about an error of writing to `path`, or an empty string."""
+def full_disk_advice(error: OSError, path: Path) -> str:
+    """Return what can be done if writing to `path` failed for a full disk, or an empty string."""
     if error.errno == errno.EFBIG:
         return "; see `ulimit -f`, the limit on the size of files"
     if error.errno not in DISK_FULL:
@@ -145,10 +183,14 @@ def _advice(error: OSError, path: Path) -> str:
     return f"; {free / 1e6:,.1f} MB are free: free some space and run the command again"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_regular_file(path: Path, max_bytes: int | None = None) -> None:

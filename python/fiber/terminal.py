@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-#: Matches C0 and C1 controls except line feeds, line and paragraph separators, controls of the
-#: direction of text, and lone surrogates, which streams cannot encode.
+#: Matches C0 and C1 controls except line feeds, line and paragraph separators, marks and controls
+#: of the direction of text, and lone surrogates, which streams cannot encode. Joiners stay, since
+#: emoji and scripts have them.
 _CONTROL = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]"
 )
 
 

@@ -83,7 +83,11 @@ impl Tokenizer {
 
     /// Write a tokenizer.json atomically.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        Ok(py.detach(|| self.inner.save(&path))?)
+        let json = py.detach(|| self.inner.to_json())?;
+        // Checks the path and explains a full disk, as for every other file.
+        py.import("fiber.atomic_io")?
+            .call_method1("write_text", (path, json))?;
+        Ok(())
     }
 
     /// Return the contents of a tokenizer.json.

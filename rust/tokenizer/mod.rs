@@ -160,20 +160,6 @@ impl Tokenizer {
         &self.inner
     }
 
-    /// Write a `tokenizer.json` file atomically.
-    pub(crate) fn save(&self, path: &Path) -> Result<(), Error> {
-        let json = self.to_json()?;
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = Path::new(&partial);
-        let written = std::fs::write(partial, json).and_then(|()| std::fs::rename(partial, path));
-        written.map_err(|source| {
-            // Remove the incomplete file; ignore a failure to do so.
-            let _ = std::fs::remove_file(partial);
-            Error::file(path, source)
-        })
-    }
-
     /// Contents of a `tokenizer.json`, with a `padding` entry if the special tokens would not be
     /// found without it.
     ///

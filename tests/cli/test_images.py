@@ -14,6 +14,7 @@ import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.config_io import replace_fields
+from fiber.data import load_image
 from fiber.inference.model import SCORE_THRESHOLD, Model
 from fiber.models.fiber.image_text import FiberImageText
 
@@ -152,6 +153,19 @@ class TestPictureCommands:
             assert main(["caption", "b.png", "--save", folder]) == 0
             assert Path("b.png").read_bytes() == content
             Path("b-2.png").unlink()
+        # By other names: links into the folder and out of it.
+        Path("more/c.png").symlink_to(Path("b.png").absolute())
+        Path("d.png").symlink_to("more/a.jpg")
+        asked = ["more/c.png", "b.jpg", "d.png", "more/a.jpg"]
+        assert main(["caption", *asked, "--save", str(Path.cwd())]) == 0
+        assert Path("b.png").read_bytes() == content and Path("d.png").is_symlink()
+        # A copy of an earlier start is replaced, as any other file of the name.
+        Path("a.png").write_text("old")
+        assert main(["caption", "a.jpg", "--save", "."]) == 0
+        assert sorted(path.name for path in Path().glob("*.png")) == [
+            *("a.png", "b-2.png", "b.png", "c.png", "d-2.png", "d.png")
+        ]
+        assert load_image("a.png").ndim == 3
 
     def test_answer(self, desk, capsys):
         assert main(["answer", "a.jpg", "what color is it?", "--top-k", "2", "--save", "out"]) == 0

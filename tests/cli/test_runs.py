@@ -115,7 +115,11 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("error", "code", "message"),
         [
-            (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 1, "a.pt: No space left"),
+            (
+                OSError(errno.ENOSPC, "No space left on device", "a.pt"),
+                1,
+                "a.pt: No space left on device; ",
+            ),
             (OSError(errno.ENOSPC, "a.pt could not be written"), 1, "a.pt could not be written"),
             (RemoteError("s3://b/a.tar cannot be read"), 1, "s3://b/a.tar cannot be read"),
             (PermissionError(errno.EACCES, "Permission denied", "a.pt"), 2, "a.pt: Permission"),

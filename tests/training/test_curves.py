@@ -1,9 +1,10 @@
 import importlib.util
 import json
+import math
 
 import pytest
 
-from fiber.training.run_dir import draw_curves, read_metrics
+from fiber.training.metrics_file import draw_curves, read_metrics
 
 LINE = {"step": 1, "losses": {"itc": 2.0}, "learning_rates": {"x1": 0.1}}
 
@@ -69,7 +70,19 @@ TIMES = {"performance": {"wall_seconds": 2.5, "goodput": 1}}
     [
         ({"step": 10**400}, "no step"),
         ({"step": -1}, "no step"),
-        ({"performance": {"wall_seconds": 10**400, "goodput": 1}}, "no numbers performance"),
+        ({"step": True}, "no step"),
+        ({"losses": {"itc": True}}, "losses .*expected an object of numbers"),
+        ({"losses": {"itc": 2**63}}, "losses .*expected an object of numbers"),
+        ({"learning_rates": dict.fromkeys(map(str, range(101)), 0.1)}, "101 learning_rates.* 100"),
+        ({"performance": 5}, "performance 5; expected an object"),
+        (
+            {"performance": {"wall_seconds": 10**400, "goodput": 1}},
+            r"wall_seconds <int of about 40",
+        ),
+        ({"performance": {"wall_seconds": 1, "goodput": math.inf}}, r"performance\.goodput inf;"),
+        ({"performance": {"wall_seconds": math.nan, "goodput": 1}}, r"wall_seconds nan; expected"),
+        ({"performance": {"wall_seconds": 1}}, r"performance\.goodput None; expected a number"),
+        ({"losses": {"\ud800": 1.0}}, r"'\\ud800' in losses.*lone surrogate"),
         ({"losses": 3}, r"losses 3; expected"),
         ({"losses": {"itc": [[1]]}}, r"losses .*expected an object of numbers"),
         ({"losses": {"itc": 10**400}}, "losses .*expected an object of numbers"),
@@ -87,6 +100,8 @@ def test_a_line_that_cannot_be_drawn_is_named(tmp_path, changes, named):
     ) as error:
         read_metrics(path)
     assert len(str(error.value)) < 1000
+    # One line more or less does not mend a run with too many losses.
+    assert ("only this line" in str(error.value)) == ("at most 32" not in named)
 
 
 def test_names_are_no_formulas(tmp_path):

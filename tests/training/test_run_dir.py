@@ -11,6 +11,7 @@ from fiber.config_io import replace_fields, to_dict
 from fiber.data import Tokenizer
 from fiber.models.registry import build_model
 from fiber.training.run_dir import RunFolder
+from tests.test_atomic_io import little_room
 from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.test_checkpoint import write
 
@@ -85,6 +86,17 @@ def test_full_disk_is_named(tmp_path):
     assert e.value.errno == errno.ENOSPC
 
 
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path):
+    folder = RunFolder(path=tmp_path / "run")
+    with (
+        little_room(0),
+        pytest.raises(OSError, match=r"run/\S+ could not be written") as error,
+        folder.locked(),
+    ):
+        pytest.fail("the folder is locked")
+    assert error.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
+
+
 def changed(config, where, value):
     """The stored values of a config with one changed, by dotted name."""
     values = to_dict(config)
@@ -126,7 +138,17 @@ def test_a_config_that_is_none_is_refused_by_name(tmp_path, text, named):
         RunFolder(tmp_path).stored_init()
 
 
-def test_initial_weights_that_are_no_path_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"init": [1]}')
-    with pytest.raises(ValueError, match=r"config\.json: init.*\[1\]"):
+@pytest.mark.parametrize("init", [[1], "a\0", "a" * 5000, "\x1b[2J" * 25_000, "\u202ea"])
+def test_initial_weights_that_are_no_path_are_refused(tmp_path, init):
+    (tmp_path / "config.json").write_text(json.dumps({"init": init}))
+    with pytest.raises(ValueError, match=r"config\.json: init: expected a path") as error:
         RunFolder(tmp_path).stored_init()
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_initial_weights_in_a_folder_of_any_name_are_found_again(tmp_path):
+    own = tmp_path / "\u200emine"
+    own.mkdir()
+    for init in (str(own), "/gone/model"):
+        (tmp_path / "config.json").write_text(json.dumps({"init": init}))
+        assert RunFolder(tmp_path).stored_init() == init

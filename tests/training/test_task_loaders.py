@@ -10,6 +10,7 @@ from fiber.checkpoints.vocabulary import TRAINED_TOKENS, count_answers
 from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
+from fiber.data.formats.annotation_file import RecordList
 from fiber.data.record import Record
 from fiber.models.registry import inference_transform
 from fiber.tasks.question.train import answerable
@@ -344,6 +345,12 @@ def test_records_without_any_box_do_not_train_boxes(pictures):
     tokenizer = pictures / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"'grounding'.*{len(boxless)}"):
         open_data(config, boxless, tokenizer=tokenizer)
+    # What the reader dropped is told, as it may be all that there was.
+    dropped = RecordList()
+    dropped += boxless
+    dropped.skip("empty boxes", 7)
+    with pytest.raises(ValueError, match=r"'grounding'.*7 empty boxes.*relative to the image"):
+        open_data(config, dropped, tokenizer=tokenizer)
     # Pictures of nothing may stand among others, however rare those are.
     mixed = [*boxless, with_boxes[0]]
     assert open_data(config, mixed, tokenizer=tokenizer).counts() == {"grounding": len(mixed)}

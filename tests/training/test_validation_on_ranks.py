@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fiber.training import validation
 from fiber.training.distributed import heartbeat
 from fiber.training.distributed.shard import supports_cpu
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from tests.kill_ranks import free_port
 from tests.losses.two_ranks import run_on_ranks
 from tests.processes import start_python

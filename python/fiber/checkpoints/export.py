@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from fiber.atomic_io import write_file
+from fiber.atomic_io import made_folder, whole_or_none, write_file
 from fiber.checkpoints.encoders import SwinLayout, encoder_states
+from fiber.checkpoints.model_dir import write_tensors
 from fiber.checkpoints.published import published_state
 from fiber.checkpoints.torch_file import SETTINGS, SUFFIXES
 from fiber.messages import shown
@@ -51,12 +52,14 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
             f"{path}: the published format does not support this model: {error}"
         ) from error
     settings = {"config": stored}
-    _make_folder(path.parent)
-    if path.suffix == ".safetensors":
-        _write_safetensors(path, state, {SETTINGS: json.dumps(settings)})
-    else:
-        content = {architecture.published_key: state, SETTINGS: settings}
-        write_file(path, lambda part: torch.save(content, part))
+    _check_folder(path.parent)
+    with made_folder(path.parent):
+        if path.suffix == ".safetensors":
+            metadata = {SETTINGS: json.dumps(settings)}
+            write_file(path, lambda part: write_tensors(state, part, metadata))
+        else:
+            content = {architecture.published_key: state, SETTINGS: settings}
+            write_file(path, lambda part: _save(content, part))
     return state
 
 
@@ -70,27 +73,26 @@ def write_encoders(
 
     Raises:
         FileExistsError: if one of the files already exists.
-        OSError: if a file cannot be written.
+        OSError: if a file cannot be written; none of them remains.
     """
     states = encoder_states(model, layout)
-    _make_folder(folder)
-    for name in states:
-        if (folder / f"{name}.safetensors").exists():
-            raise FileExistsError(f"{folder} already contains {name}.safetensors")
-    for name, state in states.items():
-        _write_safetensors(folder / f"{name}.safetensors", state)
+    _check_folder(folder)
+    files = {name: folder / f"{name}.safetensors" for name in states}
+    for path in files.values():
+        if path.exists():
+            raise FileExistsError(f"{folder} already contains {path.name}")
+    with made_folder(folder), whole_or_none(files.values()):
+        for name, state in states.items():
+            write_file(files[name], lambda part, state=state: write_tensors(state, part))
     return states
 
 
-def _make_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder to write to")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_safetensors(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"format": "pt", **(metadata or {})}
-    write_file(path, lambda part: safetensors.torch.save_file(tensors, part, metadata))
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    # torch.save hides errors of the system if it opens the file.
+    with path.open("wb") as file:
+        torch.save(content, file)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from fiber.atomic_io import (
     check_regular_file,
     flush_to_disk,
+    made_folder,
     read_json,
+    whole_or_none,
     write_file,
     write_json,
 )
@@ -138,19 +140,14 @@ def save_model(
             raise FileExistsError(
                 f"{folder} already contains {name}; expected a folder without a model or run"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    # On an error, all files are deleted, to allow a retry with the same folder.
+    with made_folder(folder), whole_or_none(folder / name for name in MODEL_FILES):
         if tokenizer is not None:
             write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
             _write_lists(folder, answers=answers, classes=classes)
         write_weights(folder, model.state_dict())
         write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
-    except BaseException:
-        # Allow a retry with the same folder.
-        for name in MODEL_FILES:
-            (folder / name).unlink(missing_ok=True)
-        raise
 
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
@@ -280,7 +277,7 @@ def _raise_if_any(path: Path, faults: list[str]) -> None:
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Write tokenizer.json. Also write answers.json and classes.json unless they are empty."""
-    write_file(folder / "tokenizer.json", lambda path: vocabulary.tokenizer.save(str(path)))
+    vocabulary.tokenizer.save(folder / "tokenizer.json")
     _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
 
 
@@ -410,9 +407,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path).tensors
 
 
-def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file and fsync it."""
+def write_tensors(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file and fsync it.
+
+    `safetensors.torch.save_file` hides errors of the system, such as that of a full disk.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with path.open("wb") as file:
-        file.write(safetensors.torch.save(tensors, {"format": "pt"}))
+        file.write(safetensors.torch.save(tensors, {"format": "pt", **(metadata or {})}))
         flush_to_disk(file)

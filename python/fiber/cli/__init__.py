@@ -16,9 +16,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 import fiber
+from fiber.atomic_io import full_disk_advice
 from fiber.bad_input import EXIT_CODE, is_bad_input
 from fiber.cli import bench, convert, data, launched, plan, runs, tune
 from fiber.cli.arguments import MAX_MESSAGE, CommandParser
@@ -147,7 +149,8 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         message = str(error)
         if error.strerror and error.filename is not None:
-            message = f"{os.fspath(error.filename)}: {error.strerror}"
+            advice = full_disk_advice(error, Path(os.fsdecode(error.filename)))
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}{advice}"
         # A rank that failed for bad input on this node has printed it.
         if not (isinstance(error, ConnectionError) and launched.final_code()):
             _print_error(message)

@@ -64,7 +64,8 @@ def add_asking_command(
             **DEVICE,
             **LIMITS,
             "--json": "print JSON even to a terminal",
-            "--save DIR": "folder to write annotated images to",
+            "--save DIR": "folder to write annotated images to, as NAME.png; replaces files of"
+            " these names, except images that the command reads",
         },
         tokenizer={"type": str},
         answers={"type": str},
@@ -131,10 +132,14 @@ class AskingSession:
                 )
             with naming_option("--save", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            # An image that is asked about is not overwritten by its copy.
+            # Images that are asked about, also by links, are not replaced. Other files are, so that
+            # the same command writes the same files.
             own = self.folder.resolve()
-            asked = [path for path in self.paths if path.resolve().parent == own]
-            self.names.update(path.stem for path in asked if path.suffix.lower() == ".png")
+            asked = {path.parent.resolve() / path.name for path in self.paths}
+            asked |= {path.resolve() for path in self.paths}
+            self.names.update(
+                path.stem for path in asked if path.parent == own and path.suffix == ".png"
+            )
 
     def read(self, paths: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray]]]:
         """Decode images in batches. Each is a uint8 array, (H, W, 3) or, with alpha, (H, W, 4)."""

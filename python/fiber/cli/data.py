@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from fiber.atomic_io import write_json
+from fiber.atomic_io import made_folder, write_json
 from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
 from fiber.env import usable_cores
 from fiber.messages import printable
@@ -198,8 +198,8 @@ def _make_answers(options: argparse.Namespace) -> int:
     from fiber.data.datasets.vqa_answers import published_answers
 
     found = published_answers(options.source)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, list(found.answers))
+    with made_folder(options.output.parent):
+        write_json(options.output, list(found.answers))
     for line in found.notes:
         print(f"fiber: {line}", file=sys.stderr)
     print(options.output)

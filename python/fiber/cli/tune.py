@@ -44,7 +44,7 @@ def _windows(text: str) -> tuple[int, ...]:
 def _tune(options: argparse.Namespace) -> int:
     import torch
 
-    from fiber.atomic_io import check_target, write_file
+    from fiber.atomic_io import check_target, made_folder, write_text
     from fiber.kernels.runtime import tiles, timer, tune
 
     unknown = [name for name in options.dtypes if name not in tune.DTYPES]
@@ -73,8 +73,8 @@ def _tune(options: argparse.Namespace) -> int:
         print(tiles.written(lines), end="")
         return 0
     text = tiles.written(tiles.merged(old, lines))
-    table.parent.mkdir(parents=True, exist_ok=True)
-    write_file(table, lambda part: part.write_text(text, encoding="utf-8"))
+    with made_folder(table.parent):
+        write_text(table, text)
     used = "" if options.output is None else f"; kernels read {tiles.users_table()}"
     print(f"{len(lines)} entries written to {table}{used}", file=sys.stderr)
     return 0

@@ -30,7 +30,8 @@ from fiber.demo.report import (
 )
 from fiber.progress import readable_seconds
 from fiber.synthetic.scene_graph import COLORS, SHAPES
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 
 #: Sentences on fusion, as {"claims": [...]}, written by `benches/evidence_page.py`.
 EVIDENCE_FILE = Path(__file__).with_name("evidence.json")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fiber.atomic_io import write_file
+from fiber.atomic_io import made_folder, write_text
 from fiber.data import sources
 from fiber.data.datasets.registry import SOURCES, Source
 from fiber.data.datasets.resolve import (
@@ -166,9 +166,9 @@ def fusion_off(model: nn.Module) -> Iterator[None]:
 
 def write_predictions(path: Path, result: EvalResult) -> None:
     """Write predictions to a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if result.predictions and isinstance(result.predictions[0], str):
         text = "\n".join(result.predictions) + "\n"
     else:
         text = json.dumps(result.predictions) + "\n"
-    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    with made_folder(path.parent):
+        write_text(path, text)

@@ -35,7 +35,8 @@ from fiber.training.distributed.heartbeat import (
 )
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 from fiber.training.tracking.callback import Callback
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer

@@ -215,6 +215,11 @@ def test_files_that_do_not_fit(write):
         read(img="none.tsv")
     with pytest.raises(ValueError, match=r"line number 4.*0 to 3"):
         read(lines=[0, 4])
+    assert len(read(lines=[0, 2, 1, 3] * 100)) == 400
+    with pytest.raises(
+        ValueError, match=r"train\.lines\.tsv lists .*train\.label\.tsv.* 100 times"
+    ):
+        read(lines=[0] * 400)
     with pytest.raises(ValueError, match=r"train\.lines\.tsv must contain line numbers"):
         read(lines=["one"])
     (write.folder / "few.tsv").write_text("a\t[]\n")

@@ -158,16 +158,44 @@ def test_normalized_boxes_are_named(data, on_error):
     }
     for name, content, place in (
         ("a.json", coco(*boxes), r"annotations\[0\] has 'bbox' \[0\.5, 0\.5, 0\.1, 0\.2\]"),
-        ("mine.jsonl", [line, line], "line 1 has boxes"),
-        ("b.jsonl", [{**line, "boxes_xyxy": [], "labels": []}, line], "line 2 has boxes"),
+        ("mine.jsonl", [line, line], "line 1 has box .* 4 of 4 "),
+        ("b.jsonl", [{**line, "boxes_xyxy": [], "labels": []}, line], "line 2 has box .* 2 of 2 "),
     ):
         path = data(name, content)
         with pytest.raises(ValueError, match=rf"{name}: {place}.*normalized.*pixels.*multiply"):
             open_source("detection", path, "train", on_error=on_error)
-    # One box in pixels is enough, and boxes of whole numbers may be of one pixel.
-    for boxes in ([[0.5, 0.5, 0.1, 0.2], [0, 0, 9, 9]], [[0, 0, 1, 1]], []):
+    # Boxes in pixels are enough, and boxes of whole numbers may be of one pixel.
+    for boxes in (
+        [[0.5, 0.5, 0.1, 0.2], [0, 0, 9, 9]],
+        [[0, 0, 1, 1]],
+        [[0.5, 0.5, 1.2, 1.2]],
+        [[0.5, 0.5, 0.1, 0.2], *[[100.5, 7, 0.5, 30]] * 2],
+        [*[[0.5, 0.5, 0.1, 0.2]] * 9, [2.5, 1, 3, 3]],
+        [],
+    ):
         found = open_source("detection", data("a.json", coco(*boxes)), "train", on_error=on_error)
         assert found.counts.get("empty boxes", 0) == len(boxes) - len(found[0].boxes_xyxy)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize(
+    "stray", [[0.2, 0.1, 1.01, 0.9], [-0.0001, 0.1, 0.9, 0.9], [0.1, 0.1, 37, 0.2], [2, 2, 9, 9]]
+)
+def test_normalized_boxes_are_named_with_a_stray_value(stray, data, on_error):
+    (data.folder / "1.png").touch()
+    # A box that is large in pixels is an exception only among many.
+    usual = [[0.1, 0.1, 0.5, 0.5]] * (10 if min(stray[2:]) > 1 else 1)
+    boxes = [stray, *usual]
+    line = {"image": "1.png", "labels": ["mug"] * len(boxes), "boxes_xyxy": boxes}
+    path = data("a.json", coco(*boxes))
+    with pytest.raises(ValueError, match=rf"a\.json: annotations\[\d\].* of {len(boxes)} .*norm"):
+        open_source("detection", path, "train", on_error=on_error)
+    for name, content in (
+        ("a.jsonl", [line]),
+        ("b.jsonl", [{**line, "labels": ["mug"], "boxes_xyxy": [box]} for box in boxes]),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: line \d has box .*normalized"):
+            open_source("detection", data(name, content), "train", on_error=on_error)
 
 
 def test_corners_in_the_place_of_sizes_are_named(data):

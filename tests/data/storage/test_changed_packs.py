@@ -169,11 +169,13 @@ def test_a_changed_index_of_a_checked_entry_is_told_on_open(folder, name, number
 def test_every_bit_of_an_index_is_checked_when_it_is_read(folder, name):
     """Where a record or an image is, its number and its checksum."""
     path, number = folder / "index" / f"train-{name}", 6
+    # A record starts where the one before ends.
+    after = 8 if name == "captions.bin" else 7
     for place in range(number * ENTRY.itemsize, (number + 1) * ENTRY.itemsize):
         for bit in range(8):
             flip(path, place, bit)
             records = open_pack(folder, "captions", "train")
-            assert records[5].images[0] and records[7].images[0]
+            assert records[5].images[0] and records[after].images[0]
             with pytest.raises(ValueError, match=r"packed/.*(changed|bytes|first image)"):
                 records[number].images[0]
             flip(path, place, bit)

@@ -77,6 +77,15 @@ def signed(text):
     return text
 
 
+def test_a_file_that_is_listed_twice_is_refused(folder):
+    """Each entry of it would be read: the tar header of the first image of every shard."""
+    description = json.loads((folder / "pack.json").read_text())
+    description["shards"].append(description["shards"][0] | {"file": "./train-000000.tar"})
+    sign(folder, description)
+    with pytest.raises(ValueError, match=r"pack\.json.*shards\[1\].*train-000000.*shards\[0\]"):
+        read(folder)
+
+
 def test_every_value_of_a_description_is_read_or_refused_by_name(folder):
     path = folder / "pack.json"
     content = json.loads(path.read_text())

@@ -85,11 +85,14 @@ def test_the_index_is_used_while_it_fits(tmp_path, monkeypatch):
     (member,) = good["members"]
     # Entries that share bytes could make a small archive as long as they are many.
     shared = [member, ["d.txt", *member[1:]]]
-    for members in ([["c.txt", 512, 10**9]], [["c.txt", -1, 3]], [["c.txt"]], 5, shared):
+    partly = [["c.txt", 512, 1024], ["d.txt", 1024, 1]]
+    backwards = [["c.txt", 1024, 1], ["d.txt", 512, 1]]
+    wrong = ([["c.txt", 512, 10**9]], [["c.txt", -1, 3]], [["c.txt"]], 5)
+    for members in (*wrong, shared, partly, backwards):
         index.write_text(json.dumps(good | {"members": members}))
         assert contents(TarFile(path)) == other
     index.write_text("{")
-    assert contents(TarFile(path)) == other and len(scans) == 7
+    assert contents(TarFile(path)) == other and len(scans) == 9
 
 
 def test_without_a_place_for_the_index(tmp_path, monkeypatch):

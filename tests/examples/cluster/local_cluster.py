@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from tests.kill_ranks import Job, train_arguments
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "cluster"

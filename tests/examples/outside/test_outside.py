@@ -17,7 +17,8 @@ import pytest
 from fiber.checkpoints.model_dir import load_model
 from fiber.config_io import to_dict
 from fiber.training.config.run import load_recipe
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 from tests.processes import run_python
 
 OUTSIDE = Path(__file__).parent

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pyarrow import ipc
 
 from fiber.data import open_source
 from fiber.data.storage import pack_description
+from fiber.data.storage.pack_index import pack_entry
 from fiber.data.storage.shard_order import ShardGroups
 from tests.data.shards import write_tar
 from tests.data.signed_packs import line_index
@@ -144,7 +147,56 @@ def _tar_documents() -> list[Document]:
     ]  # fmt: skip
 
 
-#: Index of the lines of a pack, which has their checksums.
+def _lines_document() -> Document:
+    """The index of the lines of a pack: the line of each record.
+
+    The first line has as many boxes as there are records.
+    """
+
+    def write(content: Any, folder: Path) -> None:
+        chosen = [n if type(n) is int and 0 <= n < 10_000 else 0 for n in _items(content)]
+        sound = [json.loads(line) for line in sound_pack()[LINES].splitlines()]
+        sound[0] |= {"boxes_xyxy": [[1, 2, 9, 9]] * len(chosen), "box_labels": [0] * len(chosen)}
+        entries = [sound[0] if n == 0 else sound[1 + n % 4] for n in range(max(chosen) + 1)]
+        lines = [f"{to_json(entry)}\n".encode() for entry in entries]
+        starts = list(accumulate(map(len, lines), initial=0))
+        index = [
+            pack_entry(starts[n], len(lines[n]), entries[n]["images"][0], zlib.crc32(lines[n]))
+            for n in chosen
+        ]
+        files = dict(sound_pack()) | {LINES: b"".join(lines), LINE_INDEX: b"".join(index)}
+        description = json.loads(files[pack_description.DESCRIPTION])
+        for part in description["parts"]:
+            part["records"] = len(chosen)
+        files[pack_description.DESCRIPTION] = json.dumps(description).encode()
+        files[pack_description.DESCRIPTION] = signed(files)
+        for each, data in files.items():
+            (folder / each).write_bytes(data)
+
+    def tree(count: int) -> list[int]:
+        return list(range(count + 1))
+
+    return Document("packs", LINE_INDEX, tree, write, _read_pack, _write_pack)
+
+
+def _items(content: Any) -> list[Any]:
+    return content if isinstance(content, list) and content else [content]
+
+
+def _write_pack(folder: Path) -> None:
+    for each, content in sound_pack().items():
+        (folder / each).parent.mkdir(parents=True, exist_ok=True)
+        (folder / each).write_bytes(content)
+
+
+def _read_pack(folder: Path) -> None:
+    pack_description._read_description.cache_clear()
+    records = open_source("detection", folder, "train", objects=True)
+    for record in records:
+        assert all(isinstance(image, bytes) for image in record.images)
+    ShardGroups(records.shard_map())
+
+
 def _pack_document(name: str, label: str, *, is_signed: bool = True) -> Document:
     """A file of a pack, with the checksums of the pack as it is written."""
 
@@ -166,19 +218,7 @@ def _pack_document(name: str, label: str, *, is_signed: bool = True) -> Document
         for each, data in files.items():
             (folder / each).write_bytes(data)
 
-    def prepare(folder: Path) -> None:
-        for each, content in sound_pack().items():
-            (folder / each).parent.mkdir(parents=True, exist_ok=True)
-            (folder / each).write_bytes(content)
-
-    def read(folder: Path) -> None:
-        pack_description._read_description.cache_clear()
-        records = open_source("detection", folder, "train", objects=True)
-        for record in records:
-            assert all(isinstance(image, bytes) for image in record.images)
-        ShardGroups(records.shard_map())
-
-    return Document("packs", label, tree, write, read, prepare)
+    return Document("packs", label, tree, write, _read_pack, _write_pack)
 
 
 def documents() -> list[Document]:
@@ -194,4 +234,5 @@ def packs() -> list[Document]:
             pack_description.DESCRIPTION, "pack.json without checksums", is_signed=False
         ),
         _pack_document(LINES, LINES),
+        _lines_document(),
     ]

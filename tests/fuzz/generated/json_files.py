@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,12 @@ from fiber.models.registry import build_model
 from fiber.training.checkpoint.folder import Position, RunCheckpoint
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import QuestionTask, TasksConfig
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import draw_curves, read_metrics
+from fiber.training.run_dir import RunFolder
+from fiber.training.tracking.goodput import ATTEMPTS_FILE, Goodput, begin_attempt
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document
+from tests.fuzz.generated.verdict import complaint
 
 
 @cache
@@ -71,8 +75,46 @@ def _position(count: int) -> dict[str, Any]:
     return to_dict(position)
 
 
+def _read_position(folder: Path) -> None:
+    checkpoint = RunCheckpoint(folder=folder, step=7)
+    checkpoint.read_position()
+    # Of other data: the message lists what differs.
+    try:
+        checkpoint.position({}, {})
+    except ValueError as error:
+        problem = complaint(str(error), folder)
+        assert not problem, problem
+
+
+def _read_config(folder: Path) -> None:
+    run = RunFolder(folder)
+    run.stored_config()
+    run.stored_init()
+
+
+#: Metrics files of more bytes are not drawn, which would take long where work is counted.
+_DRAWN_BYTES = 1000
+
+
+def _read_metrics(folder: Path) -> None:
+    """Read metrics as a run that resumes does, and draw them."""
+    file = folder / "metrics.jsonl"
+    entries = read_metrics(file)
+    (folder / ATTEMPTS_FILE).unlink(missing_ok=True)
+    attempt = begin_attempt(folder, entries, len(entries), started=1.0, environment={})
+    assert all(map(math.isfinite, Goodput(attempt).fields(0.5).values()))
+    if file.stat().st_size <= _DRAWN_BYTES:
+        RunFolder(folder).draw({"itc": 1.0})
+
+
+def _import_matplotlib(folder: Path) -> None:
+    """Import what draws before processes are forked."""
+    draw_curves(_metrics(1), folder / "curves.png")
+
+
 def _metrics(count: int) -> list[dict[str, Any]]:
-    rest = {"losses": {"itc": 1.0}, "performance": {"wall_seconds": 2.5, "goodput": 0.9}}
+    rest = {"losses": {"itc": 1.0}, "learning_rates": {"new": 0.1}, "validation": {"score": 0.5}}
+    rest |= {"performance": {"wall_seconds": 2.5, "goodput": 0.9}}
     return [{"step": number, **rest} for number in range(count + 1)]
 
 
@@ -93,8 +135,13 @@ def _load(folder: Path) -> None:
 def documents() -> list[Document]:
     """Files in JSON of runs and models."""
 
-    def run(file: str, tree: Callable[[int], Any], read: Callable[[Path], object]) -> Document:
-        return json_document("configs", file, tree, read)
+    def run(
+        file: str,
+        tree: Callable[[int], Any],
+        read: Callable[[Path], object],
+        prepare: Callable[[Path], object] = lambda folder: None,
+    ) -> Document:
+        return json_document("configs", file, tree, read, prepare)
 
     def model(file: str, tree: Callable[[int], Any]) -> Document:
         return json_document("configs", file, tree, _load, _model, f"{file} of a model")
@@ -110,9 +157,9 @@ def documents() -> list[Document]:
         model("config.json", _model_config),
         model("answers.json", lambda _: ["yes", "no"]),
         model("classes.json", strings),
-        run("config.json", lambda _: _run_config(), lambda f: RunFolder(f).stored_config()),
-        run("data.json", _position, lambda f: RunCheckpoint(folder=f, step=7).read_position()),
-        run("metrics.jsonl", _metrics, lambda f: read_metrics(f / "metrics.jsonl")),
+        run("config.json", lambda _: _run_config(), _read_config),
+        run("data.json", _position, _read_position),
+        run("metrics.jsonl", _metrics, _read_metrics, _import_matplotlib),
         run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
         run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),
         json_document("configs", "tokenizer_config.json", _words, _read_words, _write_words),

@@ -93,6 +93,11 @@ def _objects365(folder: Path, count: int = 50) -> None:
     (folder / "objects365_train.yaml").write_text(yaml)
 
 
+def _write_labels(folder: Path, first: str, count: int = 50) -> None:
+    rest = "".join(f"{n}\t[]\n" for n in range(1, count))
+    (folder / "label.tsv").write_text(f"0\t{first}\n{rest}")
+
+
 def _boxes(count: int) -> list[dict[str, Any]]:
     return [{"class": "class 0", "rect": [1, 2, 20.5, 20]} for _ in range(count + 1)]
 
@@ -112,7 +117,17 @@ def _objects365_documents() -> list[Document]:
     def rows(column: Callable[[int], Any]) -> Callable[[int], Any]:
         return lambda n: [["0", tree_of(column(n))]] + [["1", tree_of(column(0))]] * 49
 
+    def write_lines(content: Any, folder: Path) -> None:
+        """Write a line list, and boxes of the first line that are as many as its entries."""
+        lines = _rows(content)
+        (folder / "lines.tsv").write_text(_tsv(lines), encoding="utf-8", errors="replace")
+        _write_labels(folder, json.dumps(_boxes(len(lines))))
+
     return [
+        Document(
+            "tables", "lines.tsv of one long line", lambda n: [[0]] * n, write_lines, read,
+            _objects365,
+        ),
         _text_document("label.tsv", rows(_boxes), _tsv, read, _objects365),
         _text_document(
             "hw.tsv", rows(lambda _: [{"height": 24, "width": 32}]), _tsv, read,

@@ -17,13 +17,14 @@ def verdict(read: Callable[[Path], object], path: Path) -> str:
         read(path)
     except (ValueError, OSError) as error:
         kind = "ValueError" if isinstance(error, ValueError) else "OSError"
-        return _complaint(str(error), path) or kind
+        return complaint(str(error), path) or kind
     except Exception as error:
         return type(error).__name__
     return "read"
 
 
-def _complaint(message: str, path: Path) -> str:
+def complaint(message: str, path: Path) -> str:
+    """Say what is wrong with a message about a file, or the files of a folder; "" if nothing is."""
     if str(path) not in message:
         return "a message without the file"
     if len(message) > MAX_MESSAGE + 8 * len(str(path)):

@@ -18,7 +18,8 @@ from fiber.training.checkpoint import files
 from fiber.training.checkpoint.folder import checkpoints_in
 from fiber.training.checkpoint.layout import CHECKSUMS
 from fiber.training.distributed.preemption import EXIT_CODE, Preempted, StopSignal
-from fiber.training.run_dir import RunFolder, read_metrics
+from fiber.training.metrics_file import read_metrics
+from fiber.training.run_dir import RunFolder
 from fiber.training.trainer import Trainer
 from tests.processes import start_python
 from tests.training import micro_runs

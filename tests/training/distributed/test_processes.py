@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import _wait_for_ranks, destroy_group, joined
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from tests.losses.two_ranks import LONGEST
 from tests.processes import start_python, start_server
 from tests.training import micro_runs

@@ -16,9 +16,9 @@ from fiber.training.distributed.full_tensor import full_state, full_tensor, shar
 from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.shard import group_size
 from fiber.training.distributed.strategy import choose_strategy
+from fiber.training.metrics_file import read_metrics
 from fiber.training.objectives.step import TrainStep
 from fiber.training.optim import build_optimizer
-from fiber.training.run_dir import read_metrics
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_ranks, run_on_two_ranks
 from tests.training.distributed.strategy_runs import (

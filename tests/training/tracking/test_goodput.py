@@ -5,10 +5,18 @@ import time
 
 import pytest
 
-from fiber.training.run_dir import read_metrics
+from fiber.training.metrics_file import read_metrics
 from fiber.training.tracking.goodput import ATTEMPTS_FILE, Attempt, Goodput, begin_attempt
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_trainer import StopError, stop_before
+
+#: A line of the file.
+ATTEMPT = {
+    **dict.fromkeys(("started", "wall_seconds", "step_seconds"), 1.0),
+    "restarts": 0,
+    "job": "",
+    "job_restarts": 0,
+}
 
 
 def line(step, wall, goodput):
@@ -59,7 +67,15 @@ def test_a_clock_that_was_set_back_gives_no_negative_pause(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["nonsense\n", "[]\n", "{}\n", '{"started": "x"}\n', "\xff\n"], ids=range(5)
+    "text",
+    [
+        *("nonsense\n", "[]\n", "{}\n", '{"started": "x"}\n', "\xff\n"),
+        *(
+            json.dumps({**ATTEMPT, name: value}) + "\n"
+            for name, value in (("restarts", 10**30), ("wall_seconds", 1e999), ("started", -1))
+        ),
+    ],
+    ids=range(8),
 )
 def test_an_invalid_line_is_named(tmp_path, text):
     (tmp_path / ATTEMPTS_FILE).write_bytes(text.encode("latin-1"))

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from fiber.training.distributed.processes import Processes
+from fiber.training.metrics_file import read_metrics
 from fiber.training.plan.step_cost import StepFlops
-from fiber.training.run_dir import read_metrics
 from fiber.training.tracking import monitor as monitor_module
 from fiber.training.tracking.callback import Callback
 from fiber.training.tracking.goodput import begin_attempt

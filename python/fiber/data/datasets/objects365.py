@@ -21,6 +21,8 @@ from fiber.data.record import MAX_SIDE, AnyPath, LazyImages, Record, RecordSeque
 from fiber.messages import shown, shown_names
 
 _NEEDED = ("img", "label", "labelmap")
+#: Number of times that a line list may list the bytes of a file.
+MAX_REPEATS = 100
 
 
 def is_description(path: Path) -> bool:
@@ -122,10 +124,25 @@ class Objects365Records(RecordSequence):
             wrong = lines[(lines < 0) | (lines >= count)]
             if len(wrong):
                 raise ValueError(f"{path} has line number {wrong[0]}; expected 0 to {count - 1}")
+            self._check_repeats(path, lines)
         with named(f"{annotations.parent / files['labelmap']}:"):
             self._prompt = class_prompt(self.classes)
         self._skips_errors = on_error == "skip"
         self.counts: Counter[str] = Counter()
+
+    def _check_repeats(self, path: Path, lines: np.ndarray) -> None:
+        """Check that a line list repeats lines a bounded number of times, on average.
+
+        A line is parsed for each record, so that one long line that is listed many times would take
+        time in proportion to the square of the size of the files.
+        """
+        for file in filter(None, (self._labels, self._sizes)):
+            listed, most = file.line_bytes(lines), MAX_REPEATS * file.line_bytes()
+            if listed > most:
+                raise ValueError(
+                    f"{path} lists lines of {file.path} that have {listed:,} bytes in all; expected"
+                    f" at most {most:,}, {MAX_REPEATS} times the size of that file"
+                )
 
     def __len__(self) -> int:
         return len(self._lines)

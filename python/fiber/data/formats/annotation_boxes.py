@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 from fiber.data.char_spans import CharSpan, whole_characters
 from fiber.data.formats.annotation_file import AnnotationFile, RecordList
@@ -23,6 +22,11 @@ EntryBoxes = list[tuple[Box, dict[str, Any]]]
 BOX_SLACK_PIXELS = 1.0
 #: Boxes of at most this width or height are dropped, as in the published code.
 EMPTY_BOX_PIXELS = 1.0
+#: Values of boxes that are relative to the image size are out of [0, 1] by at most this much.
+_UNIT_SLACK = 0.5
+#: Number of boxes that look relative for each one that does not, in a file that is taken for
+#: normalized.
+_RELATIVE_PER_BOX = 10
 
 
 def char_spans(
@@ -101,40 +105,70 @@ def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, 
     """Group the entries of `annotations`, each with its index, by the `id_key` of the image.
 
     Raises:
-        ValueError: if an image is unknown, or all boxes seem to be relative to the image size.
+        ValueError: if an image is unknown, or boxes seem to be relative to the image size.
     """
     known = {file.id_key(entry, "id") for entry in file.walk("images")}
     boxes: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    unit = UnitBoxes()
     for index, entry in file.numbered("annotations"):
         image = file.id_key(entry, "image_id")
         if image not in known:
             raise file.error(f"has image_id {shown(entry['image_id'])}, which is not in 'images'")
         boxes.setdefault(image, []).append((index, entry))
-    if look_normalized(entry.get("bbox") for entry in file.walk("annotations")):
-        for entry in islice(file.walk("annotations"), 1):
-            raise file.error(
-                f"has 'bbox' {shown(entry['bbox'])}, and all boxes of the file are between 0 and 1,"
-                " so they look normalized; expected [x, y, width, height] in pixels (multiply x by"
-                " the width of the image, and y by its height)"
-            )
+        if _is_box(box := entry.get("bbox")):
+            unit.add(box, min(box[2:]), (index, entry))
+    if unit.look_normalized:
+        file.at("annotations", unit.first[1], unit.first[0])
+        raise file.error(
+            f"has 'bbox' {shown(unit.first[1]['bbox'])}, {unit.problem('[x, y, width, height]')}"
+        )
     return boxes
 
 
-def look_normalized(boxes: Iterable[Any]) -> bool:
-    """Return whether boxes, of which there is one or more, are all relative to the image size.
+class UnitBoxes:
+    """Count of the boxes of a file that look relative to the size of their image.
 
-    Then all of their values are between 0 and 1, and some are fractions. Stops at the first box
-    that is not.
+    Such boxes have values from 0 to 1, some of which are fractions, and at most 1 pixel of width or
+    height. A few values of a file may be out of that range: a box extends beyond its image, was
+    rounded, or is a mistake.
     """
-    has_fractions = False
-    for box in boxes:
-        if not (_is_box(box) and all(0 <= side <= 1 for side in box)):
-            return False
-        has_fractions = has_fractions or any(0 < side < 1 for side in box)
-    return has_fractions
+
+    def __init__(self) -> None:
+        #: Where the first such box is, as the reader tells it.
+        self.first: Any = None
+        self._count = self._relative = self._in_pixels = self._thin = 0
+
+    def add(self, values: Sequence[float], shorter_side: float, where: Any) -> None:
+        """Count a box with the given values in the file."""
+        self._count += 1
+        is_empty = shorter_side <= EMPTY_BOX_PIXELS
+        if min(values) < -_UNIT_SLACK or max(values) > 1 + _UNIT_SLACK:
+            self._thin += is_empty
+            self._in_pixels += not is_empty
+        elif is_empty and any(value % 1 for value in values):
+            self._relative += 1
+            self.first = where if self._relative == 1 else self.first
+
+    @property
+    def look_normalized(self) -> bool:
+        """Whether boxes look relative to the image size, and boxes that do not are exceptions.
+
+        Boxes that are not empty in pixels are evidence against it: there may be one for each
+        `_RELATIVE_PER_BOX` that look relative.
+        """
+        return 0 < self._relative >= self._thin + _RELATIVE_PER_BOX * self._in_pixels
+
+    def problem(self, expected: str) -> str:
+        """Return the end of an error about the boxes, of which one is shown before."""
+        within = self._count - self._thin - self._in_pixels
+        return (
+            f"and {within:,} of {self._count:,} boxes have values of about 0 to 1, so they look"
+            f" normalized; expected {expected} in pixels (multiply x by the width of the image, and"
+            " y by its height)"
+        )
 
 
-def _is_box(box: Any) -> bool:
+def _is_box(box: Any) -> TypeGuard[list[float]]:
     return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
 
 

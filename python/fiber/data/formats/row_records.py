@@ -15,6 +15,7 @@ from fiber.data.formats.annotation_boxes import (
     BOX_SLACK_PIXELS,
     EMPTY_BOX_PIXELS,
     Box,
+    UnitBoxes,
     clip_box,
     corners_hint,
 )
@@ -154,14 +155,12 @@ def box_records(
     known, kept = set(names), list[Any]()
     counts: Counter[str] = Counter()
     reader = _BoxReader(source, out, on_error == "skip")
-    # Whether all values of boxes are from 0 to 1, and where the first one is a fraction.
-    are_unit, fraction = True, ""
+    unit = UnitBoxes()
     for row in source.rows("boxes"):
         with named(row.where):
             size, given = _image_size(row.values), list(boxes_of(row.values))
-            are_unit = are_unit and all(0 <= side <= 1 for box, _ in given for side in box)
-            if are_unit and not fraction:
-                fraction = row.where if any(s % 1 for box, _ in given for s in box) else ""
+            for box, _ in given:
+                unit.add(box, min(box[2] - box[0], box[3] - box[1]), (row.where, box))
             found = reader.kept(given, size, is_xyxy="boxes_xyxy" in row.values)
             classes = {name for _, name in found}
             for name in classes - known:
@@ -172,12 +171,9 @@ def box_records(
                 continue
             counts.update(classes)
             kept.append((row, size, found))
-    if are_unit and fraction:
-        raise ValueError(
-            f"{fraction} has boxes with values from 0 to 1, as do all other rows, so they look"
-            " normalized; expected pixels (multiply x by the width of the image, and y by its"
-            " height)"
-        )
+    if unit.look_normalized:
+        where, box = unit.first
+        raise ValueError(f"{where} has box (x0, y0, x1, y1) = {box}, {unit.problem('boxes')}")
     out.classes = (*names, *sorted(known - set(names)))
     prompt = class_prompt(out.classes)
     label_index = {name: index for index, name in enumerate(out.classes)}

@@ -58,6 +58,12 @@ class TsvFile:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
+    def line_bytes(self, numbers: np.ndarray | None = None) -> int:
+        """Return the bytes of lines, given their numbers, or of all lines."""
+        if numbers is None:
+            return int(self._starts[-1])
+        return int((self._starts[numbers + 1] - self._starts[numbers]).sum())
+
     def row(self, number: int) -> list[str]:
         """Return the columns of a line, given its zero-based number."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])

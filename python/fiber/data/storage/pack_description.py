@@ -111,11 +111,17 @@ def _check_description(description: dict[str, Any]) -> None:
         raise ValueError(
             f"block_bytes is {description['block_bytes']}; expected 1 to {MAX_BLOCK_BYTES}"
         )
+    # Each file is read or hashed for each entry that names it.
+    listed: dict[Path, str] = {}
     for name, fields in _ENTRY_FIELDS.items():
         for index, entry in enumerate(description[name]):
             where = f"{name}[{index}]"
             _check_fields(where, entry, fields)
             _check_name(where, entry["file"], entry.get("split", ""))
+            if (other := listed.setdefault(Path(entry["file"]), where)) != where:
+                raise ValueError(
+                    f"{where} has file {shown(entry['file'])}, as has {other}; expected each once"
+                )
             _check_blocks(where, entry, description["block_bytes"])
     for index, part in enumerate(description["parts"]):
         _check_part(f"parts[{index}]", part)

@@ -131,7 +131,7 @@ class PackedRecords(RecordSequence):
 
     def _line(self, line: int) -> tuple[IndexEntry, bytes]:
         """Read a line of the index; raise ValueError if it has changed."""
-        entry = self._records[line]
+        entry = self._records.line(line)
         data = self._text.read(entry.start, entry.size)
         if zlib.crc32(data) != entry.crc32:
             raise ChangedFileError(f"{self._text.path}: line {line + 1} {NOT_PACKED}")
@@ -263,8 +263,8 @@ def _shared_fields(entry: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _spread(count: int) -> Iterable[int]:
-    """Return `SAMPLED` numbers from 0 to `count` - 1, evenly spaced."""
-    return map(int, np.linspace(0, count - 1, SAMPLED).astype(int)) if count else ()
+    """Return `SAMPLED` numbers, or fewer, from 0 to `count` - 1, evenly spaced."""
+    return map(int, np.unique(np.linspace(0, count - 1, SAMPLED).astype(int))) if count else ()
 
 
 def _first_images(shards: Sequence[dict[str, Any]]) -> list[int]:

@@ -14,9 +14,9 @@ from fiber.data.batch import GroundingBatch
 from fiber.data.datasets.registry import SOURCES
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
-from fiber.data.skip_report import classes_of
+from fiber.data.skip_report import classes_of, counted, skip_counts
 from fiber.losses.grounding import grounding_losses, num_assigned
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 from fiber.models.abilities import FindsBoxes
 from fiber.tasks.fields import split_source
 from fiber.training.config.run import RunConfig
@@ -45,7 +45,7 @@ class GroundingTraining(TaskTraining):
             raise ValueError(
                 f"data for task {self.task.name!r}: expected records with boxes_xyxy, but the"
                 f" {len(checked)} checked records have none; the first record is"
-                f" {shown(records[0].key)}"
+                f" {shown(records[0].key)}{_dropped_boxes(records)}"
             )
 
     def classes(self, records: RecordSet) -> tuple[str, ...]:
@@ -102,3 +102,15 @@ class GroundingTraining(TaskTraining):
         leaves = tree_leaves(vars(model(images, ids, mask)))
         sums = [each.sum() for each in leaves if isinstance(each, Tensor) and each.requires_grad]
         yield torch.stack([each.float() for each in sums]).sum()
+
+
+def _dropped_boxes(records: RecordSet) -> str:
+    """Return the end of an error about records without boxes: which boxes their reader dropped."""
+    dropped = {what: count for what, count in skip_counts(records).items() if "boxes" in what}
+    if not dropped:
+        return ""
+    counts = shown_names([counted(count, what) for what, count in dropped.items()])
+    return (
+        f"; skipped or changed: {counts} (boxes in pixels of which a side is at most 1 are empty;"
+        " those relative to the image size must be multiplied by it)"
+    )

@@ -10,7 +10,6 @@ as `best-00000500.safetensors`. For finished models see `fiber.checkpoints.model
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import shutil
 import warnings
@@ -29,6 +28,7 @@ from fiber.atomic_io import (
     read_json,
 )
 from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+from fiber.checkpoints.weights import list_problems
 from fiber.config_io import from_dict
 from fiber.messages import printable, shown, shown_names
 from fiber.training.checkpoint.layout import BEST, CHECKSUMS, INDEX, STEP, SUFFIX
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 #: Name in `Position.records` and `Position.fingerprints` of the records that are validated on.
 VALIDATION = "validation"
+#: Counts of data.json are below this bound.
+_MAX_COUNT = 2**63
+#: Maximum number of characters of the name of a file, as in Linux, and of an error that is quoted.
+_MAX_FILE_NAME, _MAX_REASON = 255, 400
 #: Errors of readers of damaged or foreign files, and of states that do not fit.
 _READ_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError),
@@ -112,8 +116,9 @@ class RunCheckpoint:
         if changed:
             than = f" than is in {data} now" if data else ""
             raise ValueError(
-                f"{self.folder} was saved with different data{than}: {'; '.join(changed)}. Resume"
-                " with the data of the run, or start a new run in another folder"
+                f"{self.folder} was saved with different data{than}:"
+                f" {list_problems(changed, '; ')}. Resume with the data of the run, or start a new"
+                " run in another folder"
             )
         return position
 
@@ -134,7 +139,7 @@ class RunCheckpoint:
                 return _wrong_checksum(self.folder, content.decode("utf-8", errors="replace"))
             return self._damage_of_best() if with_best else None
         except OSError as error:
-            return f"a file cannot be read ({error})"
+            return f"a file cannot be read ({printable(str(error), _MAX_REASON)})"
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:
@@ -148,7 +153,9 @@ class RunCheckpoint:
             reason = str(error).removeprefix(f"{self.folder / name}: ")
             if not isinstance(error, (ValueError, OSError)):
                 reason = f"{type(error).__name__} ({reason})"
-            raise self._invalid(name, f"cannot be used: {printable(reason, 400)}") from error
+            raise self._invalid(
+                name, f"cannot be used: {printable(reason, _MAX_REASON)}"
+            ) from error
 
     def restore(self, state: TrainingState) -> None:
         """Fill the weights, the optimizer, the EMA and the objectives; all ranks must call this.
@@ -179,13 +186,12 @@ class RunCheckpoint:
             raise self._invalid("data.json", problem)
         counts = {f"consumed.{name}": count for name, count in position.consumed.items()}
         counts |= {"images": position.images, "seconds": position.seconds}
-        limits = {name: (value, 0, math.inf) for name, value in counts.items()}
+        limits = {name: (value, 0, _MAX_COUNT) for name, value in counts.items()}
         limits["step"] = (position.step, self.step, self.step + 1)
         limits["best_step"] = (position.best_step, 0, self.step + 1)
         for name, (value, least, end) in limits.items():
             if not least <= value < end:
-                expected = least if end == least + 1 else f"at least {least}"
-                expected = f"0 to {self.step}" if name == "best_step" else expected
+                expected = least if end == least + 1 else f"{least} to {end - 1:,}"
                 raise self._invalid("data.json", f"has {name} {shown(value)}; expected {expected}")
         return position
 
@@ -250,9 +256,10 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
         damaged.append((checkpoint, reason))
     else:
         if damaged:
-            reasons = "; ".join(f"{each.folder.name}: {reason}" for each, reason in damaged)
+            reasons = [f"{each.folder.name}: {reason}" for each, reason in damaged]
             raise ValueError(
-                f"{checkpoints} has no intact checkpoint ({reasons}); delete the damaged ones to"
+                f"{checkpoints} has no intact checkpoint ({list_problems(reasons, '; ')}); delete"
+                " the damaged ones to"
                 " start over"
             )
         return None
@@ -323,7 +330,8 @@ def _wrong_checksum(folder: Path, content: str) -> str:
             return f"the SHA-256 checksum of {name} differs from {CHECKSUMS}"
     # A file that is gone is listed, too.
     for name in stored:
-        if re.fullmatch(r"[\w.]+", name) and not (folder / name).exists():
+        is_name = len(name) <= _MAX_FILE_NAME and re.fullmatch(r"[\w.]+", name, re.ASCII)
+        if is_name and not (folder / name).exists():
             return f"{name} does not exist, or {CHECKSUMS} has changed"
     return f"{CHECKSUMS} does not list {', '.join(names)} as sha256sum does"
 

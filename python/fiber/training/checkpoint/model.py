@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fiber.checkpoints.model_dir import StoredModel, load_tensors
 from fiber.checkpoints.torch_file import Weights
+from fiber.messages import shown_names
 from fiber.models.registry import build_empty
 from fiber.training.checkpoint.files import stored_tensors
 from fiber.training.checkpoint.folder import RunCheckpoint, checkpoints_in
@@ -80,12 +81,12 @@ def _open(folder: Path) -> RunCheckpoint:
         )
     checkpoint = RunCheckpoint(folder=folder, step=int(step))
     if not folder.is_dir():
-        known = ", ".join(each.folder.name for each in checkpoints_in(folder.parent)) or "none"
+        known = shown_names([each.folder.name for each in checkpoints_in(folder.parent)])
         raise FileNotFoundError(f"{folder} does not exist; checkpoints in {folder.parent}: {known}")
     reason = checkpoint.damage(with_best=False)
     if reason is not None:
         others = [each.folder.name for each in checkpoints_in(folder.parent) if each != checkpoint]
-        hint = f"; other checkpoints of the run: {', '.join(others)}" if others else ""
+        hint = f"; other checkpoints of the run: {shown_names(others)}" if others else ""
         raise ValueError(f"{folder} is damaged or incomplete: {reason}{hint}")
     return checkpoint
 

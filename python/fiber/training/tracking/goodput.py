@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import JSON_ERRORS, write_file
-from fiber.config_io import from_dict, to_dict
+from fiber.config_io import check_ranges, from_dict, to_dict
 
 #: Name of the file in the run's folder.
 ATTEMPTS_FILE = "attempts.jsonl"
+
+
+#: Least and greatest values of an attempt, which is written into metrics.jsonl.
+_RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
+    ("started", "wall_seconds", "step_seconds", "restarts", "job_restarts"), (0, 2**53)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,9 @@ def _last_attempt(path: Path) -> Attempt | None:
     if not lines:
         return None
     try:
-        return from_dict(Attempt, json.loads(lines[-1].decode("utf-8")))
+        attempt = from_dict(Attempt, json.loads(lines[-1].decode("utf-8")))
+        check_ranges(attempt, "", _RANGES)
+        return attempt
     except (TypeError, AttributeError, *JSON_ERRORS) as error:
         warnings.warn(
             f"{path}: line {len(lines)} is invalid ({error}); goodput and restarts are counted from"
