@@ -1,18 +1,16 @@
 """An HTTP server of a folder, on this machine, which fails a part of its requests."""
 
 import random
+import select
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 #: What may happen to a request: no answer, an error, an answer that is cut, shorter, of changed
-#: bytes, or late.
+#: bytes, or none until the client gives up.
 FAULTS = ("drop", "error", "cut", "short", "lie", "delay")
-#: Longer than the timeout of the tests.
-DELAY_SECONDS = 1.2
 
 
 class Site:
@@ -67,7 +65,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(503)
             return
         if fault == "delay":
-            time.sleep(DELAY_SECONDS)
+            # Readable once the client has closed it.
+            select.select([self.connection], [], [], 60)
+            self.close_connection = True
+            return
         if fault == "short":
             data = data[: len(data) // 2]
         if fault == "lie" and data:

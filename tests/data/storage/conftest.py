@@ -37,8 +37,13 @@ def packed_noise(tmp_path_factory):
 
 @pytest.fixture
 def short_pauses(monkeypatch):
-    """Tries that follow one another quickly, and a timeout below the delay of the faulty server."""
+    """Tries that follow one another quickly."""
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def short_timeout(monkeypatch):
+    """For requests that are never answered. On a busy machine others are repeated, too."""
     monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.6)
 
 

@@ -56,7 +56,7 @@ def test_a_range_is_read(site):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_read_that_fails_is_repeated(site, fault):
     site.planned["a.bin"] = [fault] * 2
-    assert read(site) == CONTENT[100:900]
+    assert read(site, timeout_seconds=2 if fault == "delay" else None) == CONTENT[100:900]
     assert site.faults[fault] == 2 and len(site.requests) == 3
 
 
@@ -75,7 +75,7 @@ def test_a_read_that_always_fails_is_told(site, fault, reason, monkeypatch):
     monkeypatch.setattr(remote, "ATTEMPTS", 3)
     site.planned["a.bin"] = [fault] * 9
     with pytest.raises(RemoteError) as error:
-        read(site, timeout_seconds=0.3)
+        read(site, timeout_seconds=0.3 if fault == "delay" else None)
     crc32 = zlib.crc32(CONTENT[100:900])
     text = str(error.value)
     assert f"{site.url}/a.bin" in text and "attempt 3 of 3" in text
@@ -123,7 +123,9 @@ def test_a_protocol_that_fsspec_does_not_know(url):
         RemoteFolder(url).description()
 
 
-def test_the_description_is_read_again_if_it_was_cut_or_changed(packed_noise, tmp_path, site):
+def test_the_description_is_read_again_if_it_was_cut_or_changed(
+    packed_noise, tmp_path, site, short_timeout
+):
     shutil.copy(packed_noise / "pack.json", tmp_path / "pack.json")
     for fault in FAULTS:
         site.planned["pack.json"] = [fault]

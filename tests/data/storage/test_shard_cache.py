@@ -29,7 +29,7 @@ GB = 1e9
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["uniform", "shards"])
 def test_batches_are_those_of_local_files_whatever_the_server_does(
-    order, packed_noise, cache, short_pauses
+    order, packed_noise, cache, short_pauses, short_timeout
 ):
     """5 % of the requests are dropped, refused, cut, short, wrong or late."""
     expected = batches(packed_noise, order=order)
@@ -49,7 +49,7 @@ def test_batches_are_those_of_local_files_whatever_the_server_does(
     assert total >= 15
 
 
-def test_every_kind_of_fault_at_once(packed_noise, cache, site):
+def test_every_kind_of_fault_at_once(packed_noise, cache, site, short_timeout):
     names = [f"train-{number:06d}.tar" for number in range(40)]
     site.planned = {name: list(FAULTS) for name in names[:3]}
     site.planned |= {name: [random.Random(name).choice(FAULTS)] for name in names[3:]}
@@ -284,8 +284,9 @@ def test_a_process_that_is_killed_does_not_keep_others_waiting(packed_noise, cac
         shard_cache._DOWNLOADS.reset()
         os._exit(0 if open_source("captions", data, "train")[0].images[0] else 1)
     deadline = time.monotonic() + 600
-    while not list(cache.rglob(".part-*.tar")) and time.monotonic() < deadline:
+    while not site.faults["delay"] and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert list(cache.rglob(".part-*.tar"))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     records = open_source("captions", data, "train")
