@@ -128,14 +128,14 @@ RECORDED = (
     Mistake(
         "no token types [image]",
         _BACKBONE,
-        'self._with_first_attention("image", tokens + rows, None)',
-        'self._with_first_attention("image", tokens + 0 * rows, None)',
+        "tokens = tokens + self.token_types(types)[:, None]",
+        "tokens = tokens + 0 * self.token_types(types)[:, None]",
     ),
     Mistake(
         "no token types [text]",
         _BACKBONE,
-        "tokens = tokens + self.token_types.weight[TEXT]",
-        "tokens = tokens + 0 * self.token_types.weight[TEXT]",
+        "tokens = tokens + self.token_types(token_ids.new_full((1,), TEXT))",
+        "tokens = tokens + 0 * self.token_types(token_ids.new_full((1,), TEXT))",
     ),
     Mistake(
         "token types swapped",

@@ -256,8 +256,11 @@ def test_samples_depend_on_pass_and_row_alone(coarse, monkeypatch):
         assert not np.array_equal(whole.numpy(), drawn(other).numpy())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [3, 5], ids=["before a checkpoint", "after one"])
+@pytest.mark.parametrize(
+    "stop_at",
+    [pytest.param(3, marks=pytest.mark.slow), 5],
+    ids=["before a checkpoint", "after one"],
+)
 def test_a_resumed_run_samples_what_it_would_have(pictures, tmp_path, monkeypatch, stop_at):
     config = with_dropout(
         coarse_config(

@@ -90,12 +90,13 @@ class TrainStep(nn.Module):
             the scalars of a name add up to the loss.
         """
         training = self.state.trainings[task]
-        known = training.options.losses
+        known = training.options.weights()
         for losses in training.branches(self.model, batch, draw, split, passes):
             if unknown := [name for name in losses if name not in known]:
                 raise ValueError(
-                    f"task {task!r} computes the loss {shown(unknown[0])}, which is not among the"
-                    f" `losses` of its {type(training.options).__name__}: {shown_names(known)}"
+                    f"task {task!r} computes the loss {shown(unknown[0])}, for which its"
+                    f" {type(training.options).__name__} has no weight; expected"
+                    f" {shown_names(known)}"
                 )
             yield losses
 
