@@ -69,6 +69,8 @@ def folder(tmp_path_factory, micro_models, scene_picture) -> Path:
     (folder / "words.jpg").write_text("no picture")
     (folder / "photo.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(100))
     (folder / "empty").mkdir()
+    (folder / "imgs" / "cat").mkdir(parents=True)
+    shutil.copy(folder / "a.jpg", folder / "imgs" / "cat")
     torch.save({"state_dict": {"fc.bias": torch.zeros(2)}}, folder / "other.pth")
     (folder / "clip").mkdir()
     (folder / "clip" / "config.json").write_text('{"model_type": "clip"}')
@@ -88,6 +90,17 @@ def write_data(folder: Path) -> None:
     }
     for name, text in lines.items():
         (folder / f"{name}.jsonl").write_text(text)
+    tables = {
+        "semicolons.csv": "image;text\na.jpg;a mug\n",
+        "tabs.csv": "image\ttext\na.jpg\ta mug\n",
+        "table.tsv": "image\ttext\na.jpg\ta mug\n",
+        "headless.csv": "a.jpg,a mug\n",
+        "names.csv": "file,caption\na.jpg,a mug\n",
+        "table.xlsx": "PK",
+        "list.jsonl": '[{"image": "a.jpg", "text": "a mug"}]',
+    }
+    for name, text in tables.items():
+        (folder / name).write_text(text)
     mistakes = {
         "xyxy": {"bbox": [50, 30, 80, 60]},
         "float": {"category_id": 2.0},

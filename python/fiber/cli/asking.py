@@ -20,6 +20,7 @@ from fiber.cli.arguments import (
     add_options,
     limits_of,
     naming_option,
+    path_text,
     pick,
 )
 from fiber.cli.models import choose_model, load_quietly
@@ -66,8 +67,8 @@ def add_asking_command(
             "--json": "print JSON even to a terminal",
             "--save DIR": "folder to write annotated images to",
         },
-        tokenizer={"type": str},
-        answers={"type": str},
+        tokenizer={"type": path_text},
+        answers={"type": path_text},
     )
     command.set_defaults(run=run)
     return command

@@ -80,11 +80,7 @@ def load(
             answers do not fit the model. The message counts the tensors that are missing,
             unexpected, or have the wrong shape, and names the first ones.
     """
-    _check_path(path)
-    if not isinstance(dtype, torch.dtype | None):
-        raise TypeError(
-            f"dtype: expected a torch dtype, such as torch.bfloat16, or None, got {shown(dtype)}"
-        )
+    _check_path_and_dtype(path, dtype)
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
@@ -117,14 +113,18 @@ def load(
     return StagedModel(loaded)
 
 
-def _check_path(path: object) -> None:
+def _check_path_and_dtype(path: object, dtype: object) -> None:
     hint = (
         "expected the path of a model, such as 'runs/demo', or 'scenes', the model in the package"
     )
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: {hint}, got {type(path).__name__} {shown(path)}")
     if not os.fspath(path):
-        raise ValueError(f"path: {hint}, got {path!r}")
+        raise ValueError(f"path: {hint}, got {shown(path)}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"dtype: expected a torch dtype, such as torch.bfloat16, or None, got {shown(dtype)}"
+        )
 
 
 def _warn_packaged(name: str) -> None:
