@@ -47,6 +47,9 @@ _HOMES = {
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config"}
+# Names that new users expect here.
+_METHODS = {"ground", "detect", "answer", "caption", "match", "reason", "entail", "search"}
+_LOADERS = {"Model", "AutoModel", "FIBER", "METER", "from_pretrained", "load_model", "pipeline"}
 
 if _core.build_profile == "debug":
     warnings.warn(
@@ -62,7 +65,20 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"fiber.{name}")
-    raise AttributeError(f"module 'fiber' has no attribute {name!r}")
+    raise AttributeError(f"module 'fiber' has no attribute {name!r}{_hint(name)}", name=name)
+
+
+def _hint(name: str) -> str:
+    """Return the end of the error for an unknown name; that of Python and its tools is empty."""
+    if name.startswith("_"):
+        return ""
+    from fiber.config_io import nearest
+
+    if name in _METHODS:
+        return f"; it is a method of models: fiber.load(path).{name}"
+    if name in _LOADERS:
+        return "; models are loaded by fiber.load(path)"
+    return f"; {nearest(name, __dir__())}"
 
 
 def __dir__() -> list[str]:

@@ -149,7 +149,7 @@ class TestPictureCommands:
 
     def test_an_image_is_not_overwritten_by_its_copy(self, desk, capsys):
         Path("b.png").write_bytes(content := Path("b.jpg").read_bytes())
-        for folder in (".", ""):
+        for folder in (".", "more/.."):
             assert main(["caption", "b.png", "--save", folder]) == 0
             assert Path("b.png").read_bytes() == content
             Path("b-2.png").unlink()

@@ -204,7 +204,7 @@ class TestCoarse:
             assert coarse.reason((left, right), "both show a dog") is found
 
     def test_reason_needs_two_pictures(self, coarse, pictures):
-        with pytest.raises(ValueError, match=r"pair 0.*3"):
+        with pytest.raises(ValueError, match=r"pairs\[0\].*3"):
             coarse.reason([tuple(pictures[:3])], "a")
 
     def test_vectors(self, coarse, pictures):

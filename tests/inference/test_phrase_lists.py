@@ -25,6 +25,19 @@ LISTS = {
     "two dogs, the man in a hat": (",", ["two dogs", "the man in a hat"]),
     "cat, dog, person": (",", ["cat", "dog", "person"]),
     "circle, square": (",", ["circle", "square"]),
+    "red circle, blue square": (",", ["red circle", "blue square"]),
+    "red circle, blue square and green star": (",", ["red circle", "blue square", "green star"]),
+    "a red circle, square": (",", ["a red circle", "square"]),
+    "big red apples, a pear": (",", ["big red apples", "a pear"]),
+    "red hat, blue hat": (",", ["red hat", "blue hat"]),
+    "red circle / blue square": ("/", ["red circle", "blue square"]),
+    "a circle/the square": ("/", ["a circle", "the square"]),
+    "cat/dog": ("/", ["cat", "dog"]),
+    "ring, building": (",", ["ring", "building"]),
+    "circle\u3001square": ("\u3001", ["circle", "square"]),
+    "the red circle\u3001on the left": ("\u3001", ["the red circle", "on the left"]),
+    "a circle\uff0cthe square": ("\uff0c", ["a circle", "the square"]),
+    "cat\uff1bdog": ("\uff1b", ["cat", "dog"]),
     '["a mug", "the cup"]': (",", ["a mug", "the cup"]),
 }
 PHRASES = [
@@ -49,6 +62,34 @@ PHRASES = [
     "the girl, with a hat, on the left",
     "the man in red. he holds a ball",
     "the cup. on the left",
+    "left, front",
+    "the man in the red, torn shirt",
+    "a black and white dog, sitting",
+    "dog, sitting",
+    "girl, blonde",
+    "sitting, smiling woman",
+    "blue shirt, red hat",
+    "black shirt, white hat",
+    "brown horse, white tail",
+    "white car, black roof",
+    "old man, red tie",
+    "red bowl, green apples",
+    "a big, red car",
+    "left car, red car",
+    "red car, left",
+    "white, black and brown dog",
+    "black, white cat",
+    "red, red",
+    "the black/white cat",
+    "black/white",
+    "left/right",
+    "w/ hat",
+    "man w/o hat",
+    "the on/off button",
+    "man/woman in red",
+    "a 1/2 full glass",
+    "50/50",
+    "red shirt\uff0cglasses on",
     # Abbreviations and numbers.
     "the St. Bernard on the left",
     "a no. 5 jersey",
@@ -70,7 +111,21 @@ def test_phrases(phrase):
 
 def test_long_texts_take_linear_time():
     """Every kind of repetition that a pattern could try again and again."""
-    for part in (" ", ",", ".", "a.", "the ", " and ", "left", "a, ", "a "):
+    for part in (
+        " ",
+        ",",
+        ".",
+        "a.",
+        "the ",
+        " and ",
+        "left",
+        "a, ",
+        "a ",
+        "red ",
+        "cat/",
+        "red cat, ",
+        " and cat",
+    ):
         warn = find_separator(part * 100_000)
         assert warn is None or len(warn[1]) > 1
 
@@ -99,6 +154,7 @@ def test_one_warning_per_call_at_the_line_of_the_caller(fine, pictures):
         fine.ground(pictures[0], ["a dog. a cat"], caption="a dog. a cat, the man")
         fine.ground(pictures[0], ["a dog", "a cat"])
         fine.detect(pictures[0], ["cat, dog, bird", "bow"])
+        fine.detect(pictures[0], "cabinet/shelf")
 
 
 def test_one_class_that_is_a_list(fine, pictures):

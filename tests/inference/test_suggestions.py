@@ -17,14 +17,16 @@ def test_the_signature_stays():
     assert inspect.signature(StagedModel.detect) == inspect.signature(Model.detect)
 
 
-def test_other_mistakes_are_pythons_own():
+def test_arguments():
     @suggest_keywords
     def add(first, *, second=0):
         return first + second
 
     assert add(1) == 1 and add(first=1, second=2) == 3
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'first'"):
+    with pytest.raises(TypeError, match=r"add\(\).* missing .*'first'; expected first, second"):
         add(second=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"add\(\).* too many .*; expected first, second"):
+        add(1, 2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"add\(\).*'secnod'; did you mean second\?"):
         add(1, secnod=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'other'; expected first, second"):

@@ -33,7 +33,7 @@ from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 from fiber.models.init import allocate
 from fiber.models.registry import (
     ModelConfig,
@@ -57,6 +57,10 @@ MAX_JSON_BYTES = 16 << 20
 #: all of its classes in each image, some dozens at a time.
 MAX_STRINGS, MAX_STRING = 50_000, 1000
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+#: What to pass as a model, for errors, but for the models in the package.
+RELEASED = "a released file (docs/photographs.md says where they are)"
+A_MODEL = f"pass the folder of a run, such as runs/demo after `fiber demo`, {RELEASED}"
 
 #: Error messages for models that lack a vocabulary, such as published checkpoints.
 NO_TOKENIZER = (
@@ -219,9 +223,13 @@ def _where_models_are(folder: Path) -> str:
     if is_run:
         return f". The run is unfinished; resume it first{saved}"
     stages = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
+    if not stages:
+        # Those of `fiber demo`, in the folder of runs.
+        found = (folder.glob(f"*/{stage}/model.safetensors") for stage in ("coarse", "fine"))
+        stages = sorted({path.parents[1].name for each in found for path in each})
     if stages and not saved:
-        return f". It contains models in {', '.join(stages)}; name one of these folders"
-    return saved
+        return f". It contains models in {shown_names(stages)}; name one of these folders"
+    return saved or f"; {A_MODEL}, or 'scenes', the model in the package"
 
 
 def read_model_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:

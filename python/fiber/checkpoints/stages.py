@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.model_dir import MAX_JSON_BYTES, read_model_config
+from fiber.checkpoints.model_dir import A_MODEL, MAX_JSON_BYTES, RELEASED, read_model_config
 from fiber.checkpoints.torch_file import SUFFIXES
 from fiber.data.image_file import check_not_url
 from fiber.messages import printable, shown
@@ -58,6 +58,8 @@ def model_path(path: str | os.PathLike[str]) -> Path:
 def describe_missing(path: Path) -> str:
     """Say that a model does not exist, and what to pass instead."""
     missing = f"model {printable(os.fspath(path), 240)} does not exist"
+    if path.parts[:1] == ("~",):
+        return f"{missing}, as '~' is not expanded; pass the whole path (os.path.expanduser)"
     if close := difflib.get_close_matches(path.as_posix(), PACKAGED, n=1):
         return f"{missing}; did you mean {close[0]!r}, the model in the package?"
     neighbors = itertools.islice(
@@ -66,13 +68,12 @@ def describe_missing(path: Path) -> str:
     names = [each.name for each in neighbors if each.is_dir() or each.suffix in SUFFIXES]
     if close := difflib.get_close_matches(path.name, names, n=1):
         return f"{missing}; did you mean {printable(os.fspath(path.with_name(close[0])), 240)}?"
-    released = "a released file (docs/photographs.md says where they are)"
     if path.suffix in SUFFIXES:
-        return f"{missing}; pass the path of {released}"
+        return f"{missing}; pass the path of {RELEASED}"
     packaged = ", ".join(map(repr, PACKAGED))
     return (
-        f"{missing}, and nothing is fetched from a hub; pass the folder of a run, such as runs/demo"
-        f" after `fiber demo`, {released}, or {packaged}, the model in the package"
+        f"{missing}, and nothing is fetched from a hub; {A_MODEL}, or {packaged}, the model in the"
+        " package"
     )
 
 

@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +80,20 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"unknown value {value!r}; {nearest(str(value), choices)}"
             )
+
+
+def path_text(text: str) -> str:
+    """Check that the path of a file or folder is not empty, as of an unset variable of the shell.
+
+    An empty path would be the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected the path of a file or folder, got {text!r}")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(path_text(text))
 
 
 def positive_int(text: str) -> int:
@@ -195,7 +209,14 @@ def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str
 
 
 #: Argument types by metavar; all others are strings.
-_TYPES = {"N": positive_int, "DIR": Path, "FILE": Path, "SIZE": byte_count}
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "N": positive_int,
+    "SIZE": byte_count,
+    "DIR": _path,
+    "FILE": _path,
+    # Some of these may be a URL, or the name of a model.
+    **dict.fromkeys(("IMAGE", "LEFT", "RIGHT", "MODEL", "SOURCE", "DATA", "IN"), path_text),
+}
 
 
 def add_options(
@@ -207,8 +228,8 @@ def add_options(
     """Add the arguments in a table to a command or an argument group.
 
     `options` maps "--option METAVAR", "argument METAVAR" or "--flag" to its help text. The metavar
-    N stands for a positive integer, and DIR and FILE for paths. `settings` maps argument names to
-    further `add_argument` keywords.
+    N stands for a positive integer, and DIR, FILE, IMAGE and others for paths that are not empty.
+    `settings` maps argument names to further `add_argument` keywords.
     """
     for option, text in options.items():
         name, _, metavar = option.partition(" ")

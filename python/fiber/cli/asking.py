@@ -20,6 +20,7 @@ from fiber.cli.arguments import (
     add_options,
     limits_of,
     naming_option,
+    path_text,
     pick,
 )
 from fiber.cli.models import choose_model, load_quietly
@@ -67,8 +68,8 @@ def add_asking_command(
             "--save DIR": "folder to write annotated images to, as NAME.png; replaces files of"
             " these names, except images that the command reads",
         },
-        tokenizer={"type": str},
-        answers={"type": str},
+        tokenizer={"type": path_text},
+        answers={"type": path_text},
     )
     command.set_defaults(run=run)
     return command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fiber.cli.arguments import VOCABULARIES, add_options, pick
+from fiber.cli.arguments import VOCABULARIES, add_options, path_text, pick
 
 _DESCRIPTION = """
 Read a model (a fiber model folder, a checkpoint of a run, or a published .ckpt, .pt, .pth or
@@ -40,8 +40,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         },
         target={"metavar": "OUT"},
         to={"default": "fiber", "choices": ("fiber", "published", "towers")},
-        tokenizer={"type": str},
-        answers={"type": str},
+        tokenizer={"type": path_text},
+        answers={"type": path_text},
         weights={"choices": ("raw", "ema")},
         layout={"choices": ("microsoft", "timm"), "default": "microsoft"},
     )

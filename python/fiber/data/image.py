@@ -12,7 +12,12 @@ import numpy as np
 from fiber import _core
 from fiber.data.image_file import MAX_PIXELS, check_not_url
 from fiber.data.loader_config import check_arguments
+from fiber.messages import shown
 
+#: What an image may be, for messages.
+EXPECTED = (
+    "expected a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)"
+)
 #: Start of the modes of PIL images with 16-bit values, which end with the byte order.
 _SIXTEEN_BITS = "I;16"
 #: Modes of PIL images without a fixed range of values, and the values of their pixels.
@@ -61,23 +66,17 @@ def load_image(
     }
     if isinstance(image, (str, os.PathLike)):
         check_not_url(image, "image")
-        return np.asarray(_core.read_image(image, **options))
+        return _read_file(image, options)
     image = read_open_file(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return np.asarray(_core.decode_image(bytes(image), **options))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-            raise ValueError(
-                f"image is an array of shape {image.shape} and dtype {image.dtype};"
-                " expected shape (H, W, 3), or (H, W, 4) with alpha, and dtype uint8"
-            )
+            raise wrong_array(image, "(H, W, 4) with alpha")
         return image if keep_alpha else _without_alpha(image)
     if hasattr(image, "convert"):
         return _from_pil(image, keep_alpha)
-    raise TypeError(
-        f"image is a {type(image).__name__}; expected a path, bytes, a file opened in binary mode,"
-        " a PIL image or a uint8 array (H, W, 3)"
-    )
+    raise TypeError(f"image is a {type(image).__name__}; {EXPECTED}{_tensor_hint(image)}")
 
 
 def read_open_file(image: Any) -> Any:
@@ -85,15 +84,79 @@ def read_open_file(image: Any) -> Any:
 
     Raises:
         TypeError: if the file is open in text mode.
+        ValueError: if the file is closed, or opened for writing only.
     """
     # PIL images have no `read`; Pillow reads open files from the start, too.
     if not hasattr(image, "read"):
         return image
+    name = f" ({shown(image.name)})" if isinstance(getattr(image, "name", None), str) else ""
     if isinstance(image, io.TextIOBase):
-        raise TypeError('image is a file opened in text mode; open it with "rb"')
+        raise TypeError(f'image is a file opened in text mode{name}; open it with "rb"')
+    if getattr(image, "closed", False):
+        raise ValueError(f"image is a closed file{name}; pass its path, or a file that is open")
+    if not getattr(image, "readable", lambda: True)():
+        raise ValueError(f'image is a file opened for writing{name}; open it with "rb"')
     if getattr(image, "seekable", bool)():
         image.seek(0)
     return bytes(image.read())
+
+
+def wrong_array(array: np.ndarray, other_shape: str) -> ValueError:
+    """Make the error for an array that is no image, with a way to convert it to one.
+
+    `other_shape` is the shape that is accepted beside (H, W, 3).
+    """
+    return ValueError(
+        f"image is an array of shape {array.shape} and dtype {array.dtype}; expected shape"
+        f" (H, W, 3), or {other_shape}, and dtype uint8{_array_hint(array)}"
+    )
+
+
+def _array_hint(array: np.ndarray) -> str:
+    """Say how to convert an array to an image, by its dtype and then its shape."""
+    shape, kind = array.shape, array.dtype.kind
+    steps = []
+    if kind == "f":
+        steps.append('scale its values to 0 to 255 and convert them by .astype("uint8")')
+    elif kind == "b":
+        steps.append('convert it by .astype("uint8") * 255')
+    elif array.dtype == np.uint16:
+        # As of 16-bit files.
+        steps.append('keep the upper 8 of 16 bits by (array >> 8).astype("uint8")')
+    elif kind in "iu" and array.dtype != np.uint8:
+        steps.append('convert its values, if these are 0 to 255, by .astype("uint8")')
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
+        steps.append(
+            "repeat its gray values by np.stack([gray] * 3, axis=-1), gray of shape (H, W)"
+        )
+    elif len(shape) == 3 and shape[0] in (3, 4) and shape[2] not in (3, 4):
+        steps.append("move its channels to the end by .transpose(1, 2, 0)")
+    return f"; {', and '.join(steps)}" if steps else ""
+
+
+def _tensor_hint(image: Any) -> str:
+    """Say how to convert a tensor, of torch, to an array; empty for others."""
+    if not (hasattr(image, "permute") and hasattr(image, "numpy")):
+        return ""
+    return (
+        "; of a tensor (3, H, W) with values from 0 to 255, pass"
+        " tensor.permute(1, 2, 0).byte().cpu().numpy()"
+    )
+
+
+def _read_file(path: str | os.PathLike[str], options: dict[str, Any]) -> np.ndarray:
+    if not os.fspath(path):
+        raise ValueError("image is an empty path; expected the path of an image file")
+    try:
+        return np.asarray(_core.read_image(path, **options))
+    except IsADirectoryError as error:
+        reason = "this is a folder, not an image file; pass a list of the image files in it"
+        raise IsADirectoryError(error.errno, reason, os.fspath(path)) from None
+    except FileNotFoundError as error:
+        if not (text := str(os.fspath(path))).startswith("~"):
+            raise
+        reason = "No such file, as '~' is not expanded; pass the whole path (os.path.expanduser)"
+        raise FileNotFoundError(error.errno, reason, text) from None
 
 
 def _from_pil(image: Any, keep_alpha: bool) -> np.ndarray:

@@ -184,16 +184,24 @@ class ImageTextMethods:
         `statements` is a single statement for all pairs, or one statement per pair.
         """
         network = self._able(ScoresPairs, "nlvr2", "reason")
-        if isinstance(pairs, (str, bytes)):
+        single = isinstance(pairs, tuple)
+        if isinstance(pairs, (str, bytes, np.ndarray)) or not hasattr(pairs, "__iter__"):
             raise TypeError(
                 "reason: expected a pair of images, (left, right), or a list of pairs, got"
                 f" {shown(pairs)}"
             )
-        single = isinstance(pairs, tuple)
-        given = [pairs] if single else list(pairs)
+        given: list[Any] = [pairs] if single else list(pairs)
         for index, pair in enumerate(given):
+            is_image = isinstance(pair, np.ndarray) and pair.ndim != 4
+            if is_image or isinstance(pair, (str, bytes)) or not hasattr(pair, "__len__"):
+                raise TypeError(
+                    f"reason: pairs[{index}] is {shown(pair)}; expected a pair of images, (left,"
+                    " right); a single pair is a tuple, not a list"
+                )
             if len(pair) != 2:
-                raise ValueError(f"pair {index} has {len(pair)} images; expected 2 (left, right)")
+                raise ValueError(
+                    f"reason: pairs[{index}] has {len(pair)} images; expected 2, (left, right)"
+                )
         texts = one_for_each(statements, len(given), "statement")
         images = [image for pair in given for image in pair]
         order = [(number, number // 2) for number in range(len(images))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from fiber import _core
 from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.data import Tokenizer, load_image
-from fiber.data.image import read_open_file
+from fiber.data.image import EXPECTED, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
@@ -54,19 +55,18 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
         # Treat an array of paths, or of images of different sizes, as a list.
         if images.ndim in (3, 4) or images.dtype.kind in "OSU":
             return ([images], True) if images.ndim == 3 else (list(images), False)
-        raise ValueError(
-            f"image is an array of shape {images.shape} and dtype {images.dtype}; expected shape"
-            " (H, W, 3), or (n, H, W, 3) for n images, and dtype uint8"
-        )
+        raise wrong_array(images, "(n, H, W, 3) for n images")
     # Recognize a PIL image without importing PIL, and an open file, which is an iterable of lines.
     if (hasattr(images, "convert") and hasattr(images, "size")) or hasattr(images, "read"):
         return [images], True
-    if isinstance(images, Sequence) or hasattr(images, "__iter__"):
+    if isinstance(images, Tensor) and images.ndim <= 3:
+        # `load_image` rejects it. Iterating over it would give its channels.
+        return [images], True
+    # Sets have no order to return results in.
+    if hasattr(images, "__iter__") and not isinstance(images, (Mapping, set, frozenset)):
         return list(images), False
-    raise TypeError(
-        f"image is a {type(images).__name__}; expected a path, bytes, a file opened in binary mode,"
-        " a PIL image or a uint8 array (H, W, 3), or a list of these"
-    )
+    hint = "; pass list(images.values())" if isinstance(images, Mapping) else ""
+    raise TypeError(f"image is a {type(images).__name__}; {EXPECTED}, or a list of these{hint}")
 
 
 def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
@@ -77,7 +77,7 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
     """
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__iter__"):
         kind = type(texts).__name__
         raise TypeError(f"{what}: expected a str or a list of str, got {kind} {shown(texts)}")
     return list(texts)
@@ -118,19 +118,27 @@ def one_list_for_each(
         ValueError: if the number of lists is wrong, or a list is empty.
     """
     given: list[Any] = as_texts(texts, what)  # type: ignore[arg-type]
-    if all(isinstance(text, str) for text in given):
-        given = [given] * count
-    elif len(given) != count:
-        raise ValueError(
-            f"got {len(given)} lists of texts for {count} images; expected one list of {what}s"
-            " for all images, or one list per image"
-        )
+    if not given:
+        raise ValueError(f"{what}s: got an empty list; expected a list of one or more texts")
+    if not any(map(is_list, given)):
+        given = [not_empty(given, what)] * count
     for index, each in enumerate(given):
-        if isinstance(each, str) or not isinstance(each, Collection) or not each:
+        if not is_list(each) or not each:
+            like = "" if is_list(each) else ", as other items are lists"
             raise ValueError(
-                f"{what} list {index} is {shown(each)}; expected a list of one or more texts"
+                f"{what} list {index} is {shown(each)}; expected a list of one or more texts{like}"
             )
+    if len(given) != count:
+        raise ValueError(
+            f"got {len(given)} lists of texts for {count} image{'s' * (count != 1)}; expected one"
+            f" list of {what}s for all images, or one list per image"
+        )
     return [list(each) for each in given]
+
+
+def is_list(given: object) -> bool:
+    """Check whether an item of a list is a list itself, not a text or another value."""
+    return isinstance(given, Collection) and not isinstance(given, (str, bytes, Mapping))
 
 
 def not_empty(texts: Sequence[str], what: str) -> list[str]:
@@ -142,7 +150,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{what} {index} has type {type(text).__name__}; expected str")
+            raise TypeError(f"{what} {index} is {shown(text)}; expected a str")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty; expected text that contains words")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -150,6 +158,19 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
                 f"{what} {index} contains a lone surrogate: {shown(text)}; expected valid Unicode"
             )
     return [text.strip() for text in texts]
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Begin the message of an error with the place of an image among several, unless empty."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        if place and isinstance(error, OSError) and error.strerror is not None:
+            error.strerror = f"{place}: {error.strerror}"
+        elif place:
+            error.args = (f"{place}: {error}",)
+        raise
 
 
 @dataclass(frozen=True)
@@ -205,23 +226,34 @@ class Inputs:
         own.transform = inference_transform(self.config, task)
         return own
 
-    def images(self, images: Sequence[Any]) -> Iterator[ImageBatch]:
+    def images(self, images: Sequence[Any], *, in_pairs: bool = False) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
 
         Only images with the same padded size share a batch. Otherwise, results would depend on the
         other images in a batch, since the model attends to padding.
 
+        Args:
+            images: images to read.
+            in_pairs: images 2 n and 2 n + 1 are pair n of the user, for messages.
+
         Raises:
             FileNotFoundError, fiber.DecodeError: if an image cannot be read. The message names the
-                image.
+                image, and its index if there are several.
             ValueError: if an array has the wrong shape or dtype, or no pixels.
+            TypeError: if an image has an unsupported type.
         """
+        place = "pairs[{0}][{1}]" if in_pairs else "images[{2}]"
+        place = place if len(images) > 1 else ""
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
             for start in range(0, len(images), IMAGES_AT_ONCE):
                 by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
-                # Here, since threads cannot read one file at the same time.
-                some = [read_open_file(image) for image in images[start : start + IMAGES_AT_ONCE]]
-                for index, prepared in enumerate(pool.map(self._prepare, some), start):
+                some, places = [], []
+                for index, image in enumerate(images[start : start + IMAGES_AT_ONCE], start):
+                    places.append(place.format(index // 2, index % 2, index))
+                    # Here, since threads cannot read one file at the same time.
+                    with _naming(places[-1]):
+                        some.append(read_open_file(image))
+                for index, prepared in enumerate(pool.map(self._prepare, some, places), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
                 for same in by_size.values():
                     arrays, tensors, sizes = zip(*(prepared for _, prepared in same), strict=True)
@@ -277,17 +309,19 @@ class Inputs:
             raise ValueError(NO_TOKENIZER)
         return self.tokenizer
 
-    def _prepare(self, image: Any) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+    def _prepare(self, image: Any, place: str) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width).
 
-        The decoded image has no alpha, whatever the transform makes of it.
+        The decoded image has no alpha, whatever the transform makes of it. `place` is the index of
+        the image for messages, or empty.
         """
         keep_alpha = self.transform.keeps_alpha
-        array = load_image(image, keep_alpha=keep_alpha, **self.limits._asdict())
-        if not array.size:
-            raise ValueError(
-                f"image of shape {array.shape} has no pixels; expected (H, W, 3) with positive H"
-                " and W"
-            )
+        with _naming(place):
+            array = load_image(image, keep_alpha=keep_alpha, **self.limits._asdict())
+            if not array.size:
+                raise ValueError(
+                    f"image of shape {array.shape} has no pixels; expected (H, W, 3) with positive"
+                    " H and W"
+                )
         pixels, _, size = _core.apply_transform(array, self.transform)
         return load_image(array), torch.from_numpy(np.asarray(pixels)), size

@@ -75,10 +75,12 @@ def load(
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
-        ValueError: if `path` is a URL, a file is invalid, or the tensors, tokenizer or answers do
-            not fit the model. The message counts the tensors that are missing, unexpected, or have
-            the wrong shape, and names the first ones.
+        TypeError: if `path` is no path, or `dtype` no dtype.
+        ValueError: if `path` is a URL or empty, a file is invalid, or the tensors, tokenizer or
+            answers do not fit the model. The message counts the tensors that are missing,
+            unexpected, or have the wrong shape, and names the first ones.
     """
+    _check_path_and_dtype(path, dtype)
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
@@ -109,6 +111,20 @@ def load(
         )
         loaded[name] = _model(stored, limits)
     return StagedModel(loaded)
+
+
+def _check_path_and_dtype(path: object, dtype: object) -> None:
+    hint = (
+        "expected the path of a model, such as 'runs/demo', or 'scenes', the model in the package"
+    )
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: {hint}, got {type(path).__name__} {shown(path)}")
+    if not os.fspath(path):
+        raise ValueError(f"path: {hint}, got {shown(path)}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"dtype: expected a torch dtype, such as torch.bfloat16, or None, got {shown(dtype)}"
+        )
 
 
 def _warn_packaged(name: str) -> None:

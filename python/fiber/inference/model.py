@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, overload
 
 import torch
 
@@ -27,7 +27,11 @@ from fiber.inference.inputs import (
 )
 from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
 from fiber.inference.prompts import detection_prompts, grounding_prompts
-from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
+from fiber.inference.suggestions import (
+    not_callable,
+    suggest_keywords_of_methods,
+    unknown_attribute,
+)
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.abilities import FindsBoxes, need_ability
 from fiber.models.heads import need_head
@@ -237,6 +241,10 @@ class Model(ImageTextMethods):
             if task := methods_of_others().get(name):
                 return MethodType(load(task.methods[name]), self)
             raise unknown_attribute(self, name)
+
+        def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+            """Raise TypeError, which names the methods."""
+            raise not_callable(self)
 
     def _finds_boxes(self, asked: str) -> FindsBoxes:
         self.need_head("grounding", asked)

@@ -59,7 +59,7 @@ def score_pairs(
     ):
         prefixes.add(backbone.text_prefix(ids, mask), mask)
     results = [torch.empty(0)] * len(pairs)
-    for batch in inputs.images(images):
+    for batch in inputs.images(images, in_pairs=bool(right)):
         todo = [(row, n) for row, index in enumerate(batch.indices) for n in pairs_of[index]]
         is_right = torch.tensor([index in right for index in batch.indices], device=inputs.device)
         found = run_pairs(

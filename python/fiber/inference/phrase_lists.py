@@ -10,7 +10,7 @@ from fiber.inference.noun_phrases import noun_phrases
 from fiber.messages import caller_level, printable, shown
 
 #: Separators that no phrase contains, as on the command line and in lists of other programs.
-_NEVER_IN_A_PHRASE = (";", "\n", "|")
+_NEVER_IN_A_PHRASE = (";", "\uff1b", "\n", "|", "\u3001")
 #: Matches a period that ends a part, as in the prompts of Grounding DINO: "a cat. the dog."
 _PERIOD = re.compile(r"\.(?:\s|$)")
 #: Words before a period that is part of an abbreviation.
@@ -24,7 +24,9 @@ _DETERMINER = re.compile(
     re.IGNORECASE,
 )
 #: Matches a comma with a conjunction, and a conjunction before a noun phrase.
-_COMMA = re.compile(r",\s*(?:and\s|or\s)?")
+_COMMA = re.compile(r"[,\uff0c]\s*(?:and\s|or\s)?")
+_SLASH = re.compile("/")
+_ANY_CONJUNCTION = re.compile(r"\s+(?:and|or)\s+")
 _CONJUNCTION = re.compile(rf"\s+(?:and|or)\s+(?={_DETERMINER.pattern})", re.IGNORECASE)
 #: Matches a part that says more about the object before it: "the cup, the left one", "the cup, the
 #: second from the left", "the cup, the top right corner".
@@ -33,6 +35,34 @@ _SAME_OBJECT = re.compile(
     r"|(?:the\s+)?(?:(?:far|very|upper|lower|left|right|front|back|top|bottom|middle|cent(?:er|re)"
     r"|side|corner|edge|half|foreground|background)\s*)+",
     re.IGNORECASE,
+)
+#: Adjectives of parts that have no article, such as "red circle".
+_ADJECTIVE_WORDS = """
+    black blue brown gold golden gray green grey orange pink purple red silver tan white yellow
+    blond blonde bright dark light striped spotted
+    big huge large little long short small tall tiny old new young round
+    glass metal plastic wooden
+"""
+_ADJECTIVES = frozenset(_ADJECTIVE_WORDS.split())
+#: Nouns of which an object can be only one of a group: "red circle, blue square" are two. Clothes
+#: and parts of the body are in none, since "blue shirt, red hat" is one person.
+_GROUPS = tuple(
+    frozenset(group.split())
+    for group in (
+        "circle cross cube diamond ellipse heart hexagon oval pentagon rectangle ring square star"
+        " triangle ball cone cylinder sphere",
+        "bear bird cat cow deer dog duck elephant giraffe goat horse lion monkey pig rabbit sheep"
+        " tiger zebra",
+        "airplane bicycle bike boat bus car motorcycle plane scooter ship train truck van",
+        "apple banana cake carrot donut lemon orange pear pizza sandwich tomato",
+        "bottle bowl cup fork glass knife mug pan plate pot spoon vase",
+        "armchair bed bench chair couch desk lamp sofa stool table",
+        "camera computer keyboard laptop monitor mouse phone printer remote television tv",
+    )
+)
+#: Matches a single word that says what an object does or how it is: "man, sitting".
+_STATE = re.compile(
+    r"(?!(?:build|ceil|cloth|earr|k|paint|rail|r|str|sw|w)ing$)\w+ing", re.IGNORECASE
 )
 #: Matches a list as Python and JSON write it, in one string.
 _LITERAL = re.compile(r"\[.+\]", re.DOTALL)
@@ -43,13 +73,16 @@ _MAX_EXAMPLES, _MAX_LENGTH = 3, 60
 def find_separator(phrase: str) -> tuple[str, list[str]] | None:
     """Return the separator and the parts of a text that looks like a list of phrases, or None.
 
-    Semicolons, line breaks and "|" always separate. Periods do between noun phrases, as in the
-    prompts of Grounding DINO. Commas do between phrases that all have an article or a number, and
-    between single words.
+    Semicolons, line breaks, "|" and the Chinese "\u3001" always separate. Periods do between noun
+    phrases, as in the prompts of Grounding DINO. Commas and slashes do between phrases that all
+    have an article or a number, between single words, and between things of one kind with
+    adjectives, of which an object cannot be two.
 
     >>> find_separator("a circle, the square and the star")
     (',', ['a circle', 'the square', 'the star'])
     >>> find_separator("a red, round circle")
+    >>> find_separator("red circle, blue square")
+    (',', ['red circle', 'blue square'])
     >>> find_separator("a cat. a dog.")
     ('.', ['a cat', 'a dog'])
     """
@@ -63,12 +96,18 @@ def find_separator(phrase: str) -> tuple[str, list[str]] | None:
         return ".", parts
     if _LITERAL.fullmatch(phrase):
         return ",", [part.strip("\"'") for part in _parts(phrase[1:-1].split(","))]
-    parts = _parts(_COMMA.split(phrase))
-    is_list = len(parts) > 1 and all(map(_DETERMINER.match, parts))
-    is_list = is_list or (len(parts) > 1 and all(part.isalpha() for part in parts))
-    if not is_list or any(map(_SAME_OBJECT.fullmatch, parts)):
-        return None
-    return ",", [part for each in parts for part in _CONJUNCTION.split(each)]
+    for pattern in (_COMMA, _SLASH):
+        parts = _parts(pattern.split(phrase))
+        if len(parts) < 2 or any(map(_SAME_OBJECT.fullmatch, parts)):
+            continue
+        separator = pattern.search(phrase)
+        assert separator is not None
+        things = [part for each in parts for part in _ANY_CONJUNCTION.split(each)]
+        if _are_of_one_kind(things):
+            return separator[0][0], things
+        if all(map(_DETERMINER.match, parts)) or _are_single_words(parts, pattern is _SLASH):
+            return separator[0][0], [part for each in parts for part in _CONJUNCTION.split(each)]
+    return None
 
 
 def warn_of_lists(texts: Sequence[object], what: str) -> None:
@@ -77,6 +116,8 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
         if not isinstance(text, str):
             continue
         found = find_separator(text)
+        # Some names of classes have a slash, such as "cabinet/shelf".
+        found = None if found is not None and found[0] == "/" and what == "class" else found
         # No name of a class has a comma.
         if found is None and what == "class" and len(parts := _parts(_COMMA.split(text))) > 1:
             found = ",", parts
@@ -97,6 +138,32 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
 
 def _parts(texts: Sequence[str]) -> list[str]:
     return [text.strip() for text in texts if text.strip()]
+
+
+def _are_single_words(parts: Sequence[str], with_slash: bool) -> bool:
+    """Check that parts are words such as "cat"; abbreviations have a slash, as in "w/ hat"."""
+    return all(
+        part.isalpha()
+        and part.lower() not in _ADJECTIVES
+        and not _STATE.fullmatch(part)
+        and not (with_slash and len(part) < 3)
+        for part in parts
+    )
+
+
+def _are_of_one_kind(parts: Sequence[str]) -> bool:
+    """Check that parts are nouns of a group, or one noun, with adjectives and maybe an article."""
+    nouns = []
+    for part in parts:
+        *adjectives, noun = _DETERMINER.sub("", f"{part.lower()} ", count=1).split() or [""]
+        if not _ADJECTIVES.issuperset(adjectives):
+            return False
+        nouns.append((noun, noun.removesuffix("s"), noun.removesuffix("es")))
+    if any(all(not group.isdisjoint(forms) for forms in nouns) for group in _GROUPS):
+        return True
+    # "red mug, blue mug", but not "a red, red mug".
+    is_repeated = len(set(nouns)) == 1 and nouns[0][0] not in {*_ADJECTIVES, ""}
+    return is_repeated and len({part.lower() for part in parts}) == len(parts)
 
 
 def _is_noun_phrase(text: str) -> bool:

@@ -16,7 +16,14 @@ from fiber.data.prompts.classes import (
     class_prompts,
 )
 from fiber.data.text_lengths import is_longer
-from fiber.inference.inputs import Inputs, as_texts, not_empty, one_for_each, one_list_for_each
+from fiber.inference.inputs import (
+    Inputs,
+    as_texts,
+    is_list,
+    not_empty,
+    one_for_each,
+    one_list_for_each,
+)
 from fiber.inference.noun_phrases import caption_phrases, noun_phrases
 from fiber.inference.phrase_lists import warn_of_lists
 from fiber.messages import caller_level, shown
@@ -35,21 +42,23 @@ def detection_prompts(
             duplicate.
     """
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
-    if all(_is_class(each) for each in given):
+    if not any(map(is_list, given)):
         if count and not given:
             raise ValueError("expected one or more classes, got none")
         _warn_of_lists([given])
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
+    for index, each in enumerate(given):
+        if not is_list(each) or not each:
+            like = "" if is_list(each) else ", as other items are lists"
+            raise ValueError(
+                f"class list {index} is {shown(each)}; expected a list of one or more classes{like}"
+            )
     if len(given) != count:
         raise ValueError(
-            f"got {len(given)} lists of class names for {count} images; expected one list for all"
-            " images, or one list per image"
+            f"got {len(given)} lists of class names for {count} image{'s' * (count != 1)};"
+            " expected one list for all images, or one list per image"
         )
-    prompts = []
-    for index, each in enumerate(given):
-        if _is_class(each) or not each:
-            raise ValueError(f"class list {index} is {shown(each)}; expected one or more classes")
-        prompts.append(_class_prompts(list(each), inputs, classes_per_prompt))
+    prompts = [_class_prompts(list(each), inputs, classes_per_prompt) for each in given]
     _warn_of_lists(given)
     return prompts
 

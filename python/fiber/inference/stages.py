@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fiber.inference.model import Model
-from fiber.inference.suggestions import unknown_attribute
+from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.models.heads import MissingHeadError
 from fiber.tasks import methods_of_others
 
@@ -30,6 +30,7 @@ def _by_head(method: str, *heads: str) -> Any:
     return run
 
 
+@suggest_keywords_of_methods
 class StagedModel(Model):
     """Models of several stages. Each method runs on the model that has the head for it.
 

@@ -10,10 +10,17 @@ from pathlib import Path
 
 from fiber.data.datasets.caption_files import ImageFinder, caption_rows, path_rows, row_name
 from fiber.data.formats.annotation_file import RecordList, read_text
+from fiber.data.formats.line_reader import COLUMN_NAMES
 from fiber.data.record import AnyPath
+from fiber.messages import shown_names
 
 #: File type in messages.
 KIND = "Conceptual Captions"
+#: Content of a TSV file, for messages.
+_EXPECTED = (
+    "expected 2 columns, a caption and a URL or path, separated by a tab; a table with names of"
+    " columns is a .csv file with commas"
+)
 
 
 def conceptual_captions(
@@ -39,12 +46,15 @@ def _tsv_rows(path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the candidate image file names and the caption of each line."""
     lines = read_text(path, KIND).split("\n")
     header = int(lines[0].strip() == "caption\turl")
+    names = [name.strip() for name in lines[0].lower().split("\t")]
+    if not header and len(names) > 1 and COLUMN_NAMES.issuperset(names):
+        raise ValueError(f"{path}: line 1 has names of columns, {shown_names(names)}; {_EXPECTED}")
     for row, line in enumerate(lines[header:]):
         if not line.strip():
             continue
         columns = line.rstrip("\r").split("\t")
         if len(columns) != 2:
             where = f"{path}: line {row + header + 1}"
-            raise ValueError(f"{where} has {len(columns)} columns; expected 2 (caption and URL)")
+            raise ValueError(f"{where} has {len(columns)} columns; {_EXPECTED}")
         caption, location = columns
         yield ((row_name(row),) if "://" in location else (location,)), caption

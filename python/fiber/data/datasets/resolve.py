@@ -361,7 +361,14 @@ def existing_data(data: AnyPath) -> Path:
         if (problem := other_version(path)) is not None:
             warnings.warn(f"{problem}: results are not comparable", stacklevel=3)
         return path
+    raise missing_data(path)
+
+
+def missing_data(path: Path) -> FileNotFoundError:
+    """Make the error for a data folder or file that does not exist; it names a similar one."""
     kind = "file" if path.suffix else "folder"
     close = difflib.get_close_matches(path.name, names_there(path.parent), n=1)
     advice = f"did you mean {path.parent / close[0]}?" if close else "check its path"
-    raise FileNotFoundError(f"data {kind} {path} does not exist; {advice} ({TRY_WITH})")
+    if path.parts[:1] == ("~",):
+        advice = "'~' is not expanded; pass the whole path (os.path.expanduser)"
+    return FileNotFoundError(f"data {kind} {path} does not exist; {advice} ({TRY_WITH})")

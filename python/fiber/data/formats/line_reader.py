@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,17 @@ _LISTS = {
 _MAX_FIELD, _MAX_PATH = 60, 500
 # Field names of other formats that `nearest` would not match.
 _OTHER_NAMES = {
-    "image": ("img", "image_path", "img_path", "file_name", "filename", "path", "picture"),
+    "image": ("img", "image_path", "img_path", "file_name", "filename", "file", "path", "picture"),
     "images": ("pictures",),
     "text": ("caption", "sentence"),
     "texts": ("captions", "sentences"),
     "boxes_xyxy": ("boxes", "bbox", "bboxes"),
     "labels": ("classes",),
 }
+#: Names that columns have, in this format and in others.
+COLUMN_NAMES = frozenset({*_FIELDS, *itertools.chain(*_OTHER_NAMES.values())})
+# Separators of other tables, and the maximum length of a first line that is searched for them.
+_OTHER_SEPARATORS, _MAX_HEADER = (";", "\t", "|"), 1000
 
 
 class LineReader(EntryFile):
@@ -77,7 +82,8 @@ class LineReader(EntryFile):
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
-                raise self.error(f"must be a JSON object, got {shown(entry)}")
+                hint = "; a file with one JSON list ends in .json" * isinstance(entry, list)
+                raise self.error(f"must be a JSON object, got {shown(entry)}{hint}")
             for field in entry:
                 if field not in _FIELDS:
                     raise self.error(f"has unknown field {shown(field)}; {_hint(field)}")
@@ -116,6 +122,7 @@ class LineReader(EntryFile):
 
     def _cells(self, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of a CSV table as objects, omitting empty cells."""
+        self._check_separator(text[:_MAX_HEADER].lstrip().partition("\n")[0])
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             # As `csv.DictReader`, which skips empty lines, but takes time for all columns per row.
@@ -136,8 +143,23 @@ class LineReader(EntryFile):
             self._number = reader.line_num
             raise self.error(f"is not a valid CSV row ({problem})") from None
 
+    def _check_separator(self, header: str) -> None:
+        """Check that a first line does not separate names of columns by something else."""
+        for separator in _OTHER_SEPARATORS:
+            names = [name.strip(" \r\"'").lower() for name in header.split(separator)]
+            if "," not in header and len(names) > 1 and not COLUMN_NAMES.isdisjoint(names):
+                self._number = 1
+                raise self.error(
+                    f"separates columns by {separator!r}; expected commas (pandas: to_csv(FILE,"
+                    " index=False))"
+                )
+
     def _check_columns(self, fields: list[str]) -> None:
         """Check the names of CSV columns, of which all are known and none is a list."""
+        if len(fields) > 1 and COLUMN_NAMES.isdisjoint(field.lower() for field in fields):
+            raise self.error(
+                f"must have the names of the columns, such as image,text; got {shown_names(fields)}"
+            )
         seen = set()
         for field in fields:
             if field in seen:

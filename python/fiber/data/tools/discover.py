@@ -25,6 +25,7 @@ from fiber.data.datasets.resolve import (
     choose_layout,
     file_layout,
     layouts_by_suffix,
+    missing_data,
     open_source,
     splits_there,
 )
@@ -82,7 +83,7 @@ def parts_of(data: AnyPath, splits: Sequence[str] = ()) -> list[Part]:
     elif path.is_file():
         parts_there = list(_in_file(path))
     else:
-        raise FileNotFoundError(f"folder or file {path} does not exist")
+        raise missing_data(path)
     if not parts_there:
         raise ValueError(_nothing(path))
     order = {source: index for index, source in enumerate(SOURCES)}
@@ -128,9 +129,10 @@ def _unknown(path: Path) -> str:
             f"its fields are {shown_names(fields)}; expected an image{image}, and"
             f" {', '.join(most)}, or {last}"
         )
+    hint = "; save a table as .csv" if path.suffix.lower() in (".xls", ".xlsx", ".ods") else ""
     return (
         "unknown kind of records; expected captions, questions, statements or boxes in a layout"
-        " described in docs/data.md"
+        f" described in docs/data.md{hint}"
     )
 
 
