@@ -214,6 +214,22 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     Raises:
         ValueError: if the device is invalid or not found.
     """
+    target = parse_device(device)
+    count = torch.cuda.device_count()
+    if target.type == "cuda" and (target.index or 0) >= count:
+        raise ValueError(
+            f"device {shown(str(device))} not found: the number of CUDA devices is {count}; pass"
+            " 'cpu', or see what `fiber doctor` reports"
+        )
+    return target
+
+
+def parse_device(device: torch.device | str | None) -> torch.device:
+    """Return a device, by default CUDA if it is available, else the CPU.
+
+    Raises:
+        ValueError: if it is neither a CPU nor a CUDA device.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -225,11 +241,5 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     if target.type not in ("cpu", "cuda"):
         raise ValueError(
             f"device {shown(str(device))} is not supported; expected 'cpu', 'cuda' or 'cuda:N'"
-        )
-    count = torch.cuda.device_count()
-    if target.type == "cuda" and (target.index or 0) >= count:
-        raise ValueError(
-            f"device {shown(str(device))} not found: the number of CUDA devices is {count}; pass"
-            " 'cpu', or see what `fiber doctor` reports"
         )
     return target

@@ -52,8 +52,13 @@ class CommandParser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, self._option_string_actions, n=3)
+            # Options of other programs, such as --lr, are fields of a recipe here.
+            has_fields = "--set" in self._option_string_actions and name.startswith("--")
+            cutoff = 0.8 if has_fields else 0.6
+            close = difflib.get_close_matches(name, self._option_string_actions, 3, cutoff)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            if has_fields and not close:
+                hint = "; fields of the recipe are set by --set, as in --set train.steps=500"
             if not name.startswith("-"):
                 hint = self._describe_positionals()
             pair = (getattr(namespace, "set", None) or [""])[-1]
@@ -77,9 +82,10 @@ class CommandParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]
         if choices and value not in choices:
-            raise argparse.ArgumentError(
-                action, f"unknown value {value!r}; {nearest(str(value), choices)}"
-            )
+            hint = nearest(str(value), choices)
+            if value == "help":
+                hint = f"did you mean {self.prog} --help?"
+            raise argparse.ArgumentError(action, f"unknown value {value!r}; {hint}")
 
 
 def path_text(text: str) -> str:

@@ -22,6 +22,9 @@ def caption_writer(
     for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
         if type(value) is not kind:
             raise TypeError(f"caption: {name} must be {kind.__name__}, got {shown(value)}")
+    for name, value in (("num_beams", num_beams), ("max_tokens", max_tokens)):
+        if value is not None and not hasattr(value, "__index__"):
+            raise TypeError(f"caption: {name} must be an integer, got {shown(value)}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
     if not sample:

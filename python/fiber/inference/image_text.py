@@ -308,7 +308,10 @@ class ImageTextMethods:
         check_top_k(top_k)
         given, single = as_list(images)
         if single:
-            raise ValueError("search: expected a list of images, got a single image")
+            raise ValueError(
+                "search: expected a list of images, got a single image; pass [image], or a list of"
+                " the image files in a folder"
+            )
         wanted = not_empty([text], "text")[0]
         level = caller_level() + 1
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)

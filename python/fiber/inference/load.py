@@ -75,12 +75,12 @@ def load(
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
-        TypeError: if `path` is no path, or `dtype` no dtype.
+        TypeError: if `path` is no path, `dtype` no dtype, or `image_size` no integer.
         ValueError: if `path` is a URL or empty, a file is invalid, or the tensors, tokenizer or
             answers do not fit the model. The message counts the tensors that are missing,
             unexpected, or have the wrong shape, and names the first ones.
     """
-    _check_path_and_dtype(path, dtype)
+    _check_types(path, dtype, image_size)
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
@@ -113,7 +113,7 @@ def load(
     return StagedModel(loaded)
 
 
-def _check_path_and_dtype(path: object, dtype: object) -> None:
+def _check_types(path: object, dtype: object, image_size: object) -> None:
     hint = (
         "expected the path of a model, such as 'runs/demo', or 'scenes', the model in the package"
     )
@@ -125,6 +125,8 @@ def _check_path_and_dtype(path: object, dtype: object) -> None:
         raise TypeError(
             f"dtype: expected a torch dtype, such as torch.bfloat16, or None, got {shown(dtype)}"
         )
+    if image_size is not None and not hasattr(image_size, "__index__"):
+        raise TypeError(f"image_size: expected a number of pixels, got {shown(image_size)}")
 
 
 def _warn_packaged(name: str) -> None:

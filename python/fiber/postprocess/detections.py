@@ -6,11 +6,12 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiber.config_io import nearest
 from fiber.data import load_image
 from fiber.messages import printable
 from fiber.postprocess.files import save_image
@@ -79,6 +80,13 @@ class Detections:
             image_size=(int(image_size[0]), int(image_size[1])),
             picture=picture,
         )
+
+    if not TYPE_CHECKING:
+        # Hidden from type checkers, which report unknown attributes themselves.
+        def __getattr__(self, name: str) -> Any:
+            # Those that Python and its tools look up have no hint.
+            hint = "" if name.startswith("_") else f"; {nearest(name, _PUBLIC)}"
+            raise AttributeError(f"'Detections' object has no attribute {name!r}{hint}", name=name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -161,3 +169,10 @@ class Detections:
             )
         # `convert` would clip 16-bit values.
         return PilImage.fromarray(load_image(image))
+
+
+#: Fields and methods, for errors.
+_PUBLIC = [
+    *(each.name for each in fields(Detections)),
+    *(name for name, value in vars(Detections).items() if name[0] != "_" and callable(value)),
+]

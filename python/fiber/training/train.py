@@ -23,6 +23,7 @@ from fiber.data.loader_config import check_threads
 from fiber.data.storage.remote import is_url
 from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
+from fiber.messages import shown
 from fiber.progress import say
 from fiber.training.checkpoint.folder import newest_checkpoint
 from fiber.training.config.run import RunConfig, load_recipe
@@ -138,6 +139,11 @@ def train(
 
 
 def _resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
+    if not isinstance(recipe, (str, RunConfig)):
+        raise TypeError(
+            f"recipe: expected a name (`fiber recipes` lists them) or a RunConfig, got"
+            f" {type(recipe).__name__} {shown(recipe)}"
+        )
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     return replace_fields(config, dict(changes or {}))
 

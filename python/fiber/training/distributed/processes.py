@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from fiber.checkpoints.load import parse_device
 from fiber.training.distributed.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ def joined(
         timeout_seconds: longest time that a rank waits for the others in a collective.
 
     Raises:
-        ValueError: if torchrun's environment is incomplete or requires a GPU that does not exist.
+        ValueError: if the device is invalid, or torchrun's environment is incomplete or requires a
+            GPU that does not exist.
         ConnectionError: if not all ranks are there after `START_SECONDS`.
     """
     rank, world_size, local_rank = _torchrun_environment()
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = parse_device(device or None)
     if kind.type == "cuda":
         index = local_rank if world_size > 1 or kind.index is None else kind.index
         if index >= torch.cuda.device_count():
