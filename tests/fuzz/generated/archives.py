@@ -105,7 +105,10 @@ def _write_index(content: Any, folder: Path) -> None:
 
 
 def _index(count: int) -> Any:
-    members = [[f"{n:06d}{end}", 512, 1] for n in range(count + 1) for end in (".png", ".txt")]
+    # The archive's own, then empty ones: no two share bytes.
+    members = [["000000.txt", 512, 1], ["000000.png", 1536, len(seeds.image())]]
+    after = 1536 + -(-len(seeds.image()) // 512) * 512
+    members += [[f"{n:06d}{end}", after, 0] for n in range(1, count) for end in (".png", ".txt")]
     stamp = {"version": 1, "bytes": "BYTES", "changed_ns": "CHANGED"}
     return tree_of({**stamp, "counts": {"links": 1}, "notes": ["a"], "members": members})
 
