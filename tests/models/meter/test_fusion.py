@@ -66,14 +66,20 @@ def test_a_text_without_tokens_gives_numbers():
     assert attention(tokens, source, torch.zeros_like(mask)).isfinite().all()
 
 
-def test_keys_and_values_of_one_token_are_not_computed():
+def test_keys_and_values_of_one_token_are_not_computed(monkeypatch):
     attention, tokens, source, mask = drawn(tokens=1)
-    called = []
-    attention.key_value.register_forward_hook(lambda *_: called.append(True))
+    linear, called = torch.nn.Linear.forward, []
+
+    def forward(self, inputs):
+        called.append(self)
+        return linear(self, inputs)
+
+    # A hook of the module itself would have it called.
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     attention(tokens, source, mask)
-    assert called == []
+    assert called == [attention.query, attention.output]
     attention(tokens.expand(-1, 2, -1), source, mask)
-    assert called == [True]
+    assert called[2:] == [attention.query, attention.key_value, attention.output]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
