@@ -101,6 +101,8 @@ def test_wrong_shapes_and_dtypes_are_named():
         vqa_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"shape \(2, 3\), truths \(2,\)"):
         nlvr2_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), entailment labels \(3,\)"):
+        entailment_loss(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"truths.*torch.bool"):
         nlvr2_loss(torch.zeros(2, 2), torch.zeros(2).bool())
 

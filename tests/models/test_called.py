@@ -92,6 +92,7 @@ def test_without_gradients_hooks_are_called_and_modules_compute_what_kernels_do(
             fused = run(model)
             with hooked(modules, lambda each, output: called.add(each)):
                 found = run(model)
+            # Two orders of the same float32 operations, which differ by at most 6.8e-7 here.
             largest = fused.abs().max().item()
-            torch.testing.assert_close(found, fused, rtol=0, atol=1e-5 * largest, msg=head)
+            torch.testing.assert_close(found, fused, rtol=0, atol=3e-6 * largest, msg=head)
     assert {*modules} - called == {*NEVER_CALLED} & {*modules}

@@ -2,7 +2,7 @@
 
 The training step of the case made sharp runs in float32 and in float64, for the native kernels and
 for their definitions. Printed are the norms that are furthest from float64, recorded and ours: the
-tolerances of gradients in `tests/parity/tolerances.py` come from them. Takes a minute and 2 GB.
+tolerances of gradients in `tests/parity/tolerances.py` come from them.
 """
 
 from __future__ import annotations

@@ -345,7 +345,7 @@ def test_records_without_any_box_do_not_train_boxes(pictures):
     tokenizer = pictures / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"'grounding'.*{len(boxless)}"):
         open_data(config, boxless, tokenizer=tokenizer)
-    # What the reader dropped is told, as it may be all that there was.
+    # The error counts the boxes that the reader dropped: they may be all of them.
     dropped = RecordList()
     dropped += boxless
     dropped.skip("empty boxes", 7)

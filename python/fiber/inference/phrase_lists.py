@@ -118,7 +118,7 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
         found = find_separator(text)
         # Some names of classes have a slash, such as "cabinet/shelf".
         found = None if found is not None and found[0] == "/" and what == "class" else found
-        # No name of a class has a comma.
+        # A single class with a comma is rather a list than a name.
         if found is None and what == "class" and len(parts := _parts(_COMMA.split(text))) > 1:
             found = ",", parts
         if found is None:

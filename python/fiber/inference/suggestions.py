@@ -46,7 +46,7 @@ def suggest_keywords(function: FunctionT) -> FunctionT:
             if name not in known:
                 raise TypeError(
                     f"{function.__name__}() got an unexpected keyword argument {name!r};"
-                    f" {similar(name, known)}"
+                    f" {_similar(name, known)}"
                 )
         try:
             signature.bind(*arguments, **options)
@@ -70,7 +70,7 @@ def suggest_keywords_of_methods(cls: ClassT) -> ClassT:
 def unknown_attribute(model: object, name: str) -> AttributeError:
     """Make the error for an attribute that a model lacks; it names similar methods, or all."""
     kind = type(model)
-    hint = _INSTEAD.get(name) or similar(name, _methods(kind))
+    hint = _INSTEAD.get(name) or _similar(name, _methods(kind))
     return AttributeError(f"{kind.__name__!r} object has no attribute {name!r}; {hint}", name=name)
 
 
@@ -88,7 +88,7 @@ def _methods(kind: type) -> list[str]:
     return [each for each in public if callable(getattr(kind, each))]
 
 
-def similar(name: str, known: Sequence[str]) -> str:
+def _similar(name: str, known: Sequence[str]) -> str:
     """Return a hint for an unknown name: the most similar of the known ones, or all."""
     # "threshold" is less similar to "score_threshold" than to "nms_threshold".
     close = [each for each in known if name in each]

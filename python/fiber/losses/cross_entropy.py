@@ -25,6 +25,27 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, *, whole: Tensor | None =
     return rank_mean(total, num_labels(labels), whole)
 
 
+def class_loss(
+    logits: Tensor, labels: Tensor, num_classes: int, name: str, *, whole: Tensor | None = None
+) -> Tensor:
+    """Compute the mean cross entropy over the samples of all ranks, which have a class each.
+
+    Args:
+        logits: (B, num_classes).
+        labels: (B,) int64; `name` says what they are in messages.
+        num_classes: expected number of classes.
+        name: see `labels`.
+        whole: number of samples of all ranks, if known.
+    """
+    if logits.ndim != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, {name} {tuple(labels.shape)}; expected"
+            f" (B, {num_classes}) and (B,)"
+        )
+    check_integers(name, labels)
+    return mean_cross_entropy(logits, labels, whole=whole)
+
+
 def num_labels(labels: Tensor) -> Tensor:
     """Count the labels that are not IGNORED, as an int64 scalar."""
     return (labels != IGNORED).sum()

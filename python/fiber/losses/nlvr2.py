@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fiber.losses.cross_entropy import check_integers, mean_cross_entropy
+from fiber.losses.cross_entropy import class_loss
 
 
 def nlvr2_loss(logits: Tensor, truths: Tensor, *, whole: Tensor | None = None) -> Tensor:
@@ -15,10 +15,4 @@ def nlvr2_loss(logits: Tensor, truths: Tensor, *, whole: Tensor | None = None) -
         truths: (B,) int64, 1 for true statements, else 0.
         whole: number of statements of all ranks, if known.
     """
-    if logits.ndim != 2 or logits.shape[1] != 2 or tuple(truths.shape) != (logits.shape[0],):
-        raise ValueError(
-            f"NLVR2 logits have shape {tuple(logits.shape)}, truths {tuple(truths.shape)};"
-            " expected (B, 2) and (B,)"
-        )
-    check_integers("truths", truths)
-    return mean_cross_entropy(logits, truths, whole=whole)
+    return class_loss(logits, truths, 2, "truths", whole=whole)

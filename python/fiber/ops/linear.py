@@ -14,7 +14,8 @@ def is_plain(module: nn.Module) -> bool:
     """Return True if a call of the module is `F.linear` of its weight and bias, and nothing else.
 
     It is not with an adapter (such as PEFT's LoRA), hooks, a parametrization, a forward method of
-    its own, or quantized weights. Then the module must be called.
+    its own, or quantized weights. Then the module must be called. Hooks of all modules, which
+    observe, such as those of PyTorch's FLOP counter, do not count.
     """
     return (
         type(module) is nn.Linear

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiber.config import SwinConfig
-from fiber.models.encoders.swin import PatchMerging, SwinBlock, SwinEncoder
+from fiber.models.encoders.swin import PatchMerging, SwinBlock, SwinEncoder, WindowAttention
 
 CONFIG = SwinConfig(
     embed_dim=16, depths=(1, 2, 2, 1), num_heads=(1, 2, 2, 4), window_size=3, drop_path=0.0
@@ -166,3 +166,19 @@ def test_initialization():
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert (linear.bias == 0).all()
     assert tower.block(0).attention.bias_table.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@torch.no_grad()
+def test_padding_is_what_a_called_layer_gives_for_zeros():
+    attention = WindowAttention(8, num_heads=2, window_size=4)
+    randomise(attention)
+    tokens = torch.randn(2, 6, 5, 8)
+    plain = attention(tokens, window_size=4, shift=0)
+    handle = attention.qkv.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(attention(tokens, window_size=4, shift=0), plain)
+    handle.remove()
+    handle = attention.qkv.register_forward_hook(lambda _, inputs, output: output + 1)
+    changed = attention(tokens, window_size=4, shift=0)
+    handle.remove()
+    attention.qkv.bias += 1
+    torch.testing.assert_close(attention(tokens, window_size=4, shift=0), changed)

@@ -259,8 +259,7 @@ def newest_intact(checkpoints: Path) -> RunCheckpoint | None:
             reasons = [f"{each.folder.name}: {reason}" for each, reason in damaged]
             raise ValueError(
                 f"{checkpoints} has no intact checkpoint ({list_problems(reasons, '; ')}); delete"
-                " the damaged ones to"
-                " start over"
+                " the damaged ones to start over"
             )
         return None
     for each, reason in damaged:
