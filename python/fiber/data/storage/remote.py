@@ -73,6 +73,8 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         self._timeout_seconds = TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         self._pause_seconds = PAUSE_SECONDS if pause_seconds is None else pause_seconds
+        # A test that lowers it may end while a thread of its loader still tries.
+        self._attempts = ATTEMPTS
         # The global generator belongs to the user.
         self._random = random.Random()
 
@@ -149,9 +151,11 @@ class RemoteFolder:
         return system.cat_file(f"{root}/{name}", start=start, end=end, **options)
 
     def _retried(self, name: str, expected: str, attempt: Callable[[], ResultT]) -> ResultT:
-        """Call `attempt` until it succeeds, `ATTEMPTS` times at most."""
+        """Call `attempt` until it succeeds, `_attempts` times at most."""
         _ = self._opened  # An unknown protocol is no reason to try again.
-        for number in range(1, ATTEMPTS + 1):
+        number = 0
+        while True:
+            number += 1
             try:
                 return attempt()
             except FileNotFoundError:
@@ -159,14 +163,13 @@ class RemoteFolder:
             except Exception as error:
                 # File systems raise what their libraries raise.
                 final = isinstance(error, _FINAL) or _status(error) in _FINAL_STATUSES
-                if final or number == ATTEMPTS:
+                if final or number >= self._attempts:
                     raise RemoteError(
-                        f"{self.url}/{name} cannot be read: attempt {number} of {ATTEMPTS} failed"
-                        f" with {_describe(error)}; expected {expected}"
+                        f"{self.url}/{name} cannot be read: attempt {number} of {self._attempts}"
+                        f" failed with {_describe(error)}; expected {expected}"
                     ) from error
             pause = min(self._pause_seconds * 2 ** (number - 1), LONGEST_PAUSE_SECONDS)
             time.sleep(pause * self._random.uniform(0.5, 1))
-        raise AssertionError("unreachable")
 
 
 def _status(error: Exception) -> int | None:
