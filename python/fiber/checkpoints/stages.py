@@ -59,9 +59,10 @@ def model_path(path: str | os.PathLike[str]) -> Path:
     is_model = found.is_file() or _is_model(found) or bool(stage_folders(found))
     if name in PACKAGED and not is_model:
         return packaged_model(name) / found.relative_to(name)
-    is_name = isinstance(path, str) and not os.path.lexists(found)
-    if is_name and (remote := short_hub_name(path, _LOCAL)) is not None:
-        return download(remote, check_not_transformers)
+    if isinstance(path, str) and not os.path.lexists(found):
+        remote = short_hub_name(path, _LOCAL)
+        if remote is not None:
+            return download(remote, check_not_transformers)
     return found
 
 
