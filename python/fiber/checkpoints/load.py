@@ -194,8 +194,10 @@ def with_vocabulary(
     # Of a list that was passed, the caller knows where it is from.
     where = f"{stored.path}: " if stored.path is not None and answers is None else ""
     if own is not None and own.vocab_size != config.vocab_size:
+        file = "" if stored.path is None else f"{stored.path / 'tokenizer.json'}: "
         raise ValueError(
-            f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"
+            f"{file if tokenizer is None else ''}the tokenizer has {own.vocab_size} tokens,"
+            f" expected {config.vocab_size}; use the"
             " tokenizer that the model was trained with"
         )
     if answers is not None:
