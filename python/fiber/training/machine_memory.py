@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path, PurePosixPath
 
 from fiber.models.registry import build_empty
+from fiber.training.adapters import add_run_adapters
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.processes import Processes
 from fiber.training.optim import freeze
@@ -67,7 +68,9 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 def count_parameters(config: RunConfig) -> tuple[int, int]:
     """Return the number of all parameters of a run's model, and of those that are trained."""
     model = build_empty(config.model)
-    freeze(model, config.optim.frozen)
+    frozen = freeze(model, config.optim.frozen)
+    if config.lora is not None:
+        add_run_adapters(model, config.lora, frozen)
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained

@@ -148,6 +148,11 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
 
 
 def is_backbone_matrix(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is a matrix of an encoder or of the fusion, but no embedding."""
+    """Return whether a parameter is a matrix of an encoder or of the fusion.
+
+    Embeddings and adapters of LoRA are not: the rows of a matrix of rank r that is orthogonal would
+    all be as important as the first.
+    """
     is_matrix = parameter.ndim == 2 and kind_of(name, parameter) == "weight"
-    return is_matrix and name.startswith("backbone.") and ".embeddings." not in name
+    is_other = ".embeddings." in name or ".lora_" in name
+    return is_matrix and name.startswith("backbone.") and not is_other
