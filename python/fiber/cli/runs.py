@@ -99,9 +99,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " ~/.cache/fiber/packs)",
             "--cache-gb GB": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
-            "--lora KEY=VALUE": "train low-rank adapters of --init, as in --lora r=8: r, alpha, dropout"
-            " or targets (full names of linear layers, separated by semicolons; * matches anything)."
-            " Repeatable, and several may be separated by commas (needs the extra lora)",
+            "--lora KEY=VALUE": "train low-rank adapters of --init, as in --lora r=8,alpha=16:"
+            " r, alpha, dropout, or targets (names of linear layers, separated by semicolons; *"
+            " matches anything); repeatable; needs the extra lora",
             "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
             " extra of the same name); repeatable",
             **DEVICE,

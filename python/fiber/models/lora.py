@@ -35,12 +35,12 @@ def import_peft() -> Any:
     """Import PEFT.
 
     Raises:
-        ImportError: if it is not installed; the message names the extra.
+        ModuleNotFoundError: if it is not installed; the message names the extra.
     """
     try:
         import peft
     except ImportError as error:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"LoRA needs the package peft ({error}); install it with pip install 'fiber-vl[lora]'"
         ) from error
     return peft

@@ -47,7 +47,7 @@ class RunAdapters:
         """Check the base of a run with LoRA; return None for any other run.
 
         Raises:
-            ImportError: if PEFT is not installed.
+            ModuleNotFoundError: if PEFT is not installed.
             ValueError: if the initial weights are not those of a whole model of the same kind, have
                 changed since the run in `folder` started, or lack the layers to adapt.
         """

@@ -178,7 +178,7 @@ def read_adapter_config(folder: Path) -> tuple[peft.LoraConfig, str | None]:
 
     Raises:
         FileNotFoundError: if it is missing.
-        ImportError: if PEFT is not installed.
+        ModuleNotFoundError: if PEFT is not installed.
         ValueError: if a field is invalid or not supported; the message names it.
     """
     path = folder / CONFIG

@@ -62,7 +62,7 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: if the base or a file of the adapter is missing.
-        ImportError: if PEFT is not installed.
+        ModuleNotFoundError: if PEFT is not installed.
         ValueError: if a file is damaged, the adapter was trained on another base, or its tensors do
             not fit.
     """
