@@ -11,8 +11,8 @@ from fiber.inference.model import Model
 from fiber.models.lora import find_targets, lora_config
 from tests.models.small_networks import NETWORKS, heads, network
 
-#: Ratio of the largest difference to the largest logit. Sums of W x + B (A x) and of (W + B A) x are
-#: rounded differently: by up to 9.4e-6 for the unit vectors of ITC, 7e-7 for logits.
+#: Ratio of the largest difference to the largest logit. W x + B (A x) and (W + B A) x are rounded
+#: differently: by up to 9.4e-6 for the unit vectors of ITC, 7e-7 for logits.
 TOLERANCE = 1e-5
 
 
@@ -104,7 +104,8 @@ def test_prompts_are_encoded_again_when_an_adapter_is_switched(scene_picture):
 
     def ask(asked):
         found = asked.ground(scene_picture, ["a red circle", "the square"])
-        return torch.tensor([[*box, score] for box, score in zip(found.boxes_xyxy, found.scores)])
+        scores = torch.as_tensor(found.scores)[:, None]
+        return torch.cat([torch.as_tensor(found.boxes_xyxy), scores], 1)
 
     before = ask(model)
     # `scenes` fuses from the first layer of the text encoder on: the embeddings are what is kept.

@@ -100,8 +100,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--cache-gb GB": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
             "--lora KEY=VALUE": "train low-rank adapters of --init, as in --lora r=8,alpha=16:"
-            " r, alpha, dropout, or targets (names of linear layers, separated by semicolons; *"
-            " matches anything); repeatable; needs the extra lora",
+            " r, alpha, dropout, lr_multiplier, or targets (names of linear layers, separated by"
+            " semicolons; * matches anything); repeatable; needs the extra lora",
             "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
             " extra of the same name); repeatable",
             **DEVICE,
@@ -208,7 +208,7 @@ def _lora(texts: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a run that --lora sets."""
     pairs = [pair.strip() for text in texts for pair in text.split(",")]
     given = key_values(pairs, "--lora", "r=8")
-    names = ("r", "alpha", "dropout", "targets")
+    names = ("r", "alpha", "dropout", "lr_multiplier", "targets")
     for name in given:
         if name not in names:
             raise ValueError(f"--lora {name}={given[name]}: {nearest(name, names)}")

@@ -209,7 +209,7 @@ class Trainer:
             timeout_seconds=config.train.timeout_seconds,
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim, config.lora)
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)

@@ -24,7 +24,7 @@ from fiber.checkpoints.init_from import initialize_as_base
 from fiber.checkpoints.model_dir import StoredModel, read_strings, read_tokenizer
 from fiber.checkpoints.stages import describe_missing, model_path, packaged_path_name
 from fiber.checkpoints.weights import list_problems
-from fiber.messages import printable, shown
+from fiber.messages import printable, shown, shown_names
 from fiber.models.lora import PREFIX, add_adapters, import_peft, merge
 from fiber.models.registry import Network, architecture_of, build_model
 
@@ -176,6 +176,14 @@ def _merged(
     import_peft()
     from peft import set_peft_model_state_dict
 
+    targets, names = config.target_modules, [name for name, _ in network.named_modules()]
+    if not isinstance(targets, str) and not any(
+        f".{name}".endswith(tuple(f".{target}" for target in targets)) for name in names
+    ):
+        raise ValueError(
+            f"{folder / CONFIG}: target_modules: no layer of the base is called"
+            f" {shown_names(sorted(targets), 4)}"
+        )
     try:
         # Without memory for adapters until their shapes are known to be those of the file.
         wrapped = add_adapters(network, config, empty=True)
