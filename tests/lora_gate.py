@@ -5,13 +5,13 @@
 
 Tasks start from the model in the package, which has seen neither:
 
-- questions: `small_vqa` from `scenes/coarse`, on scenes whose images are inverted, as in a negative;
+- questions: `small_vqa` from `scenes/coarse`, on scenes with inverted images, as in a negative;
 - detection: `small_detection` from `scenes/fine`, with two shapes that scenes lack.
 
 Prints the metric of the validation split at the start, after LoRA and after full fine-tuning of as
 many steps, and the share (LoRA - start) / (full - start). "blind" is what needs no image: the most
-frequent answer to each question, and the boxes that match most boxes of the training split. The exit
-code is 1 if a share is below `LEAST`.
+frequent answer to each question, and the boxes that match most boxes of the training split. The
+exit code is 1 if a share is below `LEAST`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ EXTRAS = {
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "comparison against the transformers library",
     "arrow": "Parquet and Arrow files",
+    "lora": "`fiber train --lora`, and adapters in `fiber.load`",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",
     "trackio": "`fiber train --track trackio`",

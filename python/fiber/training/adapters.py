@@ -26,6 +26,7 @@ from fiber.models.lora import (
 from fiber.models.registry import Network, architecture_of, build_empty
 from fiber.training.config.lora import LoraConfig
 from fiber.training.config.run import RunConfig
+from fiber.training.optim import freeze
 from fiber.training.run_dir import RunFolder
 from fiber.training.validation import Validation
 
@@ -153,6 +154,15 @@ def write_finished(
     write_weights(folder.path, weights)
     if validation is not None:
         validation.forget_others(())
+
+
+def build_empty_trained(config: RunConfig) -> Network:
+    """Build the model of a run on the meta device, with its frozen parameters and adapters."""
+    model = build_empty(config.model)
+    frozen = freeze(model, config.optim.frozen)
+    if config.lora is not None:
+        add_run_adapters(model, config.lora, frozen)
+    return model
 
 
 def add_run_adapters(
