@@ -213,9 +213,9 @@ def shares(name: str, work: Path, seeds: list[int], lora: dict[str, Any]) -> lis
     title = f"{name}: {task.metric} of {task.base}, {task.steps} steps of {BATCH_SIZE} samples"
     print(f"{title}: start {start:.3f}, blind {task.blind(data):.3f}", flush=True)
     for seed in seeds:
-        lora, full = train("lora", seed, {"lora.r": 8}), train("full", seed, {})
-        found.append((lora - start) / (full - start))
-        print(f"  seed {seed}: LoRA {lora:.3f}, full {full:.3f}, share {found[-1]:.2f}", flush=True)
+        ours, full = train("lora", seed, lora), train("full", seed, {})
+        found.append((ours - start) / (full - start))
+        print(f"  seed {seed}: LoRA {ours:.3f}, full {full:.3f}, share {found[-1]:.2f}", flush=True)
     return found
 
 
@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--lr-multiplier", type=float, help="default: that of `LoraConfig`")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    lora = {"lora.r": 8}
+    lora: dict[str, Any] = {"lora.r": 8}
     if options.lr_multiplier is not None:
         lora["lora.lr_multiplier"] = options.lr_multiplier
     worst = min(min(shares(task, options.work, options.seeds, lora)) for task in options.tasks)

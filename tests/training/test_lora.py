@@ -254,7 +254,7 @@ def test_parameters_are_counted_with_adapters(base, fine_base):
     assert trained < 0.2 * plain
 
 
-@pytest.mark.parametrize("build", [coarse_config, fine_config])
+@pytest.mark.parametrize("build", [pytest.param(coarse_config, marks=SLOW), fine_config])
 def test_a_plan_counts_adapters(build):
     plain = build()
     lora = replace_fields(plain, {"lora.r": 8})
