@@ -33,6 +33,7 @@ EXTRAS = {
     "hf": "comparison against the transformers library",
     "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
+    "lora": "`fiber train --lora`, and adapters in `fiber.load`",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",
     "trackio": "`fiber train --track trackio`",
