@@ -17,7 +17,7 @@ from fiber.models.registry import ModelConfig, inference_transform
 #: Files with the settings of the tokenizer and of the image processor.
 TRANSFORMERS_FILES = ("tokenizer_config.json", "preprocessor_config.json")
 
-#: Value of `model_type` for models of all families: the field `model` of config.json has the family.
+#: Value of `model_type` for models of all families, which the field `model` of config.json tells.
 MODEL_TYPE = "fiber"
 #: Names of classes of `fiber.hf`.
 DETECTOR = "FiberVLForZeroShotObjectDetection"

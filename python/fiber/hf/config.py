@@ -18,6 +18,7 @@ from fiber.checkpoints.transformers_files import (
     WRITTEN_BY_TRANSFORMERS,
 )
 from fiber.config_io import to_dict
+from fiber.env import provenance
 from fiber.messages import shown
 from fiber.models.heads import need_head
 from fiber.models.registry import ModelConfig, read_config
@@ -32,16 +33,16 @@ class FiberVLConfig(PreTrainedConfig):
     Args:
         model: the field `model` of config.json, which says which network to build. Default:
             `fiber.FiberConfig()`.
-        answers: answers of the VQA head in logit order. They are in answers.json, and are read
-            when the model is. Setting them to a list of another length gives the VQA head another
-            size.
+        answers: answers of the VQA head in logit order, which are also `id2label`. They are in
+            answers.json, and are read when the model is. Setting them to a list of another length
+            gives the VQA head another size.
         classes: classes that a detector was trained on, in classes.json.
         head: head that `forward` of an image-text model runs if it is given none.
         kwargs: see `PreTrainedConfig`.
 
     Raises:
-        TypeError, ValueError: if the answers or classes are no lists of strings, or `num_labels`
-            is not the number of answers.
+        MissingHeadError: if there are answers, but no VQA head.
+        ValueError: if the answers or classes are no lists of strings.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE
@@ -58,15 +59,9 @@ class FiberVLConfig(PreTrainedConfig):
         self.head = head
         self._answers: tuple[str, ...] = ()
         self._classes = check_strings(classes, "classes")
-        labels = kwargs.pop("num_labels", None)
         super().__init__(**kwargs)
         if answers:
             self.answers = answers
-        if labels is not None and labels != len(self.answers):
-            raise ValueError(
-                f"num_labels is {shown(labels)}, but the model has {len(self.answers)} answers; for"
-                " other answers, pass them: answers=[...], ignore_mismatched_sizes=True"
-            )
 
     @property
     def network(self) -> ModelConfig:
@@ -95,6 +90,8 @@ class FiberVLConfig(PreTrainedConfig):
             need_head(network, "vqa", "a list of answers")
             if len(checked) != network.num_answers:
                 self.model = to_dict(network.with_answers(len(checked)))
+            self.id2label = dict(enumerate(checked))
+            self.label2id = {answer: number for number, answer in self.id2label.items()}
         self._answers = checked
 
     @property
@@ -128,10 +125,19 @@ class FiberVLConfig(PreTrainedConfig):
         """Build a config from the values of config.json. See `PreTrainedConfig`.
 
         Of a file that a run has written, the fields of its training are dropped.
+
+        Raises:
+            ValueError: if `model` is no object, or there is `num_labels` without as many answers.
         """
         if not isinstance(config_dict.get("model", {}), dict):
             raise ValueError(
                 f"config.json: model: expected an object, got {shown(config_dict['model'])}"
+            )
+        labels, answers = kwargs.pop("num_labels", None), kwargs.get("answers")
+        if labels is not None and (answers is None or len(answers) != labels):
+            raise ValueError(
+                f"num_labels is {shown(labels)}, but the labels of a model of fiber are its"
+                " answers; pass these: answers=[...], ignore_mismatched_sizes=True"
             )
         if WRITTEN_BY_TRANSFORMERS not in config_dict:
             config_dict = {key: each for key, each in config_dict.items() if key in MODEL_FIELDS}
@@ -140,12 +146,14 @@ class FiberVLConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the values of config.json, without what is in answers.json and classes.json."""
         values = super().to_dict()
-        for name in _NOT_IN_CONFIG:
+        for name in (*_NOT_IN_CONFIG, *(("id2label", "label2id") if self._answers else ())):
             values.pop(name, None)
         return values
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Write config.json, and answers.json and classes.json unless they are empty."""
+        for name, value in provenance().items():
+            setattr(self, name, value)
         if not os.path.isfile(save_directory):  # noqa: PTH113 - what is no folder is named below
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             for name in ("answers", "classes"):

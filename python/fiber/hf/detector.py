@@ -108,7 +108,9 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
         if labels is not None:
             targets = _targets(labels, *input_ids.shape, device=pixel_values.device)
             losses = grounding_losses(output, targets, self.network.config)
-            loss = sum((LOSS_WEIGHTS[name] * each for name, each in losses.items()), torch.zeros(()))
+            loss = sum(
+                (LOSS_WEIGHTS[name] * each for name, each in losses.items()), torch.zeros(())
+            )
         found = FiberVLDetectionOutput(
             loss=cast("Tensor | None", loss),
             losses=losses,
@@ -129,7 +131,7 @@ def raw_output(output: Mapping[str, Any]) -> DetectorOutput:
     return DetectorOutput(
         **{name: list(output[name]) for name in lists},
         text_mask=output["attention_mask"].bool(),
-        inside=output["inside"] if "inside" in output else None,
+        inside=output.get("inside"),
     )
 
 

@@ -130,7 +130,7 @@ class FiberVLImageProcessor(BaseImageProcessor):
             For each image `scores` (n,), `boxes` (n, 4) half-open xyxy pixels of the original
             image, and `labels` (n,), which are 0.
         """
-        raw, sizes = raw_output(outputs), outputs["image_sizes"]
+        raw, sizes = raw_output(outputs), outputs.get("image_sizes")
         if sizes is None:
             raise ValueError("outputs: image_sizes is missing; pass it to the model")
         counts = raw.text_mask.sum(1).tolist()

@@ -140,9 +140,7 @@ class FiberVLPreTrainedModel(PreTrainedModel):
         own = {_own(name): tensor for name, tensor in state.items()}
         super().save_pretrained(save_directory, *args, state_dict=own, **kwargs)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Load tensors with the names of `state_dict`, or with those of files.
 
         `Trainer` loads the files of its checkpoints in this way, with `strict=False`.
@@ -153,8 +151,15 @@ class FiberVLPreTrainedModel(PreTrainedModel):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings."""
-        return self.network.backbone.text.embeddings.word
+        """Return the table of word embeddings, which PEFT and gradient checkpointing ask for.
+
+        Raises:
+            NotImplementedError: if the network's text encoder has none of that name.
+        """
+        try:
+            return self.network.backbone.text.embeddings.word
+        except AttributeError as error:
+            raise NotImplementedError(f"{type(self.network).__name__}: {error}") from error
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep what `build_model` has initialized; `_check_loaded` allows no other."""

@@ -37,7 +37,8 @@ class FiberVLPipeline(Pipeline):
     """
 
     _load_processor = False
-    _load_image_processor = True
+    # If there is one, it is compared with the transform of the model.
+    _load_image_processor = None
     _load_feature_extractor = False
     _load_tokenizer = True
 

@@ -64,7 +64,7 @@ class FiberVLProcessor(ProcessorMixin):
     def _warn_truncated(self, texts: Sequence[str], counts: Sequence[int]) -> None:
         limit = self.tokenizer.model_max_length
         for text, count in zip(texts, counts, strict=True):
-            if count >= limit and len(self.tokenizer.backend_tokenizer.encode(text).ids) > count:
+            if count >= limit and len(self.tokenizer(text)["input_ids"]) > count:
                 warnings.warn(
                     f"text {printable(text, 60)!r}... is truncated to the model's maximum of"
                     f" {limit} tokens",

@@ -39,9 +39,7 @@ def register() -> None:
     )
     try:
         backends = dict.fromkeys(("pil", "torchvision"), FiberVLImageProcessor)
-        AutoImageProcessor.register(
-            FiberVLConfig, image_processor_classes=backends, exist_ok=True
-        )
+        AutoImageProcessor.register(FiberVLConfig, image_processor_classes=backends, exist_ok=True)
     except TypeError:
         # The first versions of transformers 5 know one class of this kind.
         AutoImageProcessor.register(
