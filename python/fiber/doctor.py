@@ -30,7 +30,7 @@ EXTRAS = {
     "demo": "`fiber demo` and its report",
     "eval": "empty: evaluation needs no extra packages",
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
-    "hf": "comparison against the transformers library",
+    "hf": "`fiber.hf`: Auto classes, Trainer and pipelines of transformers",
     "arrow": "Parquet and Arrow files",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",
