@@ -1,5 +1,6 @@
 """Auto classes on folders of fiber, and folders of transformers in `fiber.load`."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from transformers import (
 )
 
 import fiber
-from fiber.checkpoints.model_dir import load_model
+from fiber.checkpoints.model_dir import Vocabulary, load_model, write_weights
 from fiber.models.registry import inference_transform
+from fiber.recipes.small import small_vqa
+from fiber.training.run_dir import RunFolder
 from tests.hf.conftest import NAMES, own_network, same_config
 from tests.models.small_networks import inputs
 
@@ -181,6 +184,25 @@ def test_files_of_a_saved_model(folders):
         assert values["architectures"] == [f"FiberVLFor{architecture}"]
 
 
+def test_the_folder_of_a_run(folders, tmp_path):
+    """Its config.json has the options of the training, which a model that is saved lacks."""
+    stored = load_model(folders["coarse"])
+    assert stored.tokenizer is not None
+    config = dataclasses.replace(small_vqa(), model=stored.config)
+    run = RunFolder(tmp_path / "run")
+    run.open(config, Vocabulary(stored.tokenizer, stored.answers))
+    write_weights(run.path, stored.network.state_dict())
+    assert run.stored_config() == config
+    model = AutoModel.from_pretrained(run.path)
+    ours, theirs = outputs(model, stored.network, "vqa")
+    assert torch.equal(ours, theirs) and model.config.answers == stored.answers
+    model.save_pretrained(tmp_path / "saved")
+    values = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert not {"tasks", "optim", "train", "data"} & set(values)
+    assert values["fiber_version"] == fiber.__version__
+    assert AutoProcessor.from_pretrained(run.path).tokenizer.pad_token == "<pad>"
+
+
 def test_the_packaged_model():
     from fiber.checkpoints.stages import packaged_model
 
@@ -270,7 +292,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(folders):
 
 
 def test_importing_fiber_does_not_import_transformers():
-    code = "import sys, fiber; fiber.load, fiber.train; print('transformers' in sys.modules)"
+    code = "import sys, fiber; fiber.load; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
