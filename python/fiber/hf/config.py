@@ -104,12 +104,15 @@ class FiberVLConfig(PreTrainedConfig):
         self._classes = check_strings(classes, "classes")
 
     @classmethod
-    def get_config_dict(cls, folder: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read config.json.
 
         Raises:
             ValueError: if it is not that of a model of fiber.
         """
+        folder = pretrained_model_name_or_path
         values, kwargs = super().get_config_dict(folder, **kwargs)
         if values.get("model_type") != MODEL_TYPE:
             has = shown(values["model_type"]) if "model_type" in values else "none"

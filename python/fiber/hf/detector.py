@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from fiber.hf.modeling import FiberVLPreTrainedModel
 from fiber.losses.grounding import grounding_losses

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BatchFeature
+from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from fiber import _core
@@ -64,7 +64,9 @@ class FiberVLImageProcessor(BaseImageProcessor):
         """See `preprocess`."""
         return self.preprocess(images, *args, **kwargs)
 
-    def preprocess(self, images: Any, return_tensors: str | None = "pt") -> BatchFeature:
+    def preprocess(  # type: ignore[override]
+        self, images: Any, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
         """Prepare one or more images, or pairs (left, right) of images.
 
         Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.hf.modeling import FiberVLPreTrainedModel

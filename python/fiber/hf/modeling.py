@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from fiber.checkpoints.model_dir import read_strings
 from fiber.checkpoints.weights import list_problems
@@ -72,13 +72,14 @@ class FiberVLPreTrainedModel(PreTrainedModel):
             ValueError: if tensors are missing, unexpected or have other shapes. They are named.
             MissingHeadError: if the model lacks the head that the class needs.
         """
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **kwargs,
         )
+        model, info = loaded
         where = pretrained_model_name_or_path
         model._check_loaded(info, where, ignore_mismatched_sizes=ignore_mismatched_sizes)
         if where is not None and not model.config.answers and not model.config.classes:

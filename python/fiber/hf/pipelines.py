@@ -151,23 +151,25 @@ class FiberVLPipeline(Pipeline):
         """Keep the options of the constructor for all calls."""
         return {}, options, {}
 
-    def preprocess(self, inputs: Any, **options: Any) -> Any:
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> Any:
         """Return the inputs: the method of the model prepares them."""
-        return {"inputs": inputs}
+        return {"inputs": input_}
 
-    def _forward(self, inputs: Any, **options: Any) -> Any:
+    def _forward(self, input_tensors: Any, **forward_parameters: Any) -> Any:
         """Run the method on the output of `preprocess`."""
-        return self(inputs["inputs"], **options)
+        return self(input_tensors["inputs"], **forward_parameters)
 
-    def postprocess(self, outputs: Any, **options: Any) -> Any:
+    def postprocess(self, model_outputs: Any, **postprocess_parameters: Any) -> Any:
         """Return the result for an image."""
-        return outputs
+        return model_outputs
 
 
 class _BoxPipeline(FiberVLPipeline):
     head = "grounding"
 
-    def postprocess(self, outputs: Detections, **options: Any) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: Detections, **postprocess_parameters: Any
+    ) -> list[dict[str, Any]]:
         """Return a dict for each box, as the stock pipeline for zero-shot detection has them.
 
         `score`, `label`, `box` with `xmin`, `ymin`, `xmax` and `ymax`, which are floats, half-open
@@ -181,7 +183,11 @@ class _BoxPipeline(FiberVLPipeline):
                 "index": int(index),
             }
             for score, label, box, index in zip(
-                outputs.scores, outputs.labels, outputs.boxes_xyxy, outputs.indices, strict=True
+                model_outputs.scores,
+                model_outputs.labels,
+                model_outputs.boxes_xyxy,
+                model_outputs.indices,
+                strict=True,
             )
         ]
 
@@ -206,9 +212,11 @@ class AnswerPipeline(FiberVLPipeline):
     method, head = "answer", "vqa"
     text_names = ("questions", "question")
 
-    def postprocess(self, outputs: Any, **options: Any) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: Any, **postprocess_parameters: Any
+    ) -> list[dict[str, Any]]:
         """Return a dict with `answer` and `score` for each of the best answers."""
-        return [{"answer": found.answer, "score": found.score} for found in outputs]
+        return [{"answer": found.answer, "score": found.score} for found in model_outputs]
 
 
 class CaptionPipeline(FiberVLPipeline):
@@ -216,9 +224,11 @@ class CaptionPipeline(FiberVLPipeline):
 
     method, head = "caption", "caption"
 
-    def postprocess(self, outputs: str, **options: Any) -> list[dict[str, str]]:
+    def postprocess(
+        self, model_outputs: str, **postprocess_parameters: Any
+    ) -> list[dict[str, str]]:
         """Return a list of one dict, with `generated_text`."""
-        return [{"generated_text": outputs}]
+        return [{"generated_text": model_outputs}]
 
 
 #: Pipelines by the task that `transformers.pipeline` takes.
@@ -240,7 +250,7 @@ def fiber_model(model: Any, tokenizer: Any = None) -> Model:
     Raises:
         TypeError: if the model is none of `fiber.hf`.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "answers") or not hasattr(model, "network"):
         raise TypeError(
             f"model is a {type(model).__name__}; expected a model of fiber.hf, such as"

@@ -38,7 +38,7 @@ def register() -> None:
         FiberVLConfig, FiberVLForVisualQuestionAnswering, exist_ok=True
     )
     try:
-        backends = dict.fromkeys(("pil", "torchvision"), FiberVLImageProcessor)
+        backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), FiberVLImageProcessor)
         AutoImageProcessor.register(FiberVLConfig, image_processor_classes=backends, exist_ok=True)
     except TypeError:
         # The first versions of transformers 5 know one class of this kind.
