@@ -31,6 +31,7 @@ EXTRAS = {
     "eval": "empty: evaluation needs no extra packages",
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "`fiber.hf`: Auto classes, Trainer and pipelines of transformers",
+    "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",

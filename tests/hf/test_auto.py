@@ -185,12 +185,12 @@ def test_files_of_a_saved_model(folders):
 
 
 def test_the_folder_of_a_run(folders, tmp_path):
-    """Its config.json has the options of the training, which a model that is saved lacks."""
+    """Its config.json has the options of the training, which a saved model has in one field."""
     stored = load_model(folders["coarse"])
     assert stored.tokenizer is not None
     config = dataclasses.replace(small_vqa(), model=stored.config)
     run = RunFolder(tmp_path / "run")
-    run.open(config, Vocabulary(stored.tokenizer, stored.answers))
+    run.open(config, Vocabulary(stored.tokenizer, stored.answers), data_path="/data")
     write_weights(run.path, stored.network.state_dict())
     assert run.stored_config() == config
     model = AutoModel.from_pretrained(run.path)
@@ -199,6 +199,10 @@ def test_the_folder_of_a_run(folders, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     values = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert not {"tasks", "optim", "train", "data"} & set(values)
+    assert values["training"]["train"]["steps"] == config.train.steps
+    again, first = load_model(tmp_path / "saved"), load_model(run.path)
+    assert again.trained_on == first.trained_on != None  # noqa: E711 - a chain
+    assert again.kept.training == first.kept.training
     assert values["fiber_version"] == fiber.__version__
     assert AutoProcessor.from_pretrained(run.path).tokenizer.pad_token == "<pad>"
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from fiber.atomic_io import write_json
+from fiber.checkpoints.kept import training_of
 from fiber.checkpoints.model_dir import check_strings
-from fiber.checkpoints.provenance import newer_version
+from fiber.checkpoints.provenance import TRAINING, newer_version
 from fiber.checkpoints.transformers_files import (
     MODEL_FIELDS,
     MODEL_TYPE,
@@ -127,7 +128,7 @@ class FiberVLConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config from the values of config.json. See `PreTrainedConfig`.
 
-        Of a file that a run has written, the fields of its training are dropped.
+        Of a file that a run has written, the fields of its training become one, `training`.
 
         Raises:
             ValueError: if `model` is no object, or there is `num_labels` without as many answers.
@@ -143,7 +144,9 @@ class FiberVLConfig(PreTrainedConfig):
                 " answers; pass these: answers=[...], ignore_mismatched_sizes=True"
             )
         if WRITTEN_BY_TRANSFORMERS not in config_dict:
+            training = training_of(config_dict)
             config_dict = {key: each for key, each in config_dict.items() if key in MODEL_FIELDS}
+            config_dict |= {TRAINING: training} if training else {}
         return super().from_dict(dict(config_dict), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
