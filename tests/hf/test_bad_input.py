@@ -196,8 +196,12 @@ class TestClasses:
             MissingHeadError, match=rf"needs the head '{head}'; this model has itc?"
         ):
             models[name](*given, head=head)
-        with pytest.raises(MissingHeadError, match=f"'{head}'"):
-            AutoModel.from_pretrained(folders[name], head=head)(*given)
+        with pytest.raises(MissingHeadError, match=rf"head='{head}' needs the head '{head}'"):
+            AutoModel.from_pretrained(folders[name], head=head)
+
+    def test_a_head_of_a_detector(self, folders):
+        with pytest.raises(MissingHeadError, match=r"'vqa'; this model has grounding"):
+            AutoModel.from_pretrained(folders["fine"], head="vqa")
 
     def test_answers_of_a_detector(self, folders):
         with pytest.raises(MissingHeadError, match=r"a list of answers needs the head 'vqa'"):

@@ -1,5 +1,6 @@
 """`Trainer` trains models of `fiber.hf`, and `fiber.load` reads the result."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -228,6 +229,31 @@ def test_gradient_checkpointing_and_bfloat16(folders, drawing, tmp_path):
     assert np.isfinite(losses(trainer)).all() and losses(trainer)[-1] < losses(trainer)[0]
 
 
+def test_predictions(folders, drawing, tmp_path):
+    """Those of a detector have other sizes in each batch, so these are not joined."""
+    rows = rows_of("grounding", drawing)
+    options = {"per_device_eval_batch_size": 1, "eval_do_concat_batches": False}
+    for name, head in (("fine", "grounding"), ("coarse", "vqa")):
+        model = AutoModel.from_pretrained(folders[name])
+        if head == "vqa":
+            rows, model.config.head = rows_of(head, drawing), head
+        processor = AutoProcessor.from_pretrained(folders[name])
+        trainer = train(model, processor, head, rows, tmp_path, steps=1, **options)
+        found = trainer.predict(rows).predictions
+        assert len(found) == 2
+        with torch.no_grad():
+            output = model.eval()(**trainer.data_collator(rows[1:]))
+        if head == "vqa":
+            np.testing.assert_allclose(found[1], output.logits, rtol=0, atol=1e-5)
+            continue
+        token_logits, deltas, centerness, mask, sizes = found[1]
+        for own, expected in ((token_logits, output.token_logits), (deltas, output.box_deltas)):
+            for level, tensor in zip(own, expected, strict=True):
+                np.testing.assert_allclose(level, tensor, rtol=0, atol=1e-4)
+        assert len(centerness) == 5 and mask.shape == output.attention_mask.shape
+        assert sizes.tolist() == output.image_sizes.tolist()
+
+
 @pytest.fixture(scope="module")
 def processors(folders):
     return {name: AutoProcessor.from_pretrained(folders[name]) for name in ("fine", "METER")}
@@ -279,6 +305,12 @@ class TestCollator:
         batch = collate(rows)
         assert all(torch.equal(each, batch["pixel_values"][0]) for each in batch["pixel_values"])
         assert batch["labels"].tolist() == [[0, 0.5]] * len(rows)
+
+    def test_a_worker_of_the_data_loader_gets_a_copy(self, processors, drawing):
+        collate = fiber.hf.TrainingCollator(processors["METER"], "vqa", answers=["no", "yes"])
+        rows = [{"image": drawing, "text": "a?", "answers": "yes"}]
+        made, copied = collate(rows), pickle.loads(pickle.dumps(collate))(rows)
+        assert all(torch.equal(copied[name], tensor) for name, tensor in made.items())
 
     def test_labels_of_each_head(self, processors, drawing):
         for head, expected in (("nlvr2", [1, 0]), ("itm", [1, 0]), ("snli", [2, 0])):

@@ -47,6 +47,8 @@ class FiberVLConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = MODEL_TYPE
+    #: Outputs of the detector that `Trainer` does not gather.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "anchors", "inside"]
 
     def __init__(
         self,

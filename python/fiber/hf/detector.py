@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -64,9 +64,6 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
     `FiberVLImageProcessor.post_process_object_detection` and the pipelines turn its output into
     boxes; `network` has the methods of `fiber.models.abilities.FindsBoxes`.
     """
-
-    #: Outputs that `Trainer` does not gather for metrics.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "anchors", "inside"]
 
     @classmethod
     def check_heads(cls, heads: tuple[str, ...]) -> None:

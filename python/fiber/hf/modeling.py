@@ -14,6 +14,8 @@ from transformers.utils.hub import cached_file
 from fiber.checkpoints.model_dir import read_strings
 from fiber.checkpoints.weights import list_problems
 from fiber.hf.config import FiberVLConfig
+from fiber.messages import shown
+from fiber.models.heads import need_head
 from fiber.models.registry import Network, build_model
 
 #: Arguments of `from_pretrained` that say where a file is.
@@ -38,6 +40,8 @@ class FiberVLPreTrainedModel(PreTrainedModel):
         super().__init__(config, *inputs, **kwargs)
         network = config.network
         self.check_heads(network.heads)
+        if config.head is not None:
+            need_head(network, config.head, f"head={shown(config.head)}")
         self.network: Network = build_model(network)
         # Kernels read the weights of several modules at once, so a network is not split.
         self._no_split_modules = [type(self.network).__name__]
