@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -293,6 +295,36 @@ def test_gradient_checkpointing_gives_the_same_gradients(folders):
         assert len(plain) > 100 and plain.keys() == recomputed.keys()
         for key, gradient in plain.items():
             assert torch.equal(gradient, recomputed[key]), (name, key)
+
+
+def test_a_model_in_the_cache_of_the_hub(folders, tmp_path):
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    repository = tmp_path / "hub" / "models--you--shapes"
+    for revision, commit in commits.items():
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        shutil.copytree(folders["coarse"], repository / "snapshots" / commit)
+    # The answers of a revision are those of that revision.
+    answers = json.loads((folders["coarse"] / "answers.json").read_text())[::-1]
+    (repository / "snapshots" / commits["v1"] / "answers.json").write_text(json.dumps(answers))
+    code = (
+        "import fiber.hf\n"
+        "from transformers import AutoModel, AutoProcessor\n"
+        "AutoProcessor.from_pretrained('you/shapes', revision='v1')\n"
+        "for revision in ('main', 'v1'):\n"
+        "    model = AutoModel.from_pretrained('you/shapes', revision=revision)\n"
+        "    print(model.config.answers[0], len(model.config.answers))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    count = len(answers)
+    assert done.stdout.splitlines() == [f"{answers[-1]} {count}", f"{answers[0]} {count}"]
 
 
 def test_importing_fiber_does_not_import_transformers():
