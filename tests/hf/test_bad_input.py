@@ -416,6 +416,10 @@ class TestPipelines:
             ([{"picture": drawing}], r"inputs\[0\]: expected a mapping with 'image'.*picture"),
             ([{"image": drawing, "words": ["a"]}], r"inputs\[0\]: unknown fields words"),
             ([{"image": drawing, "phrases": ["a"]}, {"image": drawing}], r"1 of 2 have phrases"),
+            (
+                [{"image": drawing, "phrases": ["a"], "candidate_labels": ["a"]}],
+                r"inputs\[0\]: expected phrases once, got 2",
+            ),
         ):
             with pytest.raises(ValueError, match=named):
                 ground(inputs_)

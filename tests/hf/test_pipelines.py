@@ -154,6 +154,19 @@ def test_mappings_and_data_sets(pipelines, fine, images):
     alone = as_dicts(fine.ground(images[0], ["the square"]))
     assert ground(rows) == expected and ground(rows[0]) == alone
 
+    # A label for each image, as a bare text.
+    labels = ["circle", "square", "star", "ring"]
+    rows_of_one = [
+        {"image": image, "candidate_labels": label}
+        for image, label in zip(images, labels, strict=True)
+    ]
+    found = pipelines["fiber-detect"](rows_of_one, score_threshold=0.0)
+    assert found == [
+        as_dicts(each)
+        for each in fine.detect(images, [[label] for label in labels], score_threshold=0.0)
+    ]
+    assert [{each["label"] for each in boxes} for boxes in found] == [{label} for label in labels]
+
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
             return len(rows)

@@ -134,9 +134,14 @@ class FiberVLPipeline(Pipeline):
                     f"inputs[{index}]: expected a mapping with 'image', as others are, got {has}"
                 )
             images.append(each["image"])
-            texts += [each[name] for name in self.text_names[:] if name in each][:1]
-            unknown = [name for name in each if name not in ("image", *self.text_names)]
-            if unknown:
+            own = [each[name] for name in self.text_names if name in each]
+            if len(own) > 1:
+                raise ValueError(
+                    f"inputs[{index}]: expected {self.text_names[0]} once, got {len(own)}"
+                )
+            # A list of bare texts would be one list for all images.
+            texts += [self.as_texts(text) for text in own]
+            if unknown := [name for name in each if name not in ("image", *self.text_names)]:
                 raise ValueError(
                     f"inputs[{index}]: unknown fields {shown_names(unknown)}; expected"
                     f" {' and '.join(('image', *self.text_names[:1]))}"
@@ -146,6 +151,10 @@ class FiberVLPipeline(Pipeline):
                 f"inputs: {len(texts)} of {len(images)} have {self.text_names[0]}; expected all"
             )
         return images, texts
+
+    def as_texts(self, text: Any) -> Any:
+        """Return the texts of an input that is a mapping, as the method takes them for an image."""
+        return text
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         """Keep the options of the constructor for all calls."""
@@ -166,6 +175,10 @@ class FiberVLPipeline(Pipeline):
 
 class _BoxPipeline(FiberVLPipeline):
     head = "grounding"
+
+    def as_texts(self, text: Any) -> list[Any]:
+        """Return a list of labels: of a single one, a list of one."""
+        return list(text) if isinstance(text, (list, tuple)) else [text]
 
     def postprocess(
         self, model_outputs: Detections, **postprocess_parameters: Any
