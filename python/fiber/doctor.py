@@ -30,7 +30,7 @@ EXTRAS = {
     "demo": "`fiber demo` and its report",
     "eval": "empty: evaluation needs no extra packages",
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
-    "hf": "comparison against the transformers library",
+    "hf": "`fiber.hf`: Auto classes, Trainer and pipelines of transformers",
     "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
     "lora": "`fiber train --lora`, and adapters in `fiber.load`",

@@ -31,6 +31,11 @@ from fiber.checkpoints.model_dir import (
     write_vocabulary,
 )
 from fiber.checkpoints.provenance import DATA_PATH
+from fiber.checkpoints.transformers_files import (
+    CONFIG_FIELDS,
+    config_fields,
+    write_transformers_files,
+)
 from fiber.config_io import from_dict, to_dict
 from fiber.data.formats.json_values import file_name_problem
 from fiber.env import provenance
@@ -89,7 +94,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} contains a model, not a run; choose another output folder"
             )
-        for name in ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH):
+        for name in ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH, *CONFIG_FIELDS):
             values.pop(name, None)
         try:
             return from_dict(RunConfig, values)
@@ -314,9 +319,11 @@ class RunFolder:
         if not self.config_file.exists():
             # config.json is written last, so a folder that contains it has all other files.
             write_vocabulary(self.path, vocabulary)
-            origin = {"init": init, DATA_PATH: data_path}
+            origin: dict[str, Any] = {"init": init, DATA_PATH: data_path}
             if base_sha256 is not None:
                 origin[BASE_SHA256] = base_sha256
+            write_transformers_files(self.path, config.model, vocabulary.tokenizer)
+            origin |= config_fields(config.model)
             write_json(self.config_file, provenance() | origin | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)
