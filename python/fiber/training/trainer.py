@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -133,6 +133,7 @@ class Trainer:
             fingerprints=self.fingerprints,
             vocabulary_sha256=self.vocabulary_sha256,
         )
+        new: Collection[str] = ()
         # Adapters have the same layers when a run resumes, whose weights follow.
         if checkpoint is None or self.adapters is not None:
             new, report = initialize_model(self.model, init, config, data, processes)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
         found.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return found.hexdigest()
 
 
@@ -238,7 +238,7 @@ def _checked(path: Path, name: str, value: Any) -> Any:
     if name in least:
         for number in numbers:
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
-            if not is_number or not least[name] <= number <= _MAX_RANK:
+            if not (is_number and least[name] <= cast(float, number) <= _MAX_RANK):
                 raise ValueError(
                     f"{path}: {name}: expected {least[name]} to {_MAX_RANK}, got {shown(number)}"
                 )
