@@ -98,7 +98,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
         found.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
