@@ -233,7 +233,7 @@ def _checked(path: Path, name: str, value: Any) -> Any:
             raise ValueError(
                 f"{path}: {name}: expected a list of {kind.__name__}, got {shown(wrong[0])} in it"
             )
-    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
     least = {"r": 1, "rank_pattern": 1, "lora_alpha": 0, "alpha_pattern": 0, "lora_dropout": 0}
     if name in least:
         for number in numbers:
