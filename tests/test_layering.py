@@ -10,7 +10,7 @@ from tests.imports import KERNELS, PACKAGE, ROOT, Import, imports_of, module_nam
 PARTS = """
 _core bad_input messages inert_pickle config_io atomic_io terminal progress env config ops kernels
 metrics data tasks visualize synthetic models checkpoints losses
-postprocess evaluation inference training task_parts recipes demo benchmarks doctor cli
+postprocess evaluation inference runtime export training task_parts recipes demo benchmarks doctor cli
 task_commands __main__
 """
 ORDER = PARTS.split()
