@@ -26,8 +26,8 @@ from fiber.env import provenance
 from fiber.export import formats
 from fiber.export.parts import (
     MIN_TOKENS,
-    Subgraph,
     ExportPlan,
+    Subgraph,
     dimension_names,
     plan_parts,
     sample_sizes,
