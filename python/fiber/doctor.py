@@ -32,6 +32,8 @@ EXTRAS = {
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "comparison against the transformers library",
     "arrow": "Parquet and Arrow files",
+    "onnx": "`fiber export --to onnx`, and running its graphs",
+    "openvino": "`fiber export --to openvino`, and running its graphs",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",
     "trackio": "`fiber train --track trackio`",

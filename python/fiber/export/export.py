@@ -20,7 +20,6 @@ from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import model_path, stage_folders
 from fiber.checkpoints.torch_file import Weights
 from fiber.config_io import to_dict
-from fiber.data import ImageTransform
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.env import provenance
 from fiber.export import formats
@@ -40,19 +39,12 @@ from fiber.models.registry import Network, architecture_of, inference_transform
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime import metadata as stored_form
 from fiber.runtime.graphs import Graphs
+from fiber.runtime.image_transform import describe_transform
 from fiber.runtime.metadata import Dimension, Format, Graph, Metadata, describe_file
 
 #: Largest difference of a graph's output from the network's, of the largest value of the output, or
 #: of 1 if all values are smaller.
 TOLERANCE = 1e-4
-#: Arguments of `ImageTransform` that inference does not set.
-_AUGMENTATIONS = {
-    "color_jitter",
-    "crop_probability",
-    "crop_scale",
-    "flip_probability",
-    "rand_augment",
-}
 
 
 def export_model(
@@ -334,28 +326,6 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
         is_log_odds = bool(getattr(network, "scores_are_log_odds", True))
         settings["ranking"] = {"heads": ranks, "scores_are_log_odds": is_log_odds}
     return settings
-
-
-def describe_transform(transform: ImageTransform) -> dict[str, Any]:
-    """Return the constructor of a transform of inference, and its arguments.
-
-    `read_transform` makes the transform from it.
-
-    Raises:
-        ValueError: if the transform augments images.
-    """
-    fields = dict(transform.describe())
-    name = fields.pop("kind")
-    arguments = {key: value for key, value in fields.items() if key not in _AUGMENTATIONS}
-    described = {"name": name, "arguments": arguments}
-    if repr(read_transform(described)) != repr(transform):
-        raise ValueError(f"{transform!r} augments images; expected a transform of inference")
-    return described
-
-
-def read_transform(described: Mapping[str, Any]) -> ImageTransform:
-    """Make a transform from the output of `describe_transform`."""
-    return getattr(ImageTransform, described["name"])(**described["arguments"])
 
 
 def _made_with(to: Format) -> dict[str, str]:

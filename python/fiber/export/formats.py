@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import inspect
 import io
 import json
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ PACKAGES: dict[Format, tuple[str, ...]] = {
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torch": (),
 }
+#: Version of torch with which the tests export models.
+TESTED_TORCH = "2.15"
 #: Suffix of the graph files of each format.
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
@@ -47,7 +50,13 @@ def need_packages(to: Format) -> None:
 
     Raises:
         ModuleNotFoundError: if one is not; the message names the extra.
+        ValueError: if torch is too old.
     """
+    if "check_guards" not in inspect.signature(ExportedProgram.module).parameters:
+        raise ValueError(
+            f"torch {torch.__version__} is too old to export models; expected {TESTED_TORCH}, the"
+            " tested version, or a newer one"
+        )
     for name in PACKAGES[to]:
         try:
             importlib.import_module(name)
