@@ -241,14 +241,15 @@ def dimension_names(plan: ExportPlan) -> tuple[str, ...]:
 def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
     """Choose values of all dimensions: those to trace first, then others to check.
 
-    No dimension has the same value twice. In traced sizes, every map is larger than a window and no
-    dimension is 1, since a size of 1 is taken for a fixed one. Others have maps below a window.
+    No dimension has the same value twice. In traced sizes, every map has several windows and no
+    side is 1, since a size of 1 is taken for a fixed one. Others have maps below a window.
     """
     longest = network.config.max_tokens
     swin = (each.window_size for each in network.modules() if isinstance(each, SwinBlock))
     windows, side = max(swin, default=1), plan.divisor
     traced = {"batch": 2, "length": min(9, longest), "texts": 3, "earlier": 5}
-    traced |= {"height": side * (windows + 1), "width": side * (windows + 2)}
+    # The coarsest map of a pyramid has a quarter of the side of the last one of the encoder.
+    traced |= {"height": side * max(windows + 1, 9), "width": side * max(windows + 5, 13)}
     small = {"batch": 1, "length": 3, "texts": 1, "earlier": 1, "height": side, "width": side}
     other = {"batch": 3, "length": longest, "texts": 2, "earlier": 8}
     other |= {"height": side * 3, "width": side * 2}
