@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+# No test asks the Hugging Face Hub; huggingface_hub reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # A process that a shell starts in the background ignores Ctrl-C, and hands that down to the
 # processes of its tests; those that send one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)

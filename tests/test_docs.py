@@ -23,6 +23,7 @@ from fiber.cli import parser
 from fiber.data import Tokenizer
 from fiber.synthetic import scenes, stamps
 from fiber.training.run_dir import RunFolder
+from tests.hub import stub as hub
 from tests.processes import run_python
 from tests.published_keys import METER_FILES, write_small_meter_file
 
@@ -173,9 +174,25 @@ def page_folder(request, page, reader_folder):
     return reader_folder
 
 
+@pytest.fixture
+def page_environment(page, tmp_path, micro_models):
+    """Variables of the processes of a page: docs/hub.md has a stand-in for the Hub."""
+    if page.name != "hub.md":
+        yield {}
+        return
+    with hub.serve() as server:
+        server.add("you/shapes", micro_models["fine"], hub.NEW, "main")
+        yield {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_writes",
+        }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks(page, page_folder):
+def test_python_blocks(page, page_folder, page_environment):
     blocks = [b for b in blocks_of(page.read_text()) if b.language == "python" and not b.skip]
     if not blocks:
         pytest.skip(f"{page.name} has no Python block to run")
@@ -186,7 +203,7 @@ def test_python_blocks(page, page_folder):
             lines[block.line - 1 + offset] = line
     script = page_folder / f"{page.stem}.py"
     script.write_text("\n".join(lines))
-    done = run_python([script.name], folder=page_folder)
+    done = run_python([script.name], folder=page_folder, environment=page_environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -243,7 +260,7 @@ def shorten_defaults():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_shell_lines(page, page_folder):
+def test_shell_lines(page, page_folder, page_environment):
     commands = commands_of(page.read_text())
     if not commands:
         pytest.skip(f"{page.name} has no line with `fiber`")
@@ -256,6 +273,7 @@ def test_shell_lines(page, page_folder):
         done = run_python(
             ["-m", "fiber.cli", *command, *shorter(command)],
             folder=page_folder,
+            environment=page_environment,
             prepare=shorten_defaults,
         )
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"

@@ -31,6 +31,7 @@ EXTRAS = {
     "eval": "empty: evaluation needs no extra packages",
     "phrases": "noun phrases in captions with spaCy (requires an English spaCy pipeline)",
     "hf": "comparison against the transformers library",
+    "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
     "onnx": "`fiber export --to onnx`, and running its graphs",
     "openvino": "`fiber export --to openvino`, and running its graphs",

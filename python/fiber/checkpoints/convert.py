@@ -70,7 +70,9 @@ def convert(
     average = ", moving average" if weights == "ema" else ""
     lines = [f"read {os.fspath(source)}{average}: {description}", *_unused_and_filled(stored)]
     if to == "fiber":
-        save_model(stored.network, path, stored.tokenizer, stored.answers, stored.classes)
+        vocabulary = (stored.tokenizer, stored.answers, stored.classes)
+        dtype = stored.stored_dtype
+        save_model(stored.network, path, *vocabulary, kept=stored.kept, dtype=dtype)
         lines.append(f"wrote {path}: {_tensors(stored.network.state_dict())}")
         if stored.tokenizer is None:
             lines.append("  no tokenizer: the model cannot process text (--tokenizer)")

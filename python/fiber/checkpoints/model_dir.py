@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -27,13 +28,14 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
+from fiber.checkpoints.kept import Kept, common_dtype, exact_in, read_kept
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.env import provenance
-from fiber.messages import shown, shown_names
+from fiber.messages import caller_level, shown, shown_names
 from fiber.models.init import allocate
 from fiber.models.registry import (
     ModelConfig,
@@ -110,6 +112,10 @@ class StoredModel:
     trained_on: TrainedOn | None = None
     #: Autocast dtype at inference; weights keep their own dtype.
     dtype: torch.dtype = torch.float32
+    #: Dtype of the stored weights; None if they have several.
+    stored_dtype: torch.dtype | None = None
+    #: Card, numbers and training config of the folder.
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def config(self) -> ModelConfig:
@@ -123,10 +129,15 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     answers: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
+    *,
+    kept: Kept | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a model folder. config.json is written last and marks the folder as complete.
 
-    The folder is created if needed. answers.json and classes.json are written unless empty.
+    The folder is created if needed. answers.json and classes.json are written unless empty. `kept`
+    is written, too. Weights are stored in `dtype` if that changes no value; otherwise a warning
+    says that they are stored as they are.
 
     Raises:
         ValueError: if the model cannot use the tokenizer.
@@ -139,19 +150,33 @@ def save_model(
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder for the model")
     # Leftover files, such as another model's answers, would be mixed with the new ones.
-    for name in (*MODEL_FILES, "checkpoints", "metrics.jsonl"):
+    kept = kept or Kept()
+    files = (*MODEL_FILES, *kept.files)
+    for name in (*files, "checkpoints", "metrics.jsonl"):
         if (folder / name).exists():
             raise FileExistsError(
                 f"{folder} already contains {name}; expected a folder without a model or run"
             )
     # On an error, all files are deleted, to allow a retry with the same folder.
-    with made_folder(folder), whole_or_none(folder / name for name in MODEL_FILES):
+    state = model.state_dict()
+    if dtype is not None and (exact := exact_in(state, dtype)) is not None:
+        state = exact
+    elif dtype is not None:
+        warnings.warn(
+            f"the weights in {folder} are stored in {common_dtype(state) or 'their own dtypes'}:"
+            f" they have changed since they were loaded, and {dtype} cannot hold them exactly",
+            UserWarning,
+            stacklevel=caller_level(),
+        )
+    with made_folder(folder), whole_or_none(folder / name for name in files):
         if tokenizer is not None:
             write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
             _write_lists(folder, answers=answers, classes=classes)
-        write_weights(folder, model.state_dict())
-        write_json(folder / "config.json", provenance() | {"model": to_dict(model.config)})
+        kept.write(folder)
+        write_weights(folder, state)
+        config = provenance() | {"model": to_dict(model.config)} | kept.config
+        write_json(folder / "config.json", config)
 
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
@@ -202,6 +227,8 @@ def load_model(
         answers=_read_list(folder, "answers"),
         classes=_read_list(folder, "classes"),
         trained_on=TrainedOn.read(values),
+        stored_dtype=common_dtype(stored.tensors),
+        kept=read_kept(folder, values),
     )
 
 

@@ -14,6 +14,8 @@ from fiber.messages import shown
 
 #: Field of config.json with the absolute path of the data; null for in-memory records.
 DATA_PATH = "data_path"
+#: Field of config.json of a saved model with the config of the run that trained it.
+TRAINING = "training"
 
 
 class TrainedOn(NamedTuple):
@@ -27,6 +29,10 @@ class TrainedOn(NamedTuple):
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> TrainedOn | None:
         """Read the training data from config.json values, or return None if it is not stored."""
+        # A model that was saved again has the config of its run under "training".
+        config = config.get(TRAINING) or config
+        if not isinstance(config, Mapping):
+            return None
         path, data = config.get(DATA_PATH), config.get("data")
         split = data.get("split") if isinstance(data, Mapping) else None
         return cls(path, split) if isinstance(path, str) and isinstance(split, str) else None

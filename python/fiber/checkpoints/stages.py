@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fiber.atomic_io import read_json
+from fiber.checkpoints.hub import SCHEME, download, parse_hub_name, short_hub_name
 from fiber.checkpoints.model_dir import A_MODEL, MAX_JSON_BYTES, RELEASED, read_model_config
 from fiber.checkpoints.torch_file import SUFFIXES
 from fiber.data.image_file import check_not_url
@@ -19,6 +20,8 @@ from fiber.messages import printable, shown
 PACKAGED = {"scenes": "drawings of colored shapes"}
 #: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
 STAGES = ("coarse", "fine")
+#: Names of folders here that are never taken for a user of the Hub, even before they exist.
+_LOCAL = ("runs", *PACKAGED)
 #: Maximum number of names of a folder that are compared with a misspelled one.
 _MAX_NEIGHBORS = 1000
 
@@ -38,21 +41,29 @@ def packaged_name(path: Path) -> str | None:
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a model, which may be the name of a model in the package.
+    """Return the path of a model, which may be the name of one in the package or on the Hub.
 
-    Names are "scenes", for both stages, and "scenes/coarse" and "scenes/fine". A model in a folder
-    of that name takes precedence.
+    Names in the package are "scenes", for both stages, and "scenes/coarse" and "scenes/fine". A
+    model in a folder of that name takes precedence. A model on the Hub is downloaded; its name is
+    hf://user/name, or user/name unless that may be a path of this machine (see `short_hub_name`).
 
     Raises:
+        FileNotFoundError: if the model is not on the Hub, or the Hub cannot be reached.
         ValueError: if `path` is a URL.
     """
+    if (remote := parse_hub_name(path)) is not None:
+        return download(remote, check_not_transformers)
     check_not_url(path, "model")
     found = Path(path)
     name = found.parent.as_posix() if found.name in STAGES else found.as_posix()
     is_model = found.is_file() or _is_model(found) or bool(stage_folders(found))
-    if name not in PACKAGED or is_model:
-        return found
-    return packaged_model(name) / found.relative_to(name)
+    if name in PACKAGED and not is_model:
+        return packaged_model(name) / found.relative_to(name)
+    if isinstance(path, str) and not os.path.lexists(found):
+        remote = short_hub_name(path, _LOCAL)
+        if remote is not None:
+            return download(remote, check_not_transformers)
+    return found
 
 
 def describe_missing(path: Path) -> str:
@@ -72,8 +83,8 @@ def describe_missing(path: Path) -> str:
         return f"{missing}; pass the path of {RELEASED}"
     packaged = ", ".join(map(repr, PACKAGED))
     return (
-        f"{missing}, and nothing is fetched from a hub; {A_MODEL}, or {packaged}, the model in the"
-        " package"
+        f"{missing}; {A_MODEL}, {packaged}, the model in the package, or {SCHEME}user/name, one on"
+        " the Hugging Face Hub"
     )
 
 

@@ -30,10 +30,15 @@ def choose_model(named: str | None, *heads: str) -> str:
         FileNotFoundError: if neither a finished model nor the model in the package has any of them.
     """
     # Imported late, since it needs torch, which takes seconds to import.
+    from fiber.checkpoints.hub import hub_name
     from fiber.checkpoints.stages import model_path, packaged_model, packaged_name, stage_with
 
     if named is not None:
-        if packaged_name(model_path(named)):
+        found = model_path(named)
+        if (remote := hub_name(found)) is not None:
+            print(f"fiber: using {remote}", file=sys.stderr)
+            return str(remote)
+        if packaged_name(found):
             _print_packaged(named, ", so that its output for a photograph is a guess")
         return named
     packaged = packaged_model(PACKAGED)

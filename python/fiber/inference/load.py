@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fiber.checkpoints.kept import read_kept
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import (
@@ -22,7 +23,7 @@ from fiber.checkpoints.torch_file import Weights
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.data.loader_config import check_arguments
-from fiber.inference.model import Model
+from fiber.inference.model import Model, Origin
 from fiber.inference.stages import StagedModel
 from fiber.inference.suggestions import suggest_keywords
 from fiber.messages import caller_level, shown
@@ -57,7 +58,10 @@ def load(
         path: folder of a run or a saved model, a folder with one model per stage (such as that of
             `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
             "scenes" is the small model in the package, which knows only drawings of colored
-            shapes; a warning says so once per process.
+            shapes; a warning says so once per process. "hf://user/name", with "@revision" if it
+            shall not be the newest, is a model on the Hugging Face Hub (extra `hub`). So is
+            "user/name", unless a folder `user` is here or `user` resembles the name of one or of
+            `runs`.
         tokenizer: a tokenizer, a tokenizer.json file, or a folder that contains tokenizer.json,
             RoBERTa's vocab.json and merges.txt, or BERT's vocab.txt. Default: the tokenizer in the
             model folder.
@@ -75,6 +79,7 @@ def load(
 
     Raises:
         FileNotFoundError: if no model is found. The message states what is missing.
+        OSError: if a download from the Hub fails.
         TypeError: if `path` is no path, `dtype` no dtype, or `image_size` no integer.
         ValueError: if `path` is a URL or empty, a file is invalid, or the tensors, tokenizer or
             answers do not fit the model. The message counts the tensors that are missing,
@@ -110,7 +115,7 @@ def load(
             image_size=image_size if is_coarse else None,
         )
         loaded[name] = _model(stored, limits)
-    return StagedModel(loaded)
+    return StagedModel(loaded, read_kept(found))
 
 
 def _check_types(path: object, dtype: object, image_size: object) -> None:
@@ -147,5 +152,6 @@ def _model(stored: StoredModel, limits: Mapping[str, Any]) -> Model:
         classes=stored.classes,
         dtype=stored.dtype,
         trained_on=stored.trained_on,
+        origin=Origin(stored.path, stored.stored_dtype, stored.kept),
         **limits,
     )

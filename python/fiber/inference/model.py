@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack, overload
 
 import torch
 
+from fiber.checkpoints.hub import check_repo, hub_name, upload
+from fiber.checkpoints.kept import Kept
 from fiber.checkpoints.load import choose_device
+from fiber.checkpoints.model_card import publish, write_card
 from fiber.checkpoints.model_dir import NO_CLASSES, save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import Tokenizer
@@ -44,6 +48,21 @@ from fiber.tasks.lazy import load
 SCORE_THRESHOLD = 0.3
 
 
+class Origin(NamedTuple):
+    """Where a model was loaded from, and what it is saved with again."""
+
+    #: Folder or file.
+    path: Path | None = None
+    #: Dtype of the stored weights; None if they have several.
+    dtype: torch.dtype | None = None
+    kept: Kept = Kept()
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return "this process"
+        return str(hub_name(self.path) or self.path)
+
+
 @suggest_keywords_of_methods
 class Model(ImageTextMethods):
     """A network with its tokenizer, answers and classes.
@@ -61,6 +80,8 @@ class Model(ImageTextMethods):
         classes: default classes of `detect`.
         dtype: compute dtype. The dtype of the weights does not change.
         trained_on: training data, if known. `fiber.evaluate` warns if a model is evaluated on it.
+        origin: where the model was loaded from; str(model.origin) is a path or, for a model on
+            the Hub, its name with the commit.
         max_pixels, max_decode_bytes: limits of decoding one image; see `fiber.data.load_image`.
     """
 
@@ -73,6 +94,7 @@ class Model(ImageTextMethods):
         classes: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         trained_on: TrainedOn | None = None,
+        origin: Origin | None = None,
         max_pixels: int = MAX_PIXELS,
         max_decode_bytes: int | None = None,
     ) -> None:
@@ -82,6 +104,7 @@ class Model(ImageTextMethods):
         self.answers, self.classes = tuple(answers), tuple(classes)
         self.device = next(network.parameters()).device
         self.dtype, self.trained_on = dtype, trained_on
+        self.origin = origin or Origin()
         #: Forward pass counts of `ground` and `detect` since the model was loaded.
         self.passes = PassCounts()
         limits = DecodeLimits(max_pixels, max_decode_bytes)
@@ -218,11 +241,69 @@ class Model(ImageTextMethods):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
 
+        So are the card (README.md), the numbers (metrics.json) and the training config of the
+        folder that the model was loaded from. Weights keep the dtype of that folder if they are
+        exact in it; otherwise they are stored in float32, with a warning.
+
         Raises:
             NotADirectoryError: if `folder` is a file.
             FileExistsError: if `folder` already contains one of these files.
         """
-        save_model(self.network, Path(folder), self.tokenizer, self.answers, self.classes)
+        vocabulary = (self.tokenizer, self.answers, self.classes)
+        kept, dtype = self.origin.kept, self.origin.dtype
+        save_model(self.network, Path(folder), *vocabulary, kept=kept, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        license: str | None = None,  # noqa: A002 (the Hub's name)
+        metrics: Mapping[str, Any] | None = None,
+        message: str = "Upload a model with fiber",
+        token: str | None = None,
+    ) -> str:
+        """Save the model and upload it to the Hugging Face Hub in one commit (extra `hub`).
+
+        The card is the one that the model was loaded with, or else one that is written from its
+        config and `metrics`; what was not measured is named as such. Paths of this machine in the
+        training config are replaced by their last names. Only the files of `save` are uploaded.
+
+        Args:
+            repo: user/name; it is created if it does not exist.
+            private: whether a new repository is private. Default: the user's setting.
+            revision: branch, created if it does not exist. Default: main.
+            license: identifier of the license of the weights, such as "cc-by-4.0".
+            metrics: measured numbers; {"tasks": {"vqa": {"val": {"model": {"accuracy": 0.7}}}}},
+                beside "model" also "records", "chance" and "blind". Default: the numbers that the
+                model was loaded with.
+            message: title of the commit.
+            token: token that may write. Default: that of `hf auth login` or HF_TOKEN.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            ImportError: if huggingface_hub is not installed.
+            OSError: if the upload fails.
+            ValueError: if `repo`, `license` or `metrics` are invalid.
+        """
+        check_repo(repo)
+        card = self._card(repo, license, metrics)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save(folder)
+            publish(folder, card, metrics)
+            return upload(
+                folder, repo, private=private, revision=revision, message=message, token=token
+            )
+
+    def _card(self, repo: str, license_id: str | None, metrics: Mapping[str, Any] | None) -> str:
+        kept = self.origin.kept
+        return write_card(
+            repo, [described(self)], self.heads, [kept.training], kept, license_id, metrics
+        )
 
     def need_head(self, head: str, asked: str) -> None:
         """Raise MissingHeadError if the model lacks a head.
@@ -265,3 +346,9 @@ class Model(ImageTextMethods):
             given = (self._text_prefixes, images, prompts, thresholds, self.passes)
             found = find_boxes(network, self._inputs.of("grounding"), *given)
         return found[0] if single else found
+
+
+def described(model: Model) -> str:
+    """Describe a model's network in one line."""
+    size = sum(each.numel() for each in model.network.parameters())
+    return f"{architecture_of(model.config).describe(model.config)}; {size:,} parameters"

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from fiber.inference.model import Model
+from fiber.checkpoints.kept import Kept
+from fiber.checkpoints.model_card import write_card
+from fiber.inference.model import Model, described
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.models.heads import MissingHeadError
 from fiber.tasks import methods_of_others
@@ -36,10 +38,12 @@ class StagedModel(Model):
 
     Args:
         stages: model of each stage, by name.
+        kept: card and numbers of all stages, written again by `save`.
     """
 
-    def __init__(self, stages: Mapping[str, Model]) -> None:
+    def __init__(self, stages: Mapping[str, Model], kept: Kept | None = None) -> None:
         self.stages = dict(stages)
+        self._kept = kept or Kept()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -101,5 +105,15 @@ class StagedModel(Model):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model of each stage to a subfolder. See `Model.save`."""
+        folder = Path(folder)
+        for name in self._kept.files:
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder} already contains {name}; expected a new folder")
         for stage, model in self.stages.items():
-            model.save(Path(folder) / stage)
+            model.save(folder / stage)
+        self._kept.write(folder)
+
+    def _card(self, repo: str, license_id: str | None, metrics: Mapping[str, Any] | None) -> str:
+        lines = [f"{stage}: {described(model)}" for stage, model in self.stages.items()]
+        training = [model.origin.kept.training for model in self.stages.values()]
+        return write_card(repo, lines, self.heads, training, self._kept, license_id, metrics)

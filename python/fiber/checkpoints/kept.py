@@ -1,0 +1,91 @@
+"""What a model folder says of its model beside the weights, kept when the model is saved again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiber.atomic_io import check_regular_file, read_json, write_json, write_text
+from fiber.checkpoints.provenance import TRAINING
+from fiber.messages import shown
+
+#: Names of the files: the card, and measured numbers as `fiber.checkpoints.model_card` reads them.
+CARD, METRICS = "README.md", "metrics.json"
+#: Maximum size of each file in bytes.
+MAX_BYTES = 1 << 20
+#: Fields of config.json that are no settings of the training.
+_OTHER_FIELDS = ("model", "fiber_version", "commit", "model_type", "architectures", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Card, numbers and training config of a stored model."""
+
+    #: Text of the card; empty if there is none.
+    card: str = ""
+    #: Measured numbers; empty if there are none.
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    #: Config of the run that trained the model; empty if it is not stored.
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `write` writes."""
+        return (CARD,) * bool(self.card) + (METRICS,) * bool(self.metrics)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Fields for config.json."""
+        return {TRAINING: dict(self.training)} if self.training else {}
+
+    def write(self, folder: Path) -> None:
+        """Write the files that there are."""
+        if self.card:
+            write_text(folder / CARD, self.card)
+        if self.metrics:
+            write_json(folder / METRICS, self.metrics)
+
+
+def read_kept(folder: Path, config: Mapping[str, Any] | None = None) -> Kept:
+    """Read what is kept of a folder; `config` are the values of its config.json.
+
+    Raises:
+        ValueError: if a file is too large, or its content is of another kind.
+    """
+    card, metrics = "", {}
+    if (folder / CARD).is_file():
+        check_regular_file(folder / CARD, MAX_BYTES)
+        try:
+            card = (folder / CARD).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder / CARD} is not UTF-8 ({error.reason})") from None
+    if (folder / METRICS).is_file():
+        metrics = read_json(folder / METRICS, MAX_BYTES)
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{folder / METRICS}: expected a JSON object, got {shown(metrics)}")
+    values = config or {}
+    training = values.get(TRAINING) or {
+        name: value for name, value in values.items() if name not in _OTHER_FIELDS
+    }
+    return Kept(card=card, metrics=metrics, training=training if isinstance(training, dict) else {})
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the dtype of all floating-point tensors, or None if they differ."""
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def exact_in(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor] | None:
+    """Convert floating-point tensors to a dtype; return None if that changes any value."""
+    converted = {}
+    for name, tensor in tensors.items():
+        converted[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not torch.equal(converted[name].to(tensor.dtype), tensor):
+            return None
+    return converted
