@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fiber.messages import shown, shown_names
 from fiber.runtime.metadata import (
@@ -81,12 +82,13 @@ class Graphs:
     def __repr__(self) -> str:
         return f"Graphs({shown(self.folder)}, {', '.join(self.metadata.graphs)})"
 
-    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, name: str, inputs: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Run a graph.
 
         Args:
             name: name of the graph.
-            inputs: an array for each input, as `metadata.graphs[name].inputs` describes them.
+            inputs: an array, or a buffer of the tokenizer, for each input, as
+                `metadata.graphs[name].inputs` describes them.
 
         Returns:
             Outputs by name.
@@ -101,7 +103,9 @@ class Graphs:
                 f"{self.folder} has no graph {shown(name)}; it has"
                 f" {shown_names(self.metadata.graphs, 40)}"
             )
-        check_inputs(name, graph, self.metadata.dimensions, inputs)
+        # Some are buffers of the extension.
+        own = {each: np.asarray(value) for each, value in inputs.items()}
+        check_inputs(name, graph, self.metadata.dimensions, own)
         if name not in self._loaded:
             path = self.folder / graph.file
             try:
@@ -111,7 +115,7 @@ class Graphs:
                 raise ValueError(
                     f"{path} cannot be loaded by {self.engine}: {_first_line(error)}"
                 ) from error
-        arrays = [np.asarray(inputs[each.name], order="C") for each in graph.inputs]
+        arrays = [np.asarray(own[each.name], order="C") for each in graph.inputs]
         outputs = self._loaded[name].run([each.name for each in graph.inputs], arrays)
         return {each.name: array for each, array in zip(graph.outputs, outputs, strict=True)}
 
