@@ -19,10 +19,10 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = N
     query, key, value = (each.transpose(1, 2) for each in (q, k, v))
     scores = (query * q.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32))
-    if key_mask is not None:
-        mask = key_mask[:, None, None]
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
-    if key_mask is not None:
-        weights = weights * mask.to(weights.dtype)
+    if key_mask is None:
+        return (scores.softmax(-1).to(v.dtype) @ value).transpose(1, 2)
+    mask = key_mask[:, None, None]
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    # All weights of a sample without real keys are the same.
+    weights = weights * mask.to(weights.dtype)
     return (weights.to(v.dtype) @ value).transpose(1, 2)

@@ -35,10 +35,13 @@ def window_attention(
     batch, height, width, _, heads, depth = qkv.shape
     device, tokens = qkv.device, window_size**2
     step: int | Tensor = shift
+    visible = None
     if limit_to_map:
         sides = [_as_tensor(side, device) for side in (height, width)]
-        longest, shortest = torch.maximum(*sides), torch.minimum(*sides)
-        step = shift * (shortest > window_size).long()
+        step = shift * (torch.minimum(*sides) > window_size).long()
+        # False at positions of a window that a smaller one does not have.
+        ticks = torch.arange(window_size, device=device) < torch.maximum(*sides)
+        visible = (ticks[:, None] & ticks).flatten()
     rows = _Axis(height, window_size, step, device)
     columns = _Axis(width, window_size, step, device)
     # (n, N) place in the map of each token of a window.
@@ -58,11 +61,7 @@ def window_attention(
         apart = regions[:, :, None] != regions[:, None]
         # (n, 1, N, N)
         scores = scores + (apart.to(scores.dtype) * SHIFT_MASK)[:, None]
-    if limit_to_map:
-        # Positions in the window that a smaller window would not have.
-        most = torch.where(longest < window_size, longest, window_size)
-        ticks = torch.arange(window_size, device=device) < most
-        visible = (ticks[:, None] & ticks).flatten()
+    if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     attended = scores.softmax(-1).to(value.dtype) @ value
     # (B, n, h, N, d) -> (B, n N, h d)

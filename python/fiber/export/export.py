@@ -34,7 +34,8 @@ from fiber.export.parts import (
 )
 from fiber.export.trace import ExportError, Shapes, infer_shapes, trace
 from fiber.messages import shown
-from fiber.models.fiber.captioner import CAPTION_BEAMS, END_ID, PAD_ID, START_ID
+from fiber.models.encoders.roberta import PAD_ID
+from fiber.models.fiber.captioner import CAPTION_BEAMS, END_ID, START_ID
 from fiber.models.registry import Network, architecture_of, inference_transform
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime import metadata as stored_form
@@ -232,7 +233,8 @@ class _Writer:
 
     def __init__(self, folder: Path, to: Format, fingerprint: str, shapes: Shapes) -> None:
         self.graphs: dict[str, Graph] = {}
-        self._folder, self._to, self._shapes = folder, to, shapes
+        self._folder, self._shapes = folder, shapes
+        self._to: Format = to
         self._fingerprint = fingerprint
         self._weights = formats.SharedWeights(folder) if to == "onnx" else None
 

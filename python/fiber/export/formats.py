@@ -83,8 +83,7 @@ class SharedWeights:
 
     def move(self, model: Any) -> None:
         """Move the large initializers of an ONNX graph to the file."""
-        import onnx_ir
-
+        onnx_ir: Any = importlib.import_module("onnx_ir")
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None or tensor.nbytes < _MIN_SHARED_BYTES:
@@ -125,7 +124,7 @@ def drop_unused(program: ExportedProgram) -> None:
         specs.remove(spec)
         if not any(each.target == spec.target for each in specs):
             for values in stored:
-                values.pop(spec.target, None)
+                values.pop(str(spec.target), None)
     program.graph_module.recompile()
 
 
@@ -149,20 +148,20 @@ def write_onnx(
     Raises:
         ExportError: if an operator has no counterpart in the standard domains.
     """
-    import onnx_ir
-    import onnxscript.optimizer
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
-
+    # Not installed with the tools that check types.
+    onnx_ir: Any = importlib.import_module("onnx_ir")
+    passes: Any = importlib.import_module("onnx_ir.passes.common")
+    optimizer: Any = importlib.import_module("onnxscript.optimizer")
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()):
             model: Any = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, verbose=False, optimize=False
             ).model  # pyright: ignore[reportOptionalMemberAccess]
-            onnxscript.optimizer.fold_constants(
+            optimizer.fold_constants(
                 model, input_size_limit=_MAX_FOLDED, output_size_limit=_MAX_FOLDED
             )
-            CommonSubexpressionEliminationPass()(model)
-            onnxscript.optimizer.remove_unused_nodes(model)
+            passes.CommonSubexpressionEliminationPass()(model)
+            optimizer.remove_unused_nodes(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:600]
         raise ExportError(f"graph {part.name}: the ONNX exporter refuses it: {reason}") from error

@@ -179,6 +179,7 @@ def _pair_parts(scorer: ScoresPairs, network: Network, heads: list[str]) -> list
 
     def predict_tokens(tokens: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         fused = backbone.fuse(ImagePrefix(tokens), text, text_mask, wanted="text")
+        assert fused.text is not None
         return scorer.mlm_logits(fused.text)
 
     parts = []
@@ -259,13 +260,13 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
 
 def sample_tensors(
     network: Network, plan: ExportPlan, sizes: Sizes, seed: int
-) -> dict[str, tuple[Tensor, ...] | Tensor]:
+) -> dict[str, Tensor]:
     """Draw the inputs of a network, and compute all tensors of its graphs by the network itself."""
     draw = torch.Generator().manual_seed(seed)
     batch, config = sizes["batch"], network.config
     square = config.image_size
     height, width = sizes.get("height", square), sizes.get("width", square)
-    tensors: dict[str, Any] = {
+    tensors: dict[str, Tensor] = {
         "images": torch.randn(batch, 3, height, width, generator=draw),
         "is_right": torch.arange(batch) % 2 == 1,
     }
@@ -279,7 +280,7 @@ def sample_tensors(
         tensors |= {"token_ids": ids.where(mask, 1), "text_mask": mask}
     if "texts" in sizes:
         texts, earlier = sizes["texts"], sizes["earlier"]
-        layers, heads, depth = network.past_sizes
+        layers, heads, depth = need_ability(network, StepsCaptions, "export").past_sizes
         own = torch.arange(earlier) % texts == torch.arange(texts)[:, None]
         tensors |= {
             "caption_ids": torch.randint(3, config.vocab_size, (batch, texts), generator=draw),

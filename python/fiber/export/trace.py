@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,9 @@ class ExportError(ValueError):
 
 
 def infer_shapes(
-    samples: list[Mapping[str, Any]], sizes: list[dict[str, int]], dimensions: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Tensor]],
+    sizes: Sequence[Mapping[str, int]],
+    dimensions: Mapping[str, Any],
 ) -> dict[str, tuple[int | str, ...]]:
     """Name the dimensions of tensors by comparing samples of several sizes.
 
@@ -46,7 +48,9 @@ def infer_shapes(
     return found
 
 
-def _term(own: list[int], sizes: list[dict[str, int]], dimensions: Mapping[str, Any]) -> str | None:
+def _term(
+    own: list[int], sizes: Sequence[Mapping[str, int]], dimensions: Mapping[str, Any]
+) -> str | None:
     """Return the dimension of which sizes are, as in "height/8"; None if there is none."""
     for name in (each for each in dimensions if each in sizes[0]):
         values = [each[name] for each in sizes]
