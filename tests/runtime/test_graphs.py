@@ -169,6 +169,7 @@ def test_a_graph_of_another_model(copied):
         ({"files": {}}, "graphs.double: files has no 'double.pt2'"),
         ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "files: expected the name of a file"),
         ({"dimensions": {}}, "graphs.double.text: expected an integer or one of none, got 'batch'"),
+        ({"dimensions": {"batch": {"step": 0}}}, "dimensions: expected multiples of a positive"),
         ({"text": 3}, "text: expected an object, got 3"),
         ({"strange": 1}, "unknown field 'strange'"),
         ({"to": "tflite"}, "to: expected one of 'onnx', 'torch', 'openvino', got 'tflite'"),

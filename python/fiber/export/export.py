@@ -103,12 +103,12 @@ def export_model(
         with new_directory(path) as part:
             _export(stored, part, path, to, heads, progress)
         return [path]
-    own = {name: load_stored(folder, tokenizer, None, "cpu") for name, folder in stages.items()}
     if answers is not None or image_size is not None or weights != "raw":
         raise ValueError(
             f"answers, image_size and weights are for one model; {found} has the stages"
-            f" {', '.join(own)}: export them one by one"
+            f" {', '.join(stages)}: export them one by one"
         )
+    own = {name: load_stored(folder, tokenizer, None, "cpu") for name, folder in stages.items()}
     chosen = _heads_of_stages(own, heads)
     with new_directory(path) as part:
         for name, some in chosen.items():

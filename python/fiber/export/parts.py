@@ -251,7 +251,14 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
     traced = {"batch": 2, "length": min(9, longest), "texts": 3, "earlier": 5}
     # The coarsest map of a pyramid has a quarter of the side of the last one of the encoder.
     traced |= {"height": side * max(windows + 1, 9), "width": side * max(windows + 5, 13)}
-    small = {"batch": 1, "length": 3, "texts": 1, "earlier": 1, "height": side, "width": side}
+    small = {
+        "batch": 1,
+        "length": min(3, longest),
+        "texts": 1,
+        "earlier": 1,
+        "height": side,
+        "width": side,
+    }
     other = {"batch": 3, "length": longest, "texts": 2, "earlier": 8}
     other |= {"height": side * 3, "width": side * 2}
     names = dimension_names(plan)

@@ -32,7 +32,7 @@ _MAX_BYTES = 64 << 20
 _CHUNK = 1 << 20
 #: A name of a file in the folder itself.
 _FILE_NAME = re.compile(r"[\w-][\w.-]{0,120}")
-_TERM = re.compile(r"([a-z_]+)(?:/(\d+))?")
+_TERM = re.compile(r"([a-z_]+)(?:/([1-9]\d{0,5}))?")
 
 
 def _read_values(value: Any, where: str) -> dict[str, Any] | None:
@@ -74,6 +74,13 @@ class Dimension:
     #: None for no limit.
     most: int | None = None
     step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.least < 0 or self.step < 1 or (self.most is not None and self.most < self.least):
+            raise ValueError(
+                f"dimensions: expected multiples of a positive number in a range, got multiples of"
+                f" {self.step} from {self.least} to {self.most}"
+            )
 
 
 @dataclass(frozen=True)
