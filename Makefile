@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST ?= .venv-oldest
 HF ?= .venv-hf
+EXPORT ?= .venv-export
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -15,8 +16,8 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-interpreter test-oldest kernels-aot fuzz package lint licenses \
-  advisories fmt build bench clean
+.PHONY: demo test test-all test-hf test-export test-interpreter test-oldest kernels-aot fuzz package \
+  lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -28,14 +29,14 @@ APART := --ignore=tests/hf
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
 	cargo test --release
-	$(PYTEST) -m "not slow and not package" $(APART) $(ARGS)
+	$(PYTEST) -m "not slow and not package and not export" $(APART) $(ARGS)
 
-# Every test but those of `make package` and `make test-hf`: also learning, kills, strategies, mistakes,
-# pages of the docs.
+# Every test but those of `make package`, `make test-hf` and `make test-export`: also learning, kills,
+# strategies, mistakes, pages of the docs.
 test-all: $(VENV)/.installed-dev
 	cargo test --release
 	$(MAKE) test-interpreter ARGS=
-	$(PYTEST) -m "not package" $(APART) $(ARGS)
+	$(PYTEST) -m "not package and not export" $(APART) $(ARGS)
 
 # `fiber.hf` with the transformers of .venv, which is the newest when .venv is made, and with the oldest
 # that pyproject.toml allows, in an environment that takes all other packages from .venv. Warnings of the
@@ -43,6 +44,11 @@ test-all: $(VENV)/.installed-dev
 test-hf: $(VENV)/.installed-dev $(HF)/.installed
 	$(PYTEST) tests/hf $(ARGS)
 	$(subst $(BIN),$(HF)/bin,$(PYTEST)) --allow-warnings tests/hf $(ARGS)
+
+# Exported graphs in onnxruntime, OpenVINO and torch.export, in an environment with these packages
+# over that of the other tests.
+test-export: $(EXPORT)/.installed
+	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) -m export tests/export $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -74,7 +80,7 @@ TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py te
 # their own, whose warnings are theirs; and the Triton kernels in the interpreter of the oldest Triton
 # for which they run by default, which is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" --allow-warnings \
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package and not export" --allow-warnings \
 	  $(TOOLS:%=--ignore=tests/%) $(APART) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)
@@ -132,7 +138,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -162,4 +168,15 @@ $(OLDEST)/.installed: pyproject.toml .ci/oldest-requirements $(RUST_FILES)
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/triton \
 	  triton==$$($(OLDEST)/bin/python -c 'from fiber.kernels.runtime.dispatch import TESTED_TRITON as t; print("%d.%d" % t[0])')
+	touch $@
+
+$(EXPORT)/.installed: $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(EXPORT)
+	$(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["onnx"], *extras["openvino"], sep="\n")' > $(EXPORT)/requirements.txt
+	$(EXPORT)/bin/python -m pip install --quiet --requirement $(EXPORT)/requirements.txt
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(EXPORT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
 	touch $@

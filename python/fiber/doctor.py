@@ -34,6 +34,8 @@ EXTRAS = {
     "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
     "lora": "`fiber train --lora`, and adapters in `fiber.load`",
+    "onnx": "`fiber export --to onnx`, and running its graphs",
+    "openvino": "`fiber export --to openvino`, and running its graphs",
     "remote": "packed data at URLs: http, s3, gs, hf",
     "tensorboard": "`fiber train --track tensorboard`",
     "trackio": "`fiber train --track trackio`",

@@ -13,7 +13,7 @@ from fiber.cli import main, parser
 TABLE = """
 demo train recipes eval plan data
 ground detect answer caption match reason entail search
-convert bench tune doctor
+convert export bench tune doctor
 """
 COMMANDS = TABLE.split()
 

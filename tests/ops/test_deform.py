@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import deform_conv2d
 
-from fiber.ops.deform import modulated_deform_conv
+from fiber.ops.deform import _is_exporting, _sampled_conv, modulated_deform_conv
 
 
 def inputs(batch, channels, size, out_size, reach, dtype=torch.float64, seed=0):
@@ -56,6 +56,16 @@ def test_output_and_gradients_equal_torchvision(size, out_size, stride, reach):
         strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "out_size", "stride"), CASES)
+@pytest.mark.parametrize("reach", [0.0, 0.6, 6.0])
+def test_the_form_of_exported_graphs_equals_it(size, out_size, stride, reach):
+    tensors = [tensor.detach() for tensor in inputs(2, 5, size, out_size, reach)]
+    ours = _sampled_conv(*tensors, stride)
+    # Sampled at coordinates relative to the size of the map.
+    torch.testing.assert_close(ours, torchvision_conv(*tensors, stride), rtol=1e-9, atol=1e-9)
+    assert not _is_exporting()
 
 
 def test_float32_is_as_accurate_as_torchvision():

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..runtime.argument_checks import require, require_one_device
-from . import registered
+from ..runtime.argument_checks import refuse_to_export, require, require_one_device
+from ..runtime.dispatch import is_exporting
+from . import export, registered
 
 
 def image_to_text_attention(
@@ -51,6 +52,9 @@ def image_to_text_attention(
         require(key_mask.shape == k.shape[:2], "key_mask (B, L)", named)
         require(key_mask.dtype == torch.bool, "key_mask to be bool", named)
     require_one_device(named)
+    if is_exporting():
+        refuse_to_export("image_to_text_attention", key_lengths=key_lengths is not None)
+        return export.cross_attention(q, k, v, key_mask)
     out, _ = registered.cross_attention(q, k, v, key_lengths, key_mask, None, None, 0.0, None)
     return out
 
@@ -95,6 +99,13 @@ def text_to_image_attention(
             named,
         )
     require_one_device(named)
+    if is_exporting():
+        refuse_to_export(
+            "text_to_image_attention",
+            valid_sizes=valid_sizes is not None,
+            dropout_p=bool(dropout_p),
+        )
+        return export.cross_attention(q, k, v)
     seed = None
     if dropout_p:
         # Drawn on the tensors' device, which avoids a synchronization.

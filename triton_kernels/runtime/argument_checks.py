@@ -18,3 +18,13 @@ def require_one_device(named: dict[str, Tensor]) -> None:
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
         require(False, f"all tensors on the same device, not on {found}", named)
+
+
+def refuse_to_export(operation: str, **given: bool) -> None:
+    """Raise `ValueError` for arguments, True if given, that the backend "export" does not take."""
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ValueError(
+            f"{operation}: the backend 'export' does not take {', '.join(names)}; expected images"
+            " without padding of their own, in evaluation mode"
+        )

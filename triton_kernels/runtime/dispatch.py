@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Backend = Literal["triton", "native", "reference"]
+Backend = Literal["triton", "native", "reference", "export"]
 
 #: Lowest NVIDIA compute capability for which the tests compile the kernels.
 OLDEST_CAPABILITY = (8, 0)
@@ -22,7 +22,8 @@ OLDEST_CAPABILITY = (8, 0)
 TESTED_TRITON = ((3, 5), (3, 9))
 
 _PACKAGE = __name__.removesuffix(".runtime.dispatch")
-#: Module of each backend in the folder of an operation.
+#: Module of each backend of registered operations in the folder of an operation; "export" comes
+#: before those (`is_exporting`).
 _MODULES = {"triton": "triton_launch", "native": "native", "reference": "torch_path"}
 
 #: Set by `use_backend` (None: the default rule) and `use_atomics`.
@@ -42,7 +43,9 @@ def use_backend(name: Backend | None) -> ExitStack:
 
     Args:
         name: "reference" for plain PyTorch, "native" for Rust on CPUs, "triton" for the Triton
-            kernels, or None for the default rule; see `active_backend`.
+            kernels, "export" for plain tensor operations that `torch.export` and exporters of
+            other formats trace, on maps of any size, or None for the default rule; see
+            `active_backend`.
 
     Returns:
         A context manager that restores the previous backend on exit; may be ignored.
@@ -52,7 +55,8 @@ def use_backend(name: Backend | None) -> ExitStack:
         RuntimeError: if `name` is "triton", and Triton is not installed or there is no GPU.
     """
     if name is not None and name not in get_args(Backend):
-        raise ValueError(f"backend: expected 'triton', 'native', 'reference' or None, got {name!r}")
+        names = ", ".join(map(repr, get_args(Backend)))
+        raise ValueError(f"backend: expected {names} or None, got {name!r}")
     if name == "triton":
         if triton_version() is None:
             raise RuntimeError("Triton is not installed; run `pip install triton`")
@@ -80,6 +84,11 @@ def use_atomics(enabled: bool) -> ExitStack:
 def atomics() -> bool:
     """Return the current setting of `use_atomics`."""
     return _settings["atomics"]
+
+
+def is_exporting() -> bool:
+    """Return True within `use_backend("export")`, where operations must be traced to the inside."""
+    return _settings["backend"] == "export"
 
 
 def active_backend(tensor: Tensor) -> tuple[Backend, str]:

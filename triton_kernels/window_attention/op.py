@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..runtime.argument_checks import require, require_one_device
-from . import registered
+from ..runtime.argument_checks import refuse_to_export, require, require_one_device
+from ..runtime.dispatch import is_exporting
+from . import export, registered
 
 
 def window_attention(
@@ -60,4 +61,9 @@ def window_attention(
         named["valid_sizes"] = valid_sizes
         require(valid_sizes.shape == (qkv.shape[0], 2), "valid_sizes (B, 2)", named)
     require_one_device(named)
+    if is_exporting():
+        refuse_to_export("window_attention", valid_sizes=valid_sizes is not None)
+        return export.window_attention(
+            qkv, bias_table, qkv_bias, window_size=window_size, shift=shift
+        )
     return registered.window_attention(qkv, bias_table, qkv_bias, window_size, shift, valid_sizes)

@@ -262,6 +262,45 @@ class WritesCaptions(HasConfig, Protocol):
         ...
 
 
+class StepsCaptions(WritesCaptions, Protocol):
+    """Writes captions by a function of tensors, which keeps no state and can be exported.
+
+    B images, n texts of each, T image tokens, P tokens so far of all texts of an image.
+    """
+
+    @property
+    def past_sizes(self) -> tuple[int, int, int]:
+        """Number of layers, heads h, and channels d of a head, of the decoder's self-attention."""
+        ...
+
+    def decoder_keys_values(self, image_tokens: Tensor) -> Tensor:
+        """Compute keys and values of images: (B, H, W, C) -> (B, fused layers, 2, T, h, d)."""
+        ...
+
+    def decode_step(
+        self,
+        token_ids: Tensor,
+        tokens_before: Tensor,
+        own_tokens: Tensor,
+        past: Tensor,
+        image_keys_values: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Process the next token of each text as `decode_next` does.
+
+        Args:
+            token_ids: (B, n) int64.
+            tokens_before: () int64, number of earlier tokens of each text.
+            own_tokens: (B, n, P) bool, True = the earlier token belongs to this text.
+            past: (B, layers, 2, h, P, d) keys and values of the earlier tokens.
+            image_keys_values: see `decoder_keys_values`.
+
+        Returns:
+            Logits of the next token (B, n, V), and keys and values of `token_ids`,
+            (B, layers, 2, h, n, d).
+        """
+        ...
+
+
 class FindsBoxes(HasConfig, Protocol):
     """Finds boxes for the tokens of a text (grounding and detection)."""
 
@@ -301,6 +340,17 @@ class FindsBoxes(HasConfig, Protocol):
         ...
 
 
+class PredictsTensors(FindsBoxes, Protocol):
+    """Finds boxes by a function of tensors, which can be exported."""
+
+    def predict_all(self, features: BackboneOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict token logits (B, A, L), box deltas (B, A, 4) and centerness logits (B, A).
+
+        `features` are of images of one size. Locations are in the order of `locations`.
+        """
+        ...
+
+
 @runtime_checkable
 class StartsAtAnswerPriors(Protocol):
     """Initializes its VQA head from the frequencies of answers."""
@@ -336,7 +386,9 @@ _HEADS: dict[Any, tuple[str, ...]] = {
     ClassifiesEntailment: ("snli",),
     EmbedsAlone: ("itc",),
     WritesCaptions: ("caption",),
+    StepsCaptions: ("caption",),
     FindsBoxes: ("grounding",),
+    PredictsTensors: ("grounding",),
 }
 
 AbilityT = TypeVar("AbilityT")

@@ -55,6 +55,8 @@ def modulated_deform_conv(
             padding=(1, 1),
             mask=modulation,
         )
+    if _is_exporting():
+        return _sampled_conv(features, offsets, modulation, weight, bias, stride)
     batch, channels, height, width = features.shape
     out_height, out_width = offsets.shape[-2:]
     rows, weights = _corners(offsets, modulation, height, width, stride)
@@ -78,6 +80,38 @@ def modulated_deform_conv(
         out = torch.cat([convolve(*piece) for piece in pieces])
     # (B h w, C_out) -> (B, C_out, h, w), channels last in memory
     return out.view(batch, out_height, out_width, len(bias)).permute(0, 3, 1, 2)
+
+
+def _sampled_conv(
+    features: Tensor, offsets: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, stride: int
+) -> Tensor:
+    """Apply `modulated_deform_conv` by `grid_sample`, which other formats have, too.
+
+    Every size may be symbolic.
+    """
+    batch, channels, height, width = features.shape
+    out_height, out_width = offsets.shape[-2:]
+    # (B, 18, h, w) -> (B, K, 2, h, w)
+    shifts = offsets.reshape(batch, TAPS, 2, out_height, out_width)
+    kernel = torch.arange(3, dtype=offsets.dtype) - 1
+    y = shifts[:, :, 0] + kernel.repeat_interleave(3)[:, None, None]
+    y = y + (torch.arange(out_height) * stride).to(offsets.dtype)[:, None]
+    x = shifts[:, :, 1] + kernel.repeat(3)[:, None, None]
+    x = x + (torch.arange(out_width) * stride).to(offsets.dtype)
+    # -1 and 1 are the outer edges of the first and the last pixel.
+    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1)
+    # (B, C, K h, w)
+    taps = F.grid_sample(features, grid.flatten(1, 2), align_corners=False)
+    taps = taps.reshape(batch, channels, TAPS, out_height * out_width)
+    taps = taps * modulation.reshape(batch, 1, TAPS, out_height * out_width)
+    taps = taps.reshape(batch, channels * TAPS, out_height * out_width)
+    out = weight.flatten(1) @ taps + bias[:, None]
+    return out.reshape(batch, weight.shape[0], out_height, out_width)
+
+
+def _is_exporting() -> bool:
+    """Return whether `torch.export` traces; with torch 2.6, also whether `torch.compile` does."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _corners(

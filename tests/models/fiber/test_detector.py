@@ -145,6 +145,15 @@ def test_prefixes_can_be_shared_between_texts(model):
     torch.testing.assert_close(joined(shared), joined(model(images, ids, mask)))
 
 
+def test_all_levels_in_one_tensor(model):
+    images, ids, mask = inputs(2, 64, 96, 5)
+    with torch.no_grad():
+        found = model.predict_all(model.backbone.encode_pair(images, ids, mask))
+        expected = joined(model(images, ids, mask))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_every_used_weight_gets_a_gradient():
     torch.manual_seed(0)
     model = FiberDetector(CONFIG)

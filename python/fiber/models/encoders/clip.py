@@ -82,7 +82,7 @@ class ClipEncoder(nn.Module):
         The first token is the class token; the others are patches in row-major order.
         """
         patches = self.patch_embedding(images)
-        first = self.class_embedding.expand(len(images), 1, -1)
+        first = self.class_embedding.expand(images.shape[0], 1, -1)
         tokens = self.first_norm(torch.cat((first, patches), 1) + self.position_embedding)
         for block in self.blocks:
             tokens = block(tokens)

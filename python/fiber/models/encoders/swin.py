@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fiber import kernels
 from fiber.config import SwinConfig
+from fiber.kernels.window_attention import export
 from fiber.ops.drop_path import drop_path
 from fiber.ops.linear import is_plain
 
@@ -90,7 +91,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
     def forward(
-        self, tokens: Tensor, window_size: int, shift: int, valid_sizes: Tensor | None = None
+        self,
+        tokens: Tensor,
+        window_size: int,
+        shift: int,
+        valid_sizes: Tensor | None = None,
+        *,
+        limit_to_map: bool = False,
     ) -> Tensor:
         """Compute window attention: (B, H, W, C) -> (B, H, W, C).
 
@@ -99,14 +106,27 @@ class WindowAttention(nn.Module):
             window_size: window size in tokens, at most `self.window_size`.
             shift: cyclic shift of the map in tokens.
             valid_sizes: (B, 2) int64 (height, width) of valid regions. None means the whole map.
+            limit_to_map: compute window size and shift for small maps from the traced size, in an
+                export. See `fiber.kernels.window_attention.export`.
         """
         head_shape = (3, self.num_heads, tokens.shape[-1] // self.num_heads)
         # What the layer gives for padding, which is zero.
         padding = (
             self.qkv.bias if is_plain(self.qkv) else self.qkv(tokens.new_zeros(tokens.shape[-1]))
         )
+        qkv = self.qkv(tokens).unflatten(-1, head_shape)
+        if limit_to_map:
+            out = export.window_attention(
+                qkv,
+                self.bias_table,
+                padding.view(head_shape),
+                window_size=window_size,
+                shift=shift,
+                limit_to_map=True,
+            )
+            return self.output(out.flatten(-2))
         out = kernels.window_attention(
-            self.qkv(tokens).unflatten(-1, head_shape),
+            qkv,
             self._table(window_size),
             padding.view(head_shape),
             window_size=window_size,
@@ -181,7 +201,12 @@ class SwinBlock(nn.Module):
 
     def _attend(self, tokens: Tensor, sizes: MapSizes | None) -> Tensor:
         if sizes is None:
-            return self.attention(tokens, *self._window(tokens.shape[1:3]))
+            map_size = tokens.shape[1:3]
+            if kernels.is_exporting() and not self.shift_small_maps and _is_symbolic(map_size):
+                # A decision on the size would hold for the traced map only.
+                shift = self.window_size // 2 if self.shifted else 0
+                return self.attention(tokens, self.window_size, shift, limit_to_map=True)
+            return self.attention(tokens, *self._window(map_size))
         rules = [self._window(size) for size in sizes]
         out = torch.empty_like(tokens)
         # Window and shift may depend on the size of the map.
@@ -275,6 +300,11 @@ class SwinEncoder(nn.Module):
             tokens, stages = self.enter(number, tokens, stages)
             tokens = self.block(number)(tokens)
         return (*stages, tokens)
+
+
+def _is_symbolic(map_size: Sequence[int]) -> bool:
+    """Return whether the size of a map is not fixed in an export."""
+    return any(isinstance(side, torch.SymInt) for side in map_size)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -52,6 +52,20 @@ class Decoding:
         self.own_tokens = self.own_tokens.gather(1, index)
 
 
+class PastKeyValues:
+    """Keys and values of previous tokens as a tensor, (2, B, h, P, d), for a single step."""
+
+    def __init__(self, past: Tensor) -> None:
+        self._past = past
+        #: (2, B, h, L, d) of the new tokens, after `extend`.
+        self.newest = past
+
+    def extend(self, key_value: Tensor) -> Tensor:
+        """Append keys and values as `KeyValueCache.extend` does."""
+        self.newest = key_value
+        return torch.cat((self._past, key_value), 3)
+
+
 class FiberBackbone(nn.Module):
     """Swin and RoBERTa, fused in their last layers.
 
@@ -205,6 +219,40 @@ class FiberBackbone(nn.Module):
             branches.append(partial(attention.read, key=key, value=value))
         return Decoding(branches, [KeyValueCache() for _ in self.text.layers])
 
+    def image_keys_values(self, image_tokens: Sequence[Tensor]) -> Tensor:
+        """Compute image keys and values for `resume_decoding`: (B, fused layers, 2, T, h, d).
+
+        See `decode_text` for `image_tokens`.
+        """
+        pairs = [
+            torch.stack(cast(FusedPair, pair).text_to_image.keys_values(tokens), 1)
+            for pair, tokens in zip(self.fusion, image_tokens, strict=True)
+        ]
+        return torch.stack(pairs, 1)
+
+    def resume_decoding(
+        self, tokens_before: Tensor, own_tokens: Tensor, past: Tensor, image_keys_values: Tensor
+    ) -> tuple[Decoding, list[PastKeyValues]]:
+        """Build the state for `decode_next` from tensors.
+
+        Args:
+            tokens_before: () int64 tokens per text.
+            own_tokens: (B, n, P) bool, see `Decoding`.
+            past: (B, layers, 2, h, P, d) keys and values of the P earlier tokens.
+            image_keys_values: output of the method of that name.
+
+        Returns:
+            The state, and its cache of each layer, which keeps the new keys and values.
+        """
+        branches: list[Branch] = [
+            partial(cast(FusedPair, pair).text_to_image.read, key=both[:, 0], value=both[:, 1])
+            for pair, both in zip(self.fusion, image_keys_values.unbind(1), strict=True)
+        ]
+        caches = [PastKeyValues(both.transpose(0, 1)) for both in past.unbind(1)]
+        state = Decoding(branches, cast("list[KeyValueCache]", caches), own_tokens)
+        state.length = cast(int, tokens_before)
+        return state, caches
+
     def decode_next(self, decoding: Decoding, token_ids: Tensor) -> Tensor:
         """Process the next token of each text as in `decode_text`: (B, n) -> (B, n, D).
 
@@ -213,7 +261,8 @@ class FiberBackbone(nn.Module):
         keys. Caches in `decoding` are updated in place. For gradients, use `decode_text`.
         """
         batch, texts = token_ids.shape
-        newest = torch.eye(texts, dtype=torch.bool, device=token_ids.device).expand(batch, -1, -1)
+        places = torch.arange(texts, device=token_ids.device)
+        newest = (places[:, None] == places).expand(batch, -1, -1)
         past = decoding.own_tokens
         own_tokens = newest if past is None else torch.cat((past, newest), 2)
         # (B, n) -> (B n, 1, D) -> (B, n, D): positions are those within each text

@@ -224,6 +224,17 @@ class FiberDetector(Network):
             text_mask=text_mask,
         )
 
+    def predict_all(self, features: BackboneOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict as `predict` does for images of one size, with all levels in one tensor.
+
+        Returns token logits (B, A, L), box deltas (B, A, 4) and centerness logits (B, A), in the
+        order of `locations`.
+        """
+        assert features.text is not None
+        assert features.text_mask is not None
+        levels = self.tower(self.pyramid(self.stage_maps(features)))
+        return self.head(levels, features.text, features.text_mask)
+
     def locations(
         self, images: Tensor, image_sizes: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor | None]:

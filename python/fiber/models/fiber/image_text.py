@@ -207,6 +207,32 @@ class FiberImageText(ImageTextModel):
         """Run the backbone's `decode_next`: (B, n) -> (B, n, D)."""
         return self.backbone.decode_next(decoding, token_ids)
 
+    @property
+    def past_sizes(self) -> tuple[int, int, int]:
+        """See `fiber.models.abilities.StepsCaptions`."""
+        roberta = self.config.roberta
+        return roberta.num_layers, roberta.num_heads, roberta.width // roberta.num_heads
+
+    def decoder_keys_values(self, image_tokens: Tensor) -> Tensor:
+        """See `fiber.models.abilities.StepsCaptions`."""
+        return self.backbone.image_keys_values(self._for_decoder(image_tokens))
+
+    def decode_step(
+        self,
+        token_ids: Tensor,
+        tokens_before: Tensor,
+        own_tokens: Tensor,
+        past: Tensor,
+        image_keys_values: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See `fiber.models.abilities.StepsCaptions`."""
+        state, caches = self.backbone.resume_decoding(
+            tokens_before, own_tokens, past, image_keys_values
+        )
+        logits = self.caption_logits(self.decode_next(state, token_ids))
+        newest = torch.stack([cache.newest.transpose(0, 1) for cache in caches], 1)
+        return logits, newest
+
     def _for_decoder(self, image_tokens: Tensor) -> list[Tensor]:
         """Project the last-stage output to the channels of each fused layer."""
         tokens = image_tokens.flatten(1, 2)

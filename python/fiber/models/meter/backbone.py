@@ -179,7 +179,7 @@ class MeterBackbone(nn.Module):
         """Run merged attention on the tokens of both sides."""
         length = text.shape[1]
         tokens = torch.cat((text, image), 1)
-        real = text_mask.new_ones(len(image), image.shape[1])
+        real = text_mask.new_ones(image.shape[:2])
         mask = key_attention_mask(torch.cat((text_mask, real), 1))
         last = len(self.layers) - 1
         for level, layer in enumerate(self.layers):

@@ -1,0 +1,72 @@
+"""Preprocessing of images, as metadata.json describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fiber import _core
+from fiber.data import ImageTransform, load_image
+from fiber.messages import shown
+
+#: Arguments of `ImageTransform` that inference does not set.
+_AUGMENTATIONS = {
+    "color_jitter",
+    "crop_probability",
+    "crop_scale",
+    "flip_probability",
+    "rand_augment",
+}
+#: Constructors of transforms of inference.
+_NAMES = ("squash", "center_crop", "shorter_side")
+
+
+def describe_transform(transform: ImageTransform) -> dict[str, Any]:
+    """Return the constructor of a transform of inference and its arguments, for JSON.
+
+    Raises:
+        ValueError: if the transform augments images.
+    """
+    fields = dict(transform.describe())
+    name = fields.pop("kind")
+    arguments = {key: value for key, value in fields.items() if key not in _AUGMENTATIONS}
+    described = {"name": name, "arguments": arguments}
+    if name not in _NAMES or repr(read_transform(described)) != repr(transform):
+        raise ValueError(f"{transform!r} augments images; expected a transform of inference")
+    return described
+
+
+def read_transform(described: Mapping[str, Any]) -> ImageTransform:
+    """Make a transform from the output of `describe_transform`.
+
+    Raises:
+        ValueError: if it is not such an output.
+    """
+    name, arguments = described.get("name"), described.get("arguments")
+    if name not in _NAMES or not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"image_transform: expected a name, one of {', '.join(_NAMES)}, and arguments, got"
+            f" {shown(described)}"
+        )
+    try:
+        return getattr(ImageTransform, name)(**arguments)
+    except TypeError as error:
+        raise ValueError(f"image_transform: {error}") from error
+
+
+def prepare_image(image: Any, transform: ImageTransform) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode an image and transform it.
+
+    Args:
+        image: see `fiber.data.load_image`.
+        transform: output of `read_transform`.
+
+    Returns:
+        A (1, 3, H, W) float32 array, padded as the model needs it, and its (height, width) without
+        padding.
+    """
+    array = load_image(image, keep_alpha=transform.keeps_alpha)
+    pixels, _, size = _core.apply_transform(array, transform)
+    return np.asarray(pixels)[None], size

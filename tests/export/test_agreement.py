@@ -1,0 +1,171 @@
+"""Every head of every family by its graphs, in every engine, at sizes that were not traced."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fiber.export.export import export_model
+from fiber.models.features import DetectorOutput
+from fiber.models.fiber.captioner import beam_search, search_beams
+from fiber.postprocess import detect_boxes, ground_phrases
+from fiber.runtime.graphs import Graphs
+from tests.export import networks
+from tests.export.chain import Chain
+
+pytestmark = pytest.mark.export
+#: Largest difference of a logit.
+TOLERANCE = 1e-4
+#: Format of the folder, and the library that runs it.
+ENGINES = (("onnx", "onnxruntime"), ("onnx", "openvino"), ("torch", "torch"))
+#: Number of images, in batches of 1 and 3.
+IMAGES, BATCHES = 20, (1, 3, 1, 3, 3, 3, 1, 1, 3, 1)
+
+
+@pytest.fixture(scope="session")
+def exported(made_once):
+    """A function that exports a network once and returns the folder of its graphs."""
+
+    def export(name: str, to: str):
+        def make(folder):
+            networks.save(name, folder / "model")
+            export_model(folder / "model", folder / "graphs", to)
+
+        key = f"export_{name}_{to}".replace(" ", "_")
+        return made_once(key, make) / "graphs"
+
+    return export
+
+
+def texts(config, batch, number):
+    """Draw texts of 3 to 32 tokens, padded to the longest one."""
+    draw = np.random.default_rng(number)
+    lengths = draw.integers(3, min(32, config.max_tokens) + 1, batch)
+    lengths[0] = (3, 32, 4, 17)[number % 4]
+    length = lengths.max()
+    ids = draw.integers(3, config.vocab_size, (batch, length))
+    mask = np.arange(length) < lengths[:, None]
+    return {"token_ids": np.where(mask, ids, 1), "text_mask": mask}
+
+
+def batches(config, sizes):
+    """Draw images of several sizes in batches, and texts."""
+    assert sum(BATCHES) == IMAGES
+    for number, batch in enumerate(BATCHES):
+        height, width = sizes[number % len(sizes)]
+        images = torch.randn(
+            batch, 3, height, width, generator=torch.Generator().manual_seed(number)
+        )
+        yield images, texts(config, batch, number)
+
+
+def assert_same_boxes(ours, theirs):
+    """Compare boxes one to one. Those whose scores differ by rounding may be in another order."""
+    assert len(ours.scores) == len(theirs.scores)
+    is_same = (
+        (ours.label_indices[:, None] == theirs.label_indices)
+        & ((ours.scores[:, None] - theirs.scores).abs() <= TOLERANCE)
+        # Pixels of the original image.
+        & ((ours.boxes_xyxy[:, None] - theirs.boxes_xyxy).abs() <= 100 * TOLERANCE).all(-1)
+    )
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=TOLERANCE)
+    assert is_same.any(0).all()
+    assert is_same.any(1).all()
+
+
+def as_tensors(given):
+    return [torch.from_numpy(given[name]) for name in ("token_ids", "text_mask")]
+
+
+@pytest.mark.parametrize(("to", "engine"), ENGINES, ids=[engine for _, engine in ENGINES])
+@pytest.mark.parametrize("name", [name for name in networks.NAMES if "fine" not in name])
+def test_heads_on_images_and_texts(exported, name, to, engine):
+    model = networks.network(name)
+    config, chain = model.config, Chain(Graphs(exported(name, to), engine=engine, threads=1))
+    worst = dict.fromkeys(set(config.heads) - {"caption"}, 0.0)
+    assert len(worst) >= 5
+    for images, given in batches(config, [(config.image_size,) * 2]):
+        for head in worst:
+            pictures = torch.stack([images, images.flip(0, 2)], 1) if head == "nlvr2" else images
+            with torch.no_grad():
+                expected = model(pictures, *as_tensors(given), head)
+            if head == "itc":
+                expected = expected * model.temperature.detach()
+            found = chain.head(head, pictures.numpy(), given)
+            assert found.shape == tuple(expected.shape)
+            worst[head] = max(worst[head], float(np.abs(found - expected.numpy()).max()))
+    assert all(difference <= TOLERANCE for difference in worst.values()), worst
+
+
+@pytest.mark.parametrize(("to", "engine"), ENGINES, ids=[engine for _, engine in ENGINES])
+def test_captions(exported, to, engine):
+    model = networks.network("coarse")
+    graphs = Graphs(exported("coarse", to), engine=engine, threads=1)
+    for images, _ in batches(model.config, [(96, 96)]):
+        with torch.no_grad():
+            tokens = model.image_tokens(images)
+            expected = beam_search(model, tokens, num_beams=4, max_tokens=14)
+        found = search_beams(Chain(graphs).decoder(images.numpy()), 4, 14)
+        assert torch.equal(found.token_ids, expected.token_ids)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("to", "engine"), ENGINES, ids=[engine for _, engine in ENGINES])
+@pytest.mark.parametrize("name", ["fine", "fine two blocks"])
+def test_detectors(exported, name, to, engine):
+    model = networks.network(name)
+    chain = Chain(Graphs(exported(name, to), engine=engine, threads=1))
+    boxes = 0
+    for images, given in batches(model.config, networks.SIZES):
+        with torch.no_grad():
+            expected = model(images, *as_tensors(given))
+        found = chain.boxes(images.numpy(), given)
+        names = ("token_logits", "box_deltas", "centerness_logits")
+        for each in names:
+            whole = torch.cat(getattr(expected, each), 1).numpy()
+            assert whole.std() > 0.05
+            np.testing.assert_allclose(found[each], whole, rtol=0, atol=TOLERANCE)
+        lengths = [len(level) for level in expected.anchors]
+        levels = [list(torch.from_numpy(found[each]).split(lengths, 1)) for each in names]
+        own = DetectorOutput(*levels, expected.anchors, expected.text_mask)
+        # Of a size within the padding, to another original size.
+        sizes = [(side[0] - 5, side[1] - 9) for side in [images.shape[-2:]] * len(images)]
+        # Labels of one token and of the rest.
+        counts = given["text_mask"].sum(1)
+        maps = [[[1], list(range(1, count))] for count in counts]
+        for select in (detect_boxes, ground_phrases):
+            settings = {"score_threshold": 0.0} | (
+                {"boxes_per_phrase": 5} if select is ground_phrases else {}
+            )
+            both = (select(each, maps, sizes, [(300, 400)] * len(images), **settings)
+                    for each in (own, expected))  # fmt: skip
+            for ours, theirs in zip(*both, strict=True):
+                boxes += len(theirs.scores)
+                assert_same_boxes(ours, theirs)
+    assert boxes > 100
+
+
+def test_openvino_files(exported):
+    graphs = Graphs(exported("METER merged", "openvino"))
+    assert graphs.engine == "openvino"
+    model = networks.network("METER merged")
+    images, given = next(batches(model.config, [(model.config.image_size,) * 2]))
+    with torch.no_grad():
+        expected = model(images, *as_tensors(given), "vqa").numpy()
+    found = Chain(graphs).head("vqa", images.numpy(), given)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_standard_domains_only(exported, name):
+    import onnx
+
+    paths = sorted(exported(name, "onnx").glob("*.onnx"))
+    assert len(paths) >= 3
+    for path in paths:
+        model = onnx.load(path, load_external_data=False)
+        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}, path
+        assert not model.functions
+        assert [each.version for each in model.opset_import if not each.domain] == [20]
+        onnx.checker.check_model(str(path))

@@ -1,0 +1,30 @@
+"""docs/export.md, whose blocks need the packages of the extras."""
+
+import shutil
+
+import pytest
+
+from fiber.cli import main
+from tests.processes import run_python
+from tests.test_docs import ROOT, blocks_of, commands_of
+
+pytestmark = pytest.mark.export
+PAGE = (
+    (ROOT / "docs" / "export.md").read_text().replace("<!-- skip: run by make test-export -->", "")
+)
+
+
+def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture):
+    for stage in ("coarse", "fine"):
+        shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
+    shutil.copy(scene_picture, tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of(PAGE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(command) == 0
+    code = "\n".join(block.text for block in blocks_of(PAGE) if block.language == "python")
+    (tmp_path / "page.py").write_text(code)
+    done = run_python(["page.py"], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "graph head_vqa: pooled: batch 0 in shape" in done.stdout
