@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints.test_adapters import write as write_adapter
 from tests.hub.stub import NEW, OLD, add_to_cache, serve
 from tests.processes import run_python
 
@@ -80,6 +81,14 @@ def test_load_and_pin(hub, load, both, micro_models, tmp_path):
     again, pinned = load(["hf://user/one", f"hf://user/one@{OLD}"], HF_HUB_OFFLINE="1")
     assert again == newest and pinned == tag
     assert load(["hf://user/one"]) == [newest]
+
+
+def test_an_adapter(hub, load, micro_models, tmp_path):
+    """Its base is found by the name that it has, here a folder."""
+    write_adapter(tmp_path / "adapter", micro_models["coarse"])
+    hub.add("user/adapter", tmp_path / "adapter", NEW, "main")
+    [(origins, heads)] = load(["hf://user/adapter"], hub.url)
+    assert origins == [f"hf://user/adapter@{NEW}"] and "vqa" in heads
 
 
 def test_a_cache_that_another_program_made(load, both, micro_models, tmp_path):

@@ -36,10 +36,16 @@ FILES = (
     "classes.json",
     "metrics.json",
     "README.md",
+    # Of a LoRA adapter; see `fiber.checkpoints.adapters.files`.
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "fiber.json",
     # For the transformers library.
     "tokenizer_config.json",
     "preprocessor_config.json",
 )
+#: Files of which a model, or an adapter, has both.
+_PAIRS = (("config.json", WEIGHTS), ("adapter_config.json", "adapter_model.safetensors"))
 #: Names of the subfolders of a repository with one model per stage.
 _STAGES = ("coarse", "fine")
 _ALL_FILES = [*FILES, *(f"{stage}/{file}" for stage in _STAGES for file in FILES)]
@@ -181,12 +187,13 @@ def _snapshot(name: HubModel, files: Sequence[str]) -> Path:
 def _model_in(snapshot: Path, name: HubModel) -> Path:
     """Return the model's folder of a snapshot. Raises ValueError if there is none."""
     folder = snapshot / name.stage if name.stage else snapshot
-    for each in (folder, *(folder / stage for stage in _STAGES)):
-        if (each / "config.json").is_file() and (each / WEIGHTS).is_file():
-            return folder
+    places = (folder, *(folder / stage for stage in _STAGES))
+    if any((each / a).is_file() and (each / b).is_file() for each in places for a, b in _PAIRS):
+        return folder
     hub = _hub(f"{name} is a model on the Hub")
     expected = (
-        f"expected config.json and {WEIGHTS} at the top or in the folders {' and '.join(_STAGES)}"
+        f"expected config.json and {WEIGHTS} at the top or in the folders {' and '.join(_STAGES)},"
+        f" or {' and '.join(_PAIRS[1])}"
     )
     try:
         files = list(hub.HfApi().list_repo_files(name.repo, revision=name.revision))
