@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST ?= .venv-oldest
+HF ?= .venv-hf
 EXPORT ?= .venv-export
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
@@ -15,28 +16,39 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-export test-interpreter test-oldest kernels-aot fuzz package lint licenses \
-  advisories fmt build bench clean
+.PHONY: demo test test-all test-hf test-export test-interpreter test-oldest kernels-aot fuzz package lint \
+  licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
+# Tests with a target of their own, which are in none of the others.
+APART := --ignore=tests/hf --ignore=tests/export
+
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
 	cargo test --release
-	$(PYTEST) -m "not slow and not package and not export" $(ARGS)
+	$(PYTEST) -m "not slow and not package" $(APART) $(ARGS)
 
-# Every test but those of `make package` and `make test-export`: also learning, kills, strategies, mistakes, pages of the docs.
+# Every test but those of `make package`, `make test-hf` and `make test-export`: also learning, kills,
+# strategies, mistakes, pages of the docs.
 test-all: $(VENV)/.installed-dev
 	cargo test --release
 	$(MAKE) test-interpreter ARGS=
-	$(PYTEST) -m "not package and not export" $(ARGS)
+	$(PYTEST) -m "not package" $(APART) $(ARGS)
+
+# `fiber.hf` with the transformers of .venv, which is the newest when .venv is made, and with the oldest
+# that pyproject.toml allows, in an environment that takes all other packages from .venv. Warnings of the
+# oldest are its own.
+test-hf: $(VENV)/.installed-dev $(HF)/.installed
+	$(PYTEST) tests/hf $(ARGS)
+	$(subst $(BIN),$(HF)/bin,$(PYTEST)) --allow-warnings tests/hf $(ARGS)
 
 # Exported graphs in onnxruntime, OpenVINO and torch.export, in an environment with these packages
 # over that of the other tests.
 test-export: $(EXPORT)/.installed
-	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) -m export tests/export $(ARGS)
+	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) tests/export $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -68,8 +80,8 @@ TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py te
 # their own, whose warnings are theirs; and the Triton kernels in the interpreter of the oldest Triton
 # for which they run by default, which is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package and not export" --allow-warnings \
-	  $(TOOLS:%=--ignore=tests/%) $(ARGS)
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" --allow-warnings \
+	  $(TOOLS:%=--ignore=tests/%) $(APART) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)
 
@@ -126,7 +138,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(EXPORT) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -140,6 +152,14 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(RUST_FILES)
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml $(RUST_FILES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed-demo
+
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+$(HF)/.installed: $(VENV)/.installed-dev .ci/oldest-requirements
+	$(BIN)/python -m venv $(HF)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(PURELIB)')')" \
+	  > "$$($(HF)/bin/python -c '$(PURELIB)')/layer.pth"
+	$(HF)/bin/python -m pip install --quiet $$(.ci/oldest-requirements hf)
+	touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/oldest-requirements $(RUST_FILES)
 	$(PYTHON) -m venv $(OLDEST)

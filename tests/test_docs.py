@@ -201,7 +201,8 @@ def test_python_blocks(page, page_folder, page_environment):
     for block in blocks:
         for offset, line in enumerate(block.text.splitlines()):
             lines[block.line - 1 + offset] = line
-    script = page_folder / f"{page.stem}.py"
+    # The name of a page may be that of a package that it imports.
+    script = page_folder / f"page_{page.stem.replace('-', '_')}.py"
     script.write_text("\n".join(lines))
     done = run_python([script.name], folder=page_folder, environment=page_environment)
     assert done.returncode == 0, done.stderr

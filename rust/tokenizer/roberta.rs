@@ -116,6 +116,12 @@ pub(crate) fn difference(inner: &Inner, special_tokens: &SpecialTokens) -> Optio
             ));
         }
     }
+    // A model has a row of its table for each token.
+    if let Some(id) = (0..=last).find(|&id| inner.id_to_token(id).is_none()) {
+        return Some(format!(
+            "no token has id {id}; expected ids 0 to {last} in a vocabulary of {size}"
+        ));
+    }
     if (special_tokens.pad, special_tokens.mask) != (PAD_ID, Some(last)) {
         let mask = special_tokens
             .mask

@@ -86,6 +86,12 @@ impl Template {
             is_plain: last == Some(first),
         };
         template.is_plain &= template.before.len() + template.after.len() == template.added;
+        let mut added = template.before.iter().chain(&template.after);
+        if let Some(id) = added.find(|&&id| inner.id_to_token(id).is_none()) {
+            return Err(Error::Tokenizer(format!(
+                "tokenizer: 'post_processor' adds id {id}, which no token has"
+            )));
+        }
         Ok(template)
     }
 }

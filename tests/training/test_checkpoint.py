@@ -98,7 +98,8 @@ def test_model_survives_the_disk(tmp_path, model):
 def test_config_names_version_and_model(tmp_path, model):
     save_model(model, tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert set(written) == {"fiber_version", "commit", "model"}
+    transformers = {"model_type", "architectures", "dtype"}
+    assert set(written) == {"fiber_version", "commit", "model", *transformers}
     assert written["model"] == json.loads(json.dumps(to_dict(model.config)))
 
 
@@ -140,7 +141,9 @@ def test_config_comes_last(tmp_path, monkeypatch):
     for module in (atomic_io, model_dir):
         monkeypatch.setattr(module, "write_file", noted)
     save_model(build_model(preset("micro")), tmp_path, answers=("yes",))
-    assert written == ["answers.json", "model.safetensors", "config.json"]
+    assert written == [
+        *("answers.json", "preprocessor_config.json", "model.safetensors", "config.json")
+    ]
 
 
 def test_stopped_save_leaves_the_folder_free(tmp_path, monkeypatch):

@@ -75,7 +75,9 @@ def test_run_folder_is_complete(pictures, tmp_path, curves):
         "curves.png",
         "metrics.jsonl",
         "model.safetensors",
+        "preprocessor_config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert [line["step"] for line in finished.metrics] == list(range(1, 11))
     for line in finished.metrics:
@@ -87,7 +89,8 @@ def test_run_folder_is_complete(pictures, tmp_path, curves):
         *("itc", "itm", "mlm", "vqa", "nlvr2", "caption", "itc", "itm", "mlm"),
     ]
     written = json.loads((finished.folder / "config.json").read_text())
-    assert written["fiber_version"] and written["tasks"]["image_text"]["share"] == 2
+    assert written["fiber_version"] and written["model_type"] == "fiber"
+    assert written["tasks"]["image_text"]["share"] == 2
     assert [path.name for path in sorted((finished.folder / "checkpoints").iterdir())] == [
         "step-00000004",
         "step-00000008",

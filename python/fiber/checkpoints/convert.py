@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Literal
 
+from fiber.checkpoints.adapters.files import is_adapter
 from fiber.checkpoints.encoders import SwinLayout
 from fiber.checkpoints.export import write_encoders, write_published
 from fiber.checkpoints.load import load_stored, with_vocabulary
@@ -33,6 +34,8 @@ def convert(
     image_size: int | None = None,
     weights: Weights = "raw",
     layout: SwinLayout = "microsoft",
+    merge: bool = False,
+    base: str | os.PathLike[str] | None = None,
 ) -> str:
     """Convert a model to another format.
 
@@ -46,6 +49,8 @@ def convert(
         image_size: new input size in pixels.
         weights: "raw" or "ema" (moving average), for published files that contain both.
         layout: key layout of the Swin file; used only by "towers".
+        merge: merge `source`, a LoRA adapter, into its base.
+        base: base of the adapter, as in `fiber.load`.
 
     Returns:
         Report of tensors that were read, written, skipped (with reasons) and filled (with values).
@@ -61,14 +66,17 @@ def convert(
         raise ValueError(f"{path}: a published file must have one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
         raise ValueError(f"{path}: expected a folder for format {shown(to)}, got a file name")
+    _check_merge(source, merge, base)
     if isinstance(source, StoredModel):
         stored, source = with_vocabulary(source, tokenizer, answers), source.path or "a model"
     else:
-        options: dict[str, Any] = {"image_size": image_size, "weights": weights}
+        options: dict[str, Any] = {"image_size": image_size, "weights": weights, "base": base}
         stored = load_stored(source, tokenizer, answers, "cpu", **options)
     description = architecture_of(stored.config).describe(stored.config)
     average = ", moving average" if weights == "ema" else ""
-    lines = [f"read {os.fspath(source)}{average}: {description}", *_unused_and_filled(stored)]
+    merged = ", merged into its base" if merge else ""
+    lines = [f"read {os.fspath(source)}{average}{merged}: {description}"]
+    lines += _unused_and_filled(stored)
     if to == "fiber":
         vocabulary = (stored.tokenizer, stored.answers, stored.classes)
         dtype = stored.stored_dtype
@@ -86,6 +94,29 @@ def convert(
             if name == "swin" and "norm.weight" not in state:
                 lines.append("  without Swin's last norm, which this model does not have")
     return "\n".join(lines)
+
+
+def _check_merge(
+    source: str | os.PathLike[str] | StoredModel,
+    merge: bool,
+    base: str | os.PathLike[str] | None,
+) -> None:
+    """Check that `merge` is given for an adapter, and for nothing else."""
+    is_path = not isinstance(source, StoredModel)
+    is_one = is_path and Path(source).is_dir() and is_adapter(Path(source))
+    if is_one and not merge:
+        raise ValueError(
+            f"{source} is a LoRA adapter; --merge (merge=True) writes its base with the adapter"
+            " merged"
+        )
+    if merge and not is_one:
+        named = source.path if isinstance(source, StoredModel) else source
+        reason = "" if not is_path or Path(named or "").exists() else ", which does not exist"
+        raise ValueError(
+            f"--merge (merge=True) needs a LoRA adapter, such as RUN/adapter; got {named}{reason}"
+        )
+    if base is not None and not merge:
+        raise ValueError(f"--base {os.fspath(base)} (base=...) needs --merge (merge=True)")
 
 
 def _unused_and_filled(stored: StoredModel) -> Iterator[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -29,6 +31,18 @@ SwinLayout = Literal["microsoft", "timm"]
 
 #: Channels of an attention head in published encoders.
 _HEAD_DIM = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderStates:
+    """State dicts of pretrained image and text encoders."""
+
+    #: Folder or file that was read.
+    path: Path
+    #: State dict of each file, by path.
+    states: Mapping[Path, Mapping[str, Tensor]]
+    #: config.json of transformers next to the files; empty if there is none.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_encoder(

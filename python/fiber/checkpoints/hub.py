@@ -36,6 +36,9 @@ FILES = (
     "classes.json",
     "metrics.json",
     "README.md",
+    # For the transformers library.
+    "tokenizer_config.json",
+    "preprocessor_config.json",
 )
 #: Names of the subfolders of a repository with one model per stage.
 _STAGES = ("coarse", "fine")

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from fiber.checkpoints.encoders import load_encoder
-from fiber.checkpoints.load import EncoderStates
+from fiber.checkpoints.encoders import EncoderStates, load_encoder
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.weights import list_problems
 from fiber.config import PRESETS
@@ -106,6 +105,23 @@ def initialize(
         for name in taken:
             weights[name].copy_(given[name])
     return _report(model, taken, given)
+
+
+def initialize_as_base(
+    model: Network, base: StoredModel, answers: tuple[str, ...] = ()
+) -> TransferReport:
+    """Copy the base of adapters into a new model, as `initialize` does.
+
+    Values that stand for tensors which a published file lacks are copied, too, so that only what
+    has no value in the base is `created`.
+    """
+    report = initialize(model, base, answers)
+    weights, given = model.state_dict(), base.network.state_dict()
+    known = [name for name in report.created if name in base.filled]
+    with torch.no_grad():
+        for name in known:
+            weights[name].copy_(given[name])
+    return _report(model, [*report.taken, *known], given)
 
 
 def _check_sizes(model: Network, start: StoredModel) -> None:

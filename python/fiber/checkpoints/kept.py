@@ -12,14 +12,13 @@ from torch import Tensor
 
 from fiber.atomic_io import check_regular_file, read_json, write_json, write_text
 from fiber.checkpoints.provenance import TRAINING
+from fiber.checkpoints.transformers_files import MODEL_FIELDS, WRITTEN_BY_TRANSFORMERS
 from fiber.messages import shown
 
 #: Names of the files: the card, and measured numbers as `fiber.checkpoints.model_card` reads them.
 CARD, METRICS = "README.md", "metrics.json"
 #: Maximum size of each file in bytes.
 MAX_BYTES = 1 << 20
-#: Fields of config.json that are no settings of the training.
-_OTHER_FIELDS = ("model", "fiber_version", "commit", "model_type", "architectures", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +67,18 @@ def read_kept(folder: Path, config: Mapping[str, Any] | None = None) -> Kept:
         metrics = read_json(folder / METRICS, MAX_BYTES)
         if not isinstance(metrics, dict):
             raise ValueError(f"{folder / METRICS}: expected a JSON object, got {shown(metrics)}")
-    values = config or {}
-    training = values.get(TRAINING) or {
-        name: value for name, value in values.items() if name not in _OTHER_FIELDS
-    }
-    return Kept(card=card, metrics=metrics, training=training if isinstance(training, dict) else {})
+    return Kept(card=card, metrics=metrics, training=training_of(config or {}))
+
+
+def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the run that trained a model, from config.json of the run or the model.
+
+    It is empty if it is not stored.
+    """
+    training = config.get(TRAINING)
+    if not training and WRITTEN_BY_TRANSFORMERS not in config:
+        training = {name: each for name, each in config.items() if name not in MODEL_FIELDS}
+    return training if isinstance(training, dict) else {}
 
 
 def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:

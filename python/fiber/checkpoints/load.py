@@ -1,19 +1,20 @@
-"""Load a model from a path: a model folder, a published checkpoint, or encoder files."""
+"""Load a model from a path: a model folder, adapter, published checkpoint, or encoder files."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fiber.atomic_io import read_json
+from fiber.checkpoints.adapters.files import is_adapter
+from fiber.checkpoints.adapters.load import load_adapter
+from fiber.checkpoints.encoders import EncoderStates
 from fiber.checkpoints.model_dir import (
     MAX_JSON_BYTES,
     StoredModel,
@@ -36,29 +37,19 @@ from fiber.models.heads import need_head
 from fiber.models.registry import build_empty, encoder_format, recognize
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderStates:
-    """State dicts of pretrained image and text encoders."""
-
-    #: Folder or file that was read.
-    path: Path
-    #: State dict of each file, by path.
-    states: Mapping[Path, Mapping[str, Tensor]]
-    #: config.json of transformers next to the files; empty if there is none.
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
 def read_model(
     path: str | os.PathLike[str],
     device: torch.device | str = "cpu",
     *,
     image_size: int | None = None,
     weights: Weights = "raw",
+    base: str | os.PathLike[str] | None = None,
 ) -> StoredModel:
-    """Load a model folder, a finished run or a published checkpoint in evaluation mode.
+    """Load a model folder, a finished run, an adapter or a published checkpoint in evaluation mode.
 
     `image_size` sets a new input size in pixels. `weights="ema"` reads the moving average of the
-    weights from a published checkpoint.
+    weights from a published checkpoint. `base` is the base of an adapter, by default the one that
+    it names.
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
@@ -73,6 +64,13 @@ def read_model(
                 " folder"
                 f" {path}"
             )
+        if is_adapter(path):
+            stored = load_adapter(path, read_model, base=base, image_size=image_size)
+            stored.network.to(device)
+            return stored
+    if base is not None:
+        raise ValueError(f"base={shown(os.fspath(base))} is for an adapter; {path} is a model")
+    if path.is_dir():
         return load_model(path, device, image_size=image_size)
     return _published_model(path, read_checkpoint(path, weights), device, image_size)
 
@@ -91,6 +89,8 @@ def read_init(path: str | os.PathLike[str]) -> StoredModel | EncoderStates:
     if not path.exists():
         raise FileNotFoundError(describe_missing(path))
     if path.is_dir():
+        if is_adapter(path):
+            return load_adapter(path, read_model)
         files = [] if _is_ours(path) else sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
         if not files:
             return load_model(path)
@@ -156,6 +156,7 @@ def load_stored(
     *,
     image_size: int | None = None,
     weights: Weights = "raw",
+    base: str | os.PathLike[str] | None = None,
     heads: Collection[str] = (),
 ) -> StoredModel:
     """Load a model. `tokenizer` and `answers` replace the stored ones. See `fiber.load`.
@@ -171,7 +172,7 @@ def load_stored(
         raise FileNotFoundError(describe_missing(path))
     check_not_transformers(path)
     target = choose_device(device)
-    stored = read_model(path, target, image_size=image_size, weights=weights)
+    stored = read_model(path, target, image_size=image_size, weights=weights, base=base)
     if dtype is None:
         dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     return dataclasses.replace(with_vocabulary(stored, tokenizer, answers), dtype=dtype)
@@ -194,8 +195,10 @@ def with_vocabulary(
     # Of a list that was passed, the caller knows where it is from.
     where = f"{stored.path}: " if stored.path is not None and answers is None else ""
     if own is not None and own.vocab_size != config.vocab_size:
+        file = "" if stored.path is None else f"{stored.path / 'tokenizer.json'}: "
         raise ValueError(
-            f"the tokenizer has {own.vocab_size} tokens, expected {config.vocab_size}; use the"
+            f"{file if tokenizer is None else ''}the tokenizer has {own.vocab_size} tokens,"
+            f" expected {config.vocab_size}; use the"
             " tokenizer that the model was trained with"
         )
     if answers is not None:

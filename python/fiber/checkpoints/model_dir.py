@@ -1,7 +1,7 @@
 """Read and write model folders.
 
 A model folder contains config.json and model.safetensors, and optionally tokenizer.json,
-answers.json and classes.json.
+answers.json and classes.json. The transformers library reads it, too (`transformers_files`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from fiber.atomic_io import (
 )
 from fiber.checkpoints.kept import Kept, common_dtype, exact_in, read_kept
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
-from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.provenance import TrainedOn, newer_version
+from fiber.checkpoints.transformers_files import (
+    TRANSFORMERS_FILES,
+    config_fields,
+    write_transformers_files,
+)
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
@@ -48,10 +53,13 @@ from fiber.models.registry import (
 
 #: Names of the files of a vocabulary, and of all files in a model folder.
 VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
-MODEL_FILES = ("config.json", "model.safetensors", *VOCABULARY_FILES)
+MODEL_FILES = ("config.json", "model.safetensors", *VOCABULARY_FILES, *TRANSFORMERS_FILES)
 
 #: Names of the folders of a run's checkpoints; damaged ones were set aside when the run resumed.
 _RUN_CHECKPOINT = re.compile(r"(damaged-)?step-\d+")
+
+#: Start of the names of files that transformers writes for a model in several of them.
+_SHARDS = "model.safetensors"
 
 #: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
 MAX_JSON_BYTES = 16 << 20
@@ -173,10 +181,11 @@ def save_model(
             write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
             _write_lists(folder, answers=answers, classes=classes)
+        write_transformers_files(folder, model.config, tokenizer)
         kept.write(folder)
         write_weights(folder, state)
-        config = provenance() | {"model": to_dict(model.config)} | kept.config
-        write_json(folder / "config.json", config)
+        fields = provenance() | config_fields(model.config)
+        write_json(folder / "config.json", fields | {"model": to_dict(model.config)} | kept.config)
 
 
 def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
@@ -241,6 +250,11 @@ def is_run_checkpoint(folder: Path) -> bool:
 def _where_models_are(folder: Path) -> str:
     """Return the end of an error message about a folder without a model."""
     command = ". `fiber convert {} OUT` writes {} as a model folder"
+    if (folder / f"{_SHARDS}.index.json").exists():
+        return (
+            f". Its weights are in several files ({_SHARDS}.index.json); expected one: save it with"
+            ' max_shard_size="100GB"'
+        )
     if is_run_checkpoint(folder):
         return command.format(folder, "this checkpoint of a run")
     is_run = (folder / "checkpoints").is_dir()
@@ -273,7 +287,7 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     try:
         return read_config(values["model"]), values
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: model: {error}") from error
+        raise ValueError(f"{path}: model: {error}{newer_version(values)}") from error
 
 
 def _check_sizes(path: Path, config: ModelConfig, stored: SafetensorsFile) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fiber
 from fiber.data.datasets.resolve import has_splits
 from fiber.data.storage.remote import is_url
 from fiber.data.storage.remote_pack import url_of
@@ -36,6 +38,23 @@ class TrainedOn(NamedTuple):
         path, data = config.get(DATA_PATH), config.get("data")
         split = data.get("split") if isinstance(data, Mapping) else None
         return cls(path, split) if isinstance(path, str) and isinstance(split, str) else None
+
+
+def newer_version(config: Mapping[str, Any]) -> str:
+    """Return the end of an error about config.json values if a newer fiber wrote them, else ""."""
+    written = config.get("fiber_version")
+    if not isinstance(written, str) or _numbers(written) <= _numbers(fiber.__version__):
+        return ""
+    return (
+        f"; the file was written by fiber {shown(written)}, which is newer than this one,"
+        f" {fiber.__version__}; update it (pip install --upgrade fiber-vl)"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers at the start of a version; those of other texts are empty."""
+    found = re.match(r"\d{1,9}(\.\d{1,9}){0,5}", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def absolute(data: str | os.PathLike[str]) -> str:

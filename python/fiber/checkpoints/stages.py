@@ -40,6 +40,14 @@ def packaged_name(path: Path) -> str | None:
     return next((name for name in PACKAGED if packaged_model(name) in (path, *path.parents)), None)
 
 
+def packaged_path_name(path: Path) -> str | None:
+    """Return the name and the stage of a model in the package ("scenes/coarse"), or None."""
+    name = packaged_name(path)
+    return (
+        None if name is None else (Path(name) / path.relative_to(packaged_model(name))).as_posix()
+    )
+
+
 def model_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a model, which may be the name of one in the package or on the Hub.
 

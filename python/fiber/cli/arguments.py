@@ -54,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             # Options of other programs, such as --lr, are fields of a recipe here.
             has_fields = "--set" in self._option_string_actions and name.startswith("--")
-            cutoff = 0.8 if has_fields else 0.6
+            cutoff = 0.85 if has_fields else 0.6
             close = difflib.get_close_matches(name, self._option_string_actions, 3, cutoff)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             if has_fields and not close:

@@ -8,11 +8,12 @@ from pathlib import Path
 from fiber.cli.arguments import VOCABULARIES, add_options, path_text, pick
 
 _DESCRIPTION = """
-Read a model (a fiber model folder, a checkpoint of a run, or a published .ckpt, .pt, .pth or
-.safetensors file of either stage) and write it in a different format. Code in the file is never
-executed. A checkpoint RUN/checkpoints/step-N becomes a folder like that of the finished run, with
-the moving average of the weights if the run has one. The report lists every skipped tensor with the
-reason, and every tensor missing from the file with its initial value.
+Read a model (a fiber model folder, a checkpoint of a run, a published .ckpt, .pt, .pth or
+.safetensors file of either stage, or, with --merge, a LoRA adapter and its base) and write it in a
+different format. Code in the file is never executed. A checkpoint RUN/checkpoints/step-N becomes a
+folder like that of the finished run, with the moving average of the weights if the run has one. The
+report lists every skipped tensor with the reason, and every tensor missing from the file with its
+initial value.
 """
 
 
@@ -36,12 +37,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             " the model's own)",
             "--weights": "weights to read if the file contains both: raw (as trained) or ema"
             " (exponential moving average); default: raw, and ema for a checkpoint of a run",
+            "--merge": "merge a LoRA adapter, such as RUN/adapter, into its base",
+            "--base MODEL": "with --merge, the base of the adapter (default: the one it names)",
             "--layout": "naming scheme for the keys of swin.safetensors (default: microsoft)",
         },
         target={"metavar": "OUT"},
         to={"default": "fiber", "choices": ("fiber", "published", "towers")},
         tokenizer={"type": path_text},
         answers={"type": path_text},
+        merge={"action": "store_true"},
+        base={"type": path_text},
         weights={"choices": ("raw", "ema")},
         layout={"choices": ("microsoft", "timm"), "default": "microsoft"},
     )
@@ -57,6 +62,6 @@ def _convert(options: argparse.Namespace) -> int:
         from fiber.training.checkpoint.model import read_checkpoint_model
 
         source, weights = read_checkpoint_model(source, weights, options.image_size)
-    settings = pick(options, "tokenizer", "answers", "image_size", "layout")
+    settings = pick(options, "tokenizer", "answers", "image_size", "layout", "merge", "base")
     print(convert(source, options.target, options.to, weights=weights or "raw", **settings))
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from fiber.cli.arguments import (
@@ -25,6 +26,7 @@ from fiber.cli.arguments import (
 )
 from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
+from fiber.config_io import nearest
 from fiber.messages import printable
 from fiber.tasks import all_evaluations
 from fiber.terminal import is_terminal
@@ -97,6 +99,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " ~/.cache/fiber/packs)",
             "--cache-gb GB": "maximum size of the cache in GB (default: 100)",
             "--set KEY=VALUE": "override a recipe field, as in train.steps=500; repeatable",
+            "--lora KEY=VALUE": "train low-rank adapters of --init, as in --lora r=8,alpha=16:"
+            " r, alpha, dropout, lr_multiplier, or targets (names of linear layers, separated by"
+            " semicolons; * matches anything); repeatable; needs the extra lora",
             "--track NAME": "also log metrics to tensorboard, trackio, wandb or mlflow (needs the"
             " extra of the same name); repeatable",
             **DEVICE,
@@ -113,6 +118,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         tokenizer={"type": path_text},
         answers={"type": path_text},
         set={"action": "append", "default": []},
+        lora={"action": "append", "default": []},
         processes={"type": process_count},
         restarts={"type": nonnegative_int},
         nodes={"type": node_range},
@@ -181,7 +187,7 @@ def _train(options: argparse.Namespace) -> int:
         asked = pick(options, "nodes", "rendezvous", "restarts").items()
         if given := [name for name, value in asked if value not in (None, "")]:
             raise ValueError(f"--{given[0]} needs --processes N, the processes of a node")
-    changes = key_values(options.set, "--set", "train.steps=500")
+    changes = key_values(options.set, "--set", "train.steps=500") | _lora(options.lora)
     output = options.output or RUNS / options.recipe
     import fiber
     from fiber.training.tracking.trackers import open_trackers
@@ -196,6 +202,20 @@ def _train(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(output)
     return 0
+
+
+def _lora(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a run that --lora sets."""
+    pairs = [pair.strip() for text in texts for pair in text.split(",")]
+    given = key_values(pairs, "--lora", "r=8")
+    names = ("r", "alpha", "dropout", "lr_multiplier", "targets")
+    for name in given:
+        if name not in names:
+            raise ValueError(f"--lora {name}={given[name]}: {nearest(name, names)}")
+    changes: dict[str, Any] = dict(given)
+    if "targets" in given:
+        changes["targets"] = tuple(each.strip() for each in given["targets"].split(";"))
+    return {f"lora.{name}": value for name, value in changes.items()}
 
 
 def _cached(options: argparse.Namespace) -> dict[str, Any]:

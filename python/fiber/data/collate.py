@@ -156,7 +156,7 @@ def _to_tensor(buffer: _core.Buffer) -> Tensor:
     return torch.frombuffer(buffer, dtype=dtype).view(buffer.shape)
 
 
-def _to_transform(settings: dict[str, Any]) -> ImageTransform:
+def transform_of(settings: dict[str, Any]) -> ImageTransform:
     """Create a transform from the output of `ImageTransform.describe`."""
     settings = dict(settings)
     for name, make in (("color_jitter", _to_color_jitter), ("rand_augment", _to_rand_augment)):
@@ -179,6 +179,6 @@ def _to_rand_augment(settings: dict[str, Any]) -> RandAugment:
 
 
 # Spawned worker processes receive pickled copies of the collator and the dataset.
-copyreg.pickle(ImageTransform, lambda transform: (_to_transform, (transform.describe(),)))
+copyreg.pickle(ImageTransform, lambda transform: (transform_of, (transform.describe(),)))
 copyreg.pickle(ColorJitter, lambda jitter: (_to_color_jitter, (jitter.describe(),)))
 copyreg.pickle(RandAugment, lambda augment: (_to_rand_augment, (augment.describe(),)))

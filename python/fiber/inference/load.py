@@ -42,6 +42,7 @@ def load(
     *,
     image_size: int | None = None,
     weights: Weights = "raw",
+    base: str | os.PathLike[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     max_decode_bytes: int | None = None,
 ) -> Model:
@@ -56,7 +57,8 @@ def load(
 
     Args:
         path: folder of a run or a saved model, a folder with one model per stage (such as that of
-            `fiber demo`), or a published .ckpt, .pt, .pth or .safetensors file of either stage.
+            `fiber demo`), a LoRA adapter (needs the extra "lora"; it is merged into its base), or a
+            published .ckpt, .pt, .pth or .safetensors file of either stage.
             "scenes" is the small model in the package, which knows only drawings of colored
             shapes; a warning says so once per process. "hf://user/name", with "@revision" if it
             shall not be the newest, is a model on the Hugging Face Hub (extra `hub`). So is
@@ -73,6 +75,8 @@ def load(
             own size. Position bias tables are resized as in the published training code.
         weights: trained weights ("raw", which the published tools load) or their exponential moving
             average ("ema"), if the file contains both.
+        base: base of an adapter. Default: the one that the adapter names. Adapters that `fiber
+            train --lora` wrote have a fingerprint, with which the base is compared.
         max_pixels: maximum number of pixels of an image file that the model is given.
         max_decode_bytes: maximum memory in bytes for decoding one image; None means no limit. See
             `fiber.data.load_image`.
@@ -95,13 +99,22 @@ def load(
     stages = stage_folders(found)
     if not stages:
         stored = load_stored(
-            found, tokenizer, answers, device, dtype, image_size=image_size, weights=weights
+            found,
+            tokenizer,
+            answers,
+            device,
+            dtype,
+            image_size=image_size,
+            weights=weights,
+            base=base,
         )
         return _model(stored, limits)
     if weights != "raw":
         raise ValueError(
             f"weights={shown(weights)} requires a checkpoint file; {found} is a folder"
         )
+    if base is not None:
+        raise ValueError(f"base={shown(os.fspath(base))} is for an adapter; {found} has models")
     loaded = {}
     for name, folder in stages.items():
         # Each option is for the stage that it concerns.

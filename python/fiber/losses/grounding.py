@@ -5,12 +5,13 @@ Shapes: B images, A anchors over all levels, L tokens, G boxes, P anchors assign
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.config import FiberConfig
-from fiber.data.batch import GroundingBatch
 from fiber.losses.atss import atss_assign
 from fiber.losses.distributed import all_rank_sum, wide, world_size
 from fiber.models.features import DetectorOutput
@@ -21,9 +22,28 @@ FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 
 
+class GroundingTargets(Protocol):
+    """Boxes of a batch and the tokens that name them, such as `fiber.data.GroundingBatch`."""
+
+    @property
+    def boxes_xyxy(self) -> Tensor:
+        """(G, 4) half-open pixel coordinates in the transformed image, ordered by image."""
+        ...
+
+    @property
+    def boxes_per_image(self) -> Tensor:
+        """(B,) int64: number of boxes of each image."""
+        ...
+
+    @property
+    def positive_map(self) -> Tensor:
+        """(G, L) bool, True = the token names the box."""
+        ...
+
+
 def grounding_losses(
     output: DetectorOutput,
-    batch: GroundingBatch,
+    batch: GroundingTargets,
     config: FiberConfig,
     *,
     background_token: int | None = None,
@@ -83,7 +103,7 @@ def grounding_losses(
 
 
 def num_assigned(
-    anchors: list[Tensor], inside: Tensor | None, batch: GroundingBatch, config: FiberConfig
+    anchors: list[Tensor], inside: Tensor | None, batch: GroundingTargets, config: FiberConfig
 ) -> Tensor:
     """Count the anchors that are assigned to a box, and sum their centerness targets.
 
@@ -100,7 +120,7 @@ def num_assigned(
 
 
 def _assign(
-    anchors: list[Tensor], inside: Tensor | None, batch: GroundingBatch, config: FiberConfig
+    anchors: list[Tensor], inside: Tensor | None, batch: GroundingTargets, config: FiberConfig
 ) -> Tensor:
     return atss_assign(
         anchors,

@@ -75,6 +75,8 @@ class Architecture:
     resize: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] = lambda state, config: (
         state
     )
+    #: Linear layers that have LoRA adapters by default: full names, where * matches anything.
+    lora_targets: tuple[str, ...] = ()
     #: Hyperparameters that determine most tensor shapes, by display name.
     main_sizes: Callable[[Any], dict[str, Any]]
     #: Returns the image preprocessing of inference for a task by name, or the default for None.

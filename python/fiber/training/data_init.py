@@ -1,4 +1,4 @@
-"""Initialization from the data of a run, and what stays random."""
+"""Initialization of a run's model: from other weights, from its data, and what stays random."""
 
 from __future__ import annotations
 
@@ -8,12 +8,39 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
+from fiber.checkpoints.encoders import EncoderStates
+from fiber.checkpoints.init_from import initialize, initialize_as_base
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.models.registry import Network
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
 from fiber.training.task_training import trainings_of
 from fiber.training.training_data import TrainingData
+
+
+def initialize_model(
+    model: Network,
+    init: StoredModel | EncoderStates | None,
+    config: RunConfig,
+    data: TrainingData,
+    processes: Processes,
+) -> tuple[Collection[str], str]:
+    """Copy the initial weights, if any, and start other parts from the data.
+
+    Returns:
+        Names of tensors that are not copied, and a report of all, which is "" without `init`.
+    """
+    new, report = model.state_dict().keys(), None
+    if init is not None:
+        answers = data.vocabulary.answers
+        if config.lora is not None and isinstance(init, StoredModel):
+            report = initialize_as_base(model, init, answers)
+        else:
+            report = initialize(model, init, answers)
+        new = report.created
+    init_from_data(model, new, config, data, processes)
+    return new, "" if init is None else f"weights from {init.path}:\n{report}"
 
 
 def init_from_data(

@@ -6,10 +6,9 @@ import re
 import warnings
 from pathlib import Path, PurePosixPath
 
-from fiber.models.registry import build_empty
+from fiber.training.adapters import build_empty_trained
 from fiber.training.config.run import RunConfig
 from fiber.training.distributed.processes import Processes
-from fiber.training.optim import freeze
 
 #: Bytes per trained parameter: weight, gradient and AdamW's two moments, in float32.
 TRAINED_BYTES = 16
@@ -66,8 +65,7 @@ def needed_bytes(config: RunConfig) -> tuple[int, int]:
 
 def count_parameters(config: RunConfig) -> tuple[int, int]:
     """Return the number of all parameters of a run's model, and of those that are trained."""
-    model = build_empty(config.model)
-    freeze(model, config.optim.frozen)
+    model = build_empty_trained(config)
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class MicroBatches:
     ) -> None:
         self.step, self.strategy = step, strategy
         self.accumulation, self.passes, self._autocast = accumulation, passes, autocast
+        #: Tasks and losses that train nothing, of which was warned.
+        self._untrained: set[tuple[str, str]] = set()
 
     def backward(self, task: str, batch: Any, draw: Draw, *, is_last: bool) -> dict[str, Tensor]:
         """Add the gradient of the weighted loss of a micro-batch, divided by their number.
@@ -59,9 +62,12 @@ class MicroBatches:
                 total = torch.stack([weights[name] * loss for name, loss in losses.items()])
                 ends = is_last and branch == branches and not split.is_cut
                 self.strategy.begin_backward(is_last=ends)
-                # Backward ops run in the dtypes of the forward ops.
-                with self._autocast(enabled=False):
-                    (total.sum() / self.accumulation).backward()
+                if total.requires_grad:
+                    # Backward ops run in the dtypes of the forward ops.
+                    with self._autocast(enabled=False):
+                        (total.sum() / self.accumulation).backward()
+                else:
+                    self._warn_of_untrained(task, losses)
                 for name, loss in losses.items():
                     loss = loss.detach()
                     sums[name] = sums[name] + loss if name in sums else loss
@@ -69,3 +75,14 @@ class MicroBatches:
                 self.strategy.begin_backward(is_last=is_last)
                 split.backward()
         return sums
+
+    def _warn_of_untrained(self, task: str, losses: Iterable[str]) -> None:
+        """Warn once of losses in which no trained parameter has a part."""
+        if new := [name for name in losses if (task, name) not in self._untrained]:
+            self._untrained.update((task, name) for name in new)
+            warnings.warn(
+                f"task {task!r}: {', '.join(new)} is computed from frozen parameters only, so it"
+                " trains nothing; see optim.frozen and lora.targets",
+                RuntimeWarning,
+                stacklevel=2,
+            )

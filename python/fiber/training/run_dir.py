@@ -31,6 +31,11 @@ from fiber.checkpoints.model_dir import (
     write_vocabulary,
 )
 from fiber.checkpoints.provenance import DATA_PATH
+from fiber.checkpoints.transformers_files import (
+    CONFIG_FIELDS,
+    config_fields,
+    write_transformers_files,
+)
 from fiber.config_io import from_dict, to_dict
 from fiber.data.formats.json_values import file_name_problem
 from fiber.env import provenance
@@ -41,6 +46,8 @@ from fiber.training.distributed.processes import launch_id, restart_count
 from fiber.training.metrics_file import draw_curves, read_metrics
 from fiber.training.tracking.goodput import Attempt, begin_attempt
 
+#: Field of config.json with the fingerprint of the initial weights, of a run that trains adapters.
+BASE_SHA256 = "base_sha256"
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Maximum number of characters of the owner of a lock.
@@ -63,6 +70,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         #: Weights of the finished model.
         self.model_file = path / "model.safetensors"
+        #: Adapters of a run with LoRA, beside the model into which they are merged.
+        self.adapter = path / "adapter"
         #: Job under torchrun that trains here, or did last; see `launch_id`.
         self.launch_file = path / ".launch"
         self._lock_file = path / ".lock"
@@ -85,7 +94,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} contains a model, not a run; choose another output folder"
             )
-        for name in ("fiber_version", "commit", "init", DATA_PATH):
+        for name in ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH, *CONFIG_FIELDS):
             values.pop(name, None)
         try:
             return from_dict(RunConfig, values)
@@ -102,6 +111,26 @@ class RunFolder:
         if not is_path or not (init.isprintable() or Path(init).exists()):
             raise ValueError(f"{self.config_file}: init: expected a path, got {shown(init)}")
         return init
+
+    def check_base(self, base: str, sha256: str) -> None:
+        """Check that the base of the run's adapters is the one that the run started from.
+
+        `sha256` is its fingerprint now. Without a run, nothing is checked.
+
+        Raises:
+            ValueError: if it has changed.
+        """
+        stored = self._stored_values().get(BASE_SHA256) if self.config_file.exists() else None
+        if stored not in (None, sha256):
+            raise ValueError(
+                f"{base}, the base of the adapters of {self.path}, has changed since the run"
+                f" started: its fingerprint is {sha256[:12]}, expected {shown(stored)[1:13]};"
+                " restore it, or start a new run in another folder"
+            )
+
+    def data_path(self) -> str | None:
+        """Read the path of the run's data, or return None if they are records of the caller."""
+        return self._stored_values().get(DATA_PATH)
 
     def _stored_values(self) -> dict[str, Any]:
         values = read_json(self.config_file, MAX_JSON_BYTES)
@@ -266,6 +295,7 @@ class RunFolder:
         data_path: str | None = None,
         *,
         started: float | None = None,
+        base_sha256: str | None = None,
     ) -> Attempt:
         """Create the folder of a new run, or prepare it for resuming.
 
@@ -278,6 +308,7 @@ class RunFolder:
             init: path of the initial weights, if any.
             data_path: absolute path of the data; None for records passed by the caller.
             started: seconds since the epoch when the start began; default: now.
+            base_sha256: fingerprint of the initial weights, if adapters of them are trained.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_parts(self.path)
@@ -288,7 +319,11 @@ class RunFolder:
         if not self.config_file.exists():
             # config.json is written last, so a folder that contains it has all other files.
             write_vocabulary(self.path, vocabulary)
-            origin = {"init": init, DATA_PATH: data_path}
+            origin: dict[str, Any] = {"init": init, DATA_PATH: data_path}
+            if base_sha256 is not None:
+                origin[BASE_SHA256] = base_sha256
+            write_transformers_files(self.path, config.model, vocabulary.tokenizer)
+            origin |= config_fields(config.model)
             write_json(self.config_file, provenance() | origin | to_dict(config))
         self.checkpoints.mkdir(exist_ok=True)
         remove_parts(self.checkpoints)

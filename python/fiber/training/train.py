@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.random import fork_rng
 
-from fiber.checkpoints.load import EncoderStates, read_init
+from fiber.checkpoints.encoders import EncoderStates
+from fiber.checkpoints.load import read_init
 from fiber.checkpoints.model_dir import StoredModel, Vocabulary
 from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
 from fiber.config_io import replace_fields

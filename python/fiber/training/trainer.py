@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.init_from import initialize
-from fiber.checkpoints.load import EncoderStates
-from fiber.checkpoints.model_dir import StoredModel, write_weights
+from fiber.checkpoints.encoders import EncoderStates
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.models.registry import Network, build_model
 from fiber.progress import Progress, readable_seconds, say
+from fiber.training.adapters import RunAdapters, write_finished
 from fiber.training.checkpoint.folder import (
     VALIDATION,
     Position,
@@ -36,7 +36,7 @@ from fiber.training.checkpoint.writer import CheckpointWriter
 from fiber.training.compiled import CompiledBackbone, check_compile
 from fiber.training.config.run import RunConfig
 from fiber.training.data import fingerprint
-from fiber.training.data_init import init_from_data, warn_of_frozen
+from fiber.training.data_init import initialize_model, warn_of_frozen
 from fiber.training.distributed.agreement import agree, check_shared
 from fiber.training.distributed.collectives import (
     broadcast_object,
@@ -124,6 +124,7 @@ class Trainer:
         self.records = {name: len(records) for name, records in record_sets.items()}
         self.fingerprints = {name: fingerprint(records) for name, records in record_sets.items()}
         agree(config, self.records, self.fingerprints, data.vocabulary, processes)
+        self.adapters = RunAdapters.of(config, init, folder)
         self.model = self._build_model()
         checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
@@ -132,10 +133,16 @@ class Trainer:
             fingerprints=self.fingerprints,
             vocabulary_sha256=self.vocabulary_sha256,
         )
-        if checkpoint is None:
-            self._initialize(init, data)
-        else:
+        new: Collection[str] = ()
+        # Adapters have the same layers when a run resumes, whose weights follow.
+        if checkpoint is None or self.adapters is not None:
+            new, report = initialize_model(self.model, init, config, data, processes)
+            self._log(report)
+            warn_of_frozen(self.frozen, new)
+        if checkpoint is not None:
             position = self._read_position(checkpoint, data.path)
+        if self.adapters is not None:
+            self._log(self.adapters.add(self.model, new, self.frozen))
         self.state.start(config, self.device)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
@@ -167,7 +174,12 @@ class Trainer:
         origin, attempt = str(init.path) if init else None, None
         if self.processes.is_first:
             attempt = self.folder.open(
-                self.config, data.vocabulary, origin, data.path, started=self.monitor.started
+                self.config,
+                data.vocabulary,
+                origin,
+                data.path,
+                started=self.monitor.started,
+                base_sha256=self.adapters.base_sha256 if self.adapters is not None else None,
             )
         self.monitor.begin(self.config, attempt)
         wait_for_all(self.processes)
@@ -185,16 +197,6 @@ class Trainer:
         self.frozen = freeze(model, self.config.optim.frozen)
         return model
 
-    def _initialize(self, init: StoredModel | EncoderStates | None, data: TrainingData) -> None:
-        """Copy the initial weights, if any, and start other parts from the data."""
-        new: Collection[str] = self.model.state_dict()
-        if init is not None:
-            report = initialize(self.model, init, data.vocabulary.answers)
-            self._log(f"weights from {init.path}:\n{report}")
-            new = report.created
-        warn_of_frozen(self.frozen, new)
-        init_from_data(self.model, new, self.config, data, self.processes)
-
     def _distribute(self, checkpoint: RunCheckpoint | None) -> None:
         """Restore a checkpoint, if any, and distribute weights and optimizer state."""
         config = self.config
@@ -208,7 +210,7 @@ class Trainer:
             timeout_seconds=config.train.timeout_seconds,
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim, config.lora)
         decay = config.train.ema_decay
         self.average = MovingAverage(self.model, decay) if decay else None
         self.restorable = TrainingState(self.model, self.optimizer, self.average, self.state)
@@ -377,7 +379,7 @@ class Trainer:
         least = optim.plateau_least_lr if is_bounded else 0.0
         set_learning_rate(self.optimizer, optim.lr * factor, least)
         torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
-        self.state.begin_step(step, lambda: self.strategy.full_weights(self.model.state_dict()))
+        self.state.begin_step(step, self._whole_weights)
 
     def _end_step(self, gradient_norm: Tensor, *, save: bool) -> None:
         """Log, validate and save if due after this step; `save` forces logging and saving."""
@@ -411,16 +413,18 @@ class Trainer:
             weights = self.strategy.full_weights(self._weights(), keep=keep)
         if self.processes.is_first:
             self.folder.draw(self.priors)
-            if self.validation is not None:
-                self.validation.finish(self.best_step, self.folder.model_file)
-            else:
-                write_weights(self.folder.path, weights)
+            write_finished(self.folder, weights, self.validation, self.best_step, self.adapters)
         for line in self.loaders.skipped():
             self._log(line)
         kept = f" (the weights of step {self.best_step})" if self.validation is not None else ""
         took = readable_seconds(time.monotonic() - self.began)
         self._log(f"finished after {took}: {self.folder.path}{kept}")
         wait_for_all(self.processes)
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """Return the current weights, whole and without adapters."""
+        weights = self.strategy.full_weights(self.model.state_dict())
+        return weights if self.adapters is None else self.adapters.merged(weights)
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the EMA weights if configured, else the current ones; they may be sharded."""
@@ -431,7 +435,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and is_bfloat16)
 
     def _log(self, message: str) -> None:
-        if not self.quiet:
+        if message and not self.quiet:
             say(message)
 
     def _context(self) -> RunContext:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import write_file
-from fiber.checkpoints.model_dir import StoredModel, Vocabulary, write_tensors
+from fiber.checkpoints.model_dir import StoredModel, Vocabulary, read_tensors, write_tensors
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
@@ -106,6 +106,10 @@ class Validation:
         """Move a step's weights to `model_file`, and remove the weights of all other steps."""
         self._file(step).rename(model_file)
         self.forget_others(())
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Read the weights of a step that were kept."""
+        return read_tensors(self._file(step))
 
     def check(self, best_step: int) -> None:
         """Raise FileNotFoundError if the best weights so far are missing."""

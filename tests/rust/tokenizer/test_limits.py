@@ -138,6 +138,27 @@ def test_ids_with_gaps_are_read():
     assert json.loads(tokenizer.to_json())["model"]["vocab"] == vocabulary
 
 
+def test_a_post_processor_adds_ids_of_tokens(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    processor = WHOLE["post_processor"]
+    assert processor["type"] == "RobertaProcessing"
+    path.write_text(json.dumps(WHOLE | {"post_processor": processor | {"sep": ["</s>", 2**31]}}))
+    with pytest.raises(ValueError, match=rf"^{path}: .*adds id {2**31}, which no token has"):
+        Tokenizer.from_file(path)
+
+
+def test_a_model_has_a_row_for_each_id():
+    """A tokenizer whose ids have gaps is one, but not of a model."""
+    vocabulary = dict(WHOLE["model"]["vocab"])
+    vocabulary["b"] = 2 * len(vocabulary)
+    tokenizer = Tokenizer.from_json(
+        json.dumps(WHOLE | {"model": WHOLE["model"] | {"vocab": vocabulary}})
+    )
+    last = tokenizer.vocab_size - 1
+    with pytest.raises(ValueError, match=rf"no token has id \d+; expected ids 0 to {last} in a"):
+        tokenizer.check_for_models()
+
+
 def test_ids_of_a_vocabulary_and_merges_are_bounded(tmp_path):
     vocabulary, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
     vocabulary.write_text(json.dumps(WHOLE["model"]["vocab"] | {"x": 4_000_000_000}))

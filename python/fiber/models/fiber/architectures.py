@@ -30,6 +30,11 @@ _fiber = partial(
     resize=_resize_windows,
     main_sizes=infer_config.main_sizes,
     stored_sizes=infer_config.stored_sizes,
+    # Attention and MLPs of the encoders and the fusion, whatever kinds a model has.
+    lora_targets=(
+        *("backbone.*.qkv", "backbone.*.query", "backbone.*.key_value", "backbone.*.output"),
+        "backbone.*.mlp.*",
+    ),
     describe=infer_config.describe,
 )
 

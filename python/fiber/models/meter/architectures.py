@@ -22,6 +22,11 @@ ARCHITECTURES = (
         stored_config=infer_config.stored_config,
         keys=keys.meter_keys,
         stored_sizes=infer_config.stored_sizes,
+        # Attention and MLPs of the encoders and the fusion, whatever kinds a model has.
+        lora_targets=(
+            *("backbone.*.qkv", "backbone.*.query", "backbone.*.key_value", "backbone.*.output"),
+            "backbone.*.mlp.*",
+        ),
         ignored_key=keys.ignored_meter_key,
         encoders=keys.ENCODERS,
         resize=keys.resize_tables,

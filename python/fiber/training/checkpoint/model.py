@@ -11,6 +11,7 @@ from torch import Tensor
 from fiber.checkpoints.model_dir import StoredModel, load_tensors
 from fiber.checkpoints.torch_file import Weights
 from fiber.messages import shown_names
+from fiber.models.lora import merged_state
 from fiber.models.registry import build_empty
 from fiber.training.checkpoint.files import stored_tensors
 from fiber.training.checkpoint.folder import RunCheckpoint, checkpoints_in
@@ -64,6 +65,10 @@ def read_checkpoint_model(
         # Where it is sharded, a 0-D parameter has one dimension.
         if tensor.ndim == 0 and name in tensors:
             tensors[name] = tensors[name].reshape(())
+    if config.lora is not None:
+        with checkpoint.explained(INDEX):
+            options = {"r": config.lora.r, "alpha": config.lora.alpha}
+            tensors = merged_state(config.model, tensors, **options)
     load_tensors(model, folder, tensors, resize=image_size is not None, device="cpu")
     vocabulary = run.vocabulary()
     parts: dict[str, Any] = vocabulary._asdict() if vocabulary is not None else {}

@@ -20,6 +20,7 @@ from fiber.models.families import read_config
 from fiber.models.model_config import ModelConfig
 from fiber.tasks import all_evaluations
 from fiber.tasks.transform import TransformConfig
+from fiber.training.config.lora import LoraConfig
 from fiber.training.config.tasks import TasksConfig, read_tasks
 
 
@@ -243,6 +244,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    #: Train low-rank adapters of the initial model; None trains its weights.
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.active().items():
@@ -274,6 +277,10 @@ class RunConfig:
             self.train.draws == "rank" or self.model.has_row_draws,
             "train.draws 'row' is not for merged attention (model.cross.kind), whose attention"
             " weights have other places in texts of other lengths",
+        )
+        require(
+            self.lora is None or self.lora.dropout == 0 or self.train.draws == "rank",
+            "lora.dropout is for train.draws 'rank', got 'row'",
         )
         accumulation = self.train.accumulation
         for name in self.tasks.active():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fiber.config_io import require
 from fiber.models.init import allocate
-from fiber.models.registry import Network, build_empty
+from fiber.models.lora import build_empty_like
+from fiber.models.registry import Network
 from fiber.models.shard_units import shard_units
 from fiber.training.config.run import TrainConfig
 from fiber.training.distributed.full_tensor import full_state, full_tensor
@@ -125,7 +126,7 @@ class Shard:
     @contextmanager
     def whole_model(self, model: Network, weights: Mapping[str, Tensor]) -> Iterator[Network]:
         """See `Strategy`. A second model on the device, freed on exit."""
-        whole = build_empty(model.config)
+        whole = build_empty_like(model)
         allocate(whole, self.processes.device)
         # One at a time, so that no rank has a third copy.
         for name, tensor in whole.state_dict().items():

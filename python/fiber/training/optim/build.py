@@ -7,16 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiber.training.config.lora import LoraConfig
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim.adamw import PublishedAdamW
 from fiber.training.optim.muon import MuonAdamW
-from fiber.training.optim.parameter_groups import factor_of, is_backbone_matrix, is_decayed
+from fiber.training.optim.parameter_groups import (
+    factor_of,
+    is_adapter,
+    is_backbone_matrix,
+    is_decayed,
+)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, lora: LoraConfig | None = None
+) -> torch.optim.Optimizer:
     """Create the optimizer of all trainable parameters, with a group for each set of options.
 
-    Each group stores its learning rate multiplier as `lr_factor`; see `set_learning_rate`.
+    Each group stores its learning rate multiplier as `lr_factor`; see `set_learning_rate`. `lora`
+    has that of the adapters of the model, if it has any.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -26,6 +35,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
                 factor_of(name, parameter, config, getattr(model, "parts", None)),
                 is_decayed(name, parameter, config),
             )
+            if lora is not None and is_adapter(name):
+                factor *= lora.lr_multiplier
             group: dict[str, Any] = {
                 "params": [],
                 "lr_factor": factor * config.muon_lr_multiplier if by_muon else factor,

@@ -147,7 +147,17 @@ def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:
     return kind == "weight" or (kind in ("vector", "gate") and config.decay_vectors)
 
 
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter is one of LoRA's."""
+    return ".lora_" in name
+
+
 def is_backbone_matrix(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is a matrix of an encoder or of the fusion, but no embedding."""
+    """Return whether a parameter is a matrix of an encoder or of the fusion.
+
+    Embeddings and adapters of LoRA are not: the rows of a matrix of rank r that is orthogonal would
+    all be as important as the first.
+    """
     is_matrix = parameter.ndim == 2 and kind_of(name, parameter) == "weight"
-    return is_matrix and name.startswith("backbone.") and ".embeddings." not in name
+    is_other = ".embeddings." in name or is_adapter(name)
+    return is_matrix and name.startswith("backbone.") and not is_other

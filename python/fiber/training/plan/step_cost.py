@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 # Imported for the registration of torch.ops.fiber.
 import fiber.kernels  # noqa: F401
 from fiber.models.registry import build_empty
+from fiber.training.adapters import build_empty_trained
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.split_backward import SplitGraph
-from fiber.training.optim import freeze
 from fiber.training.task_training import ImageSize, trainings_of
 
 
@@ -56,8 +56,7 @@ def count_step(
         memory: count with the run's `train.gradient_checkpointing`, which costs FLOPs. If False,
             FLOPs are those without it, and activations are not of use.
     """
-    model = build_empty(config.model)
-    freeze(model, config.optim.frozen)
+    model = build_empty_trained(config)
     cast(Any, model).backbone.gradient_checkpointing = (
         memory and config.train.gradient_checkpointing
     )

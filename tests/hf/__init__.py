@@ -1,0 +1,1 @@
+"""Libraries of Hugging Face with models of this package."""
