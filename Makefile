@@ -16,8 +16,8 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-interpreter test-oldest kernels-aot fuzz package lint \
-  licenses advisories fmt build bench clean
+.PHONY: demo test test-all test-hf test-export test-interpreter test-oldest kernels-aot fuzz package \
+  lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -29,14 +29,14 @@ APART := --ignore=tests/hf --ignore=tests/export
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
 	cargo test --release
-	$(PYTEST) -m "not slow and not package" $(APART) $(ARGS)
+	$(PYTEST) -m "not slow and not package and not export" $(APART) $(ARGS)
 
 # Every test but those of `make package`, `make test-hf` and `make test-export`: also learning, kills,
 # strategies, mistakes, pages of the docs.
 test-all: $(VENV)/.installed-dev
 	cargo test --release
 	$(MAKE) test-interpreter ARGS=
-	$(PYTEST) -m "not package" $(APART) $(ARGS)
+	$(PYTEST) -m "not package and not export" $(APART) $(ARGS)
 
 # `fiber.hf` with the transformers of .venv, which is the newest when .venv is made, and with the oldest
 # that pyproject.toml allows, in an environment that takes all other packages from .venv. Warnings of the
@@ -48,7 +48,7 @@ test-hf: $(VENV)/.installed-dev $(HF)/.installed
 # Exported graphs in onnxruntime, OpenVINO and torch.export, in an environment with these packages
 # over that of the other tests.
 test-export: $(EXPORT)/.installed
-	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) tests/export $(ARGS)
+	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) -m export tests/export $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -80,7 +80,7 @@ TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py te
 # their own, whose warnings are theirs; and the Triton kernels in the interpreter of the oldest Triton
 # for which they run by default, which is newer than the Triton of the oldest torch.
 test-oldest: $(OLDEST)/.installed
-	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package" --allow-warnings \
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) -m "not slow and not package and not export" --allow-warnings \
 	  $(TOOLS:%=--ignore=tests/%) $(APART) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)

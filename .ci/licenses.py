@@ -52,6 +52,10 @@ FILES = {
         "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
     ),
     "fastokens": ("Apache-2.0", "0cec06e0e55fbc3dc5cee4fca9b607f66cb8f4e4dbcf3b3c013594dd156732e9"),
+    "torchao": (
+        "BSD-3-Clause",
+        "67901e351baeaa5aef967cccd0886ba679f085df8673d1ecd49592bf284115af",
+    ),
 }
 #: Packages that are used under another license, and why that is no condition on users of fiber.
 DECIDED = {

@@ -187,6 +187,7 @@ def main() -> None:
         if arguments.get("hold_after"):
             callbacks.append(HoldAfterStep(Path(arguments["output"]), arguments["hold_after"]))
         options = {"resume": arguments["resume"], "callbacks": callbacks}
+        options["init"] = arguments.get("init")
         run(config, Path(arguments["data"]), Path(arguments["output"]), **options)
     except FileExistsError as error:
         sys.exit(f"{error} (after {time.monotonic() - began:.3f} s)")

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from fiber.training.optim import MuonAdamW
 from fiber.training.plan.step_cost import TextShape, count_step
 from fiber.training.trainer import Trainer
 from tests.losses.two_ranks import run_on_two_ranks
+from tests.processes import start_python
+from tests.training import micro_runs
 from tests.training.distributed.strategy_runs import sharded_on_cpu
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
@@ -124,6 +128,49 @@ def test_a_resumed_run_is_bit_identical(base, finished, pictures, tmp_path, monk
     assert numbers(finished.folder) == numbers(resumed.folder)
     assert weights_equal(finished.folder, resumed.folder)
     assert adapters_equal(finished.folder, resumed.folder)
+
+
+def test_a_run_that_ends_before_its_model_is_written_is_completed(
+    base, finished, pictures, tmp_path
+):
+    """The adapter is written first; then the process dies."""
+    cut = shutil.copytree(finished.folder, tmp_path / "cut")
+    (cut / "model.safetensors").unlink()
+    (cut / "adapter" / "fiber.json").unlink()
+    resumed = run(finished.config, pictures, cut, resume=True)
+    assert weights_equal(finished.folder, resumed.folder)
+    assert adapters_equal(finished.folder, resumed.folder)
+    assert equal(fiber.load(cut / "adapter").network.state_dict(), state(cut))
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_bit_for_bit(base, pictures, tmp_path):
+    changes = COMMON | {"lora__dropout": 0.1, "train__steps": 12}
+    arguments = {"stage": "coarse", "data": str(pictures), "changes": changes, "dropout": 0.1}
+    arguments["init"] = str(base.folder)
+
+    def start(output, **others):
+        settings = arguments | {"output": str(output), "resume": True} | others
+        return start_python([micro_runs.__file__, json.dumps(settings)])
+
+    whole = start(tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    for step in (3, 7):
+        process = start(tmp_path / "cut", hold_after=step)
+        while not (tmp_path / "cut" / f"held-{step}").exists():
+            assert process.exitcode is None
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        (tmp_path / "cut" / f"held-{step}").unlink()
+    last = start(tmp_path / "cut")
+    last.join()
+    assert last.exitcode == 0
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
+    assert weights_equal(tmp_path / "whole", tmp_path / "cut")
+    assert adapters_equal(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_base_that_changes_before_a_resume_is_an_error(base, pictures, tmp_path, monkeypatch):

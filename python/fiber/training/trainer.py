@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -133,16 +133,15 @@ class Trainer:
             fingerprints=self.fingerprints,
             vocabulary_sha256=self.vocabulary_sha256,
         )
-        new: Collection[str] = ()
-        # Adapters have the same layers when a run resumes, whose weights follow.
+        # A run with adapters has the same layers when it resumes, whose weights follow.
         if checkpoint is None or self.adapters is not None:
             new, report = initialize_model(self.model, init, config, data, processes)
             self._log(report)
             warn_of_frozen(self.frozen, new)
+            if self.adapters is not None:
+                self._log(self.adapters.add(self.model, new, self.frozen))
         if checkpoint is not None:
             position = self._read_position(checkpoint, data.path)
-        if self.adapters is not None:
-            self._log(self.adapters.add(self.model, new, self.frozen))
         self.state.start(config, self.device)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)

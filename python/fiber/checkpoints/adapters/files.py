@@ -98,7 +98,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu", torch.float32).contiguous()
         found.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -233,7 +233,7 @@ def _checked(path: Path, name: str, value: Any) -> Any:
             raise ValueError(
                 f"{path}: {name}: expected a list of {kind.__name__}, got {shown(wrong[0])} in it"
             )
-    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
     least = {"r": 1, "rank_pattern": 1, "lora_alpha": 0, "alpha_pattern": 0, "lora_dropout": 0}
     if name in least:
         for number in numbers:
