@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
 # Tests with a target of their own, which are in none of the others.
-APART := --ignore=tests/hf --ignore=tests/export
+APART := --ignore=tests/hf
 
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev

@@ -2,10 +2,13 @@
 
 import shutil
 
+import pytest
+
 from fiber.cli import main
 from tests.processes import run_python
 from tests.test_docs import ROOT, blocks_of, commands_of
 
+pytestmark = pytest.mark.export
 PAGE = (
     (ROOT / "docs" / "export.md").read_text().replace("<!-- skip: run by make test-export -->", "")
 )
