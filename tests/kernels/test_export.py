@@ -88,6 +88,9 @@ class Windows(torch.nn.Module):
         return kernels.window_attention(qkv, table, bias, window_size=4, shift=2)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="fiber export needs a newer torch"
+)
 def test_the_traced_graph_has_plain_operations_and_any_map_size():
     # From two windows on: one is a size of 1, which the tracer takes for fixed.
     side = Dim("height", min=5), Dim("width", min=5)

@@ -7,6 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ MARK_FILE = "fiber.json"
 class Graphs:
     """Graphs of a model, run on the CPU in float32.
 
-    Each graph is loaded when it is first run. What the graphs are and how they follow one another
-    is in docs/export.md.
+    Each graph is loaded when it is first run. Runs of one object are not parallel. What the graphs
+    are and how they are connected is in docs/export.md.
 
     Args:
         folder: folder that `fiber export` wrote.
@@ -76,6 +77,9 @@ class Graphs:
         self.engine: Engine = engine or engines[0]
         self._module = _import(self.engine)
         self._threads = threads
+        # onnxruntime sets the handling of subnormal numbers for the thread that loads a graph; in
+        # the caller's, it would hold for other arithmetic, too.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fiber-graphs")
         self._check_files()
         self._loaded: dict[str, _Runner] = {}
 
@@ -106,6 +110,13 @@ class Graphs:
         # Some are buffers of the extension.
         own = {each: np.asarray(value) for each, value in inputs.items()}
         check_inputs(name, graph, self.metadata.dimensions, own)
+        arrays = [np.asarray(own[each.name], order="C") for each in graph.inputs]
+        names = [each.name for each in graph.inputs]
+        outputs = self._thread.submit(lambda: self._load(name, graph).run(names, arrays)).result()
+        return {each.name: array for each, array in zip(graph.outputs, outputs, strict=True)}
+
+    def _load(self, name: str, graph: Graph) -> _Runner:
+        """Load a graph when it is first run."""
         if name not in self._loaded:
             path = self.folder / graph.file
             try:
@@ -115,9 +126,7 @@ class Graphs:
                 raise ValueError(
                     f"{path} cannot be loaded by {self.engine}: {_first_line(error)}"
                 ) from error
-        arrays = [np.asarray(own[each.name], order="C") for each in graph.inputs]
-        outputs = self._loaded[name].run([each.name for each in graph.inputs], arrays)
-        return {each.name: array for each, array in zip(graph.outputs, outputs, strict=True)}
+        return self._loaded[name]
 
     def _check_files(self) -> None:
         """Compare size and checksum of every file with metadata.json."""
@@ -151,7 +160,7 @@ class Graphs:
     def _read_mark(self, path: Path) -> Mapping[str, str]:
         """Return what a graph file says of itself; empty if it cannot be read."""
         try:
-            return _RUNNERS[self.engine](self._module, path, 1).mark
+            return self._thread.submit(_RUNNERS[self.engine], self._module, path, 1).result().mark
         except Exception:
             # A damaged file fails in any way.
             return {}
@@ -248,6 +257,9 @@ class _OnnxRuntime(_Runner):
         options = module.SessionOptions()
         # Errors are raised; warnings are about initializers that no user can change.
         options.log_severity_level = 4
+        # Swin adds -100 to scores across the border of a shifted map, whose weights are subnormal
+        # numbers, with which some processors compute many times slower.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session = module.InferenceSession(
