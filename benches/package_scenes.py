@@ -28,9 +28,9 @@ from experiments import measured_records
 
 import fiber
 from fiber.atomic_io import read_json, write_json
-from fiber.checkpoints.model_dir import load_model, save_model, write_weights
+from fiber.checkpoints.model_dir import STAGES, load_model, save_model, write_weights
 from fiber.checkpoints.provenance import DATA_PATH
-from fiber.checkpoints.stages import STAGES, packaged_model
+from fiber.checkpoints.stages import packaged_model
 from fiber.demo.guesses import Guesser
 from fiber.env import describe_machine
 from fiber.evaluation.evaluate import evaluate

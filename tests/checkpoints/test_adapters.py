@@ -20,8 +20,9 @@ from fiber.checkpoints.adapters.files import (
 from fiber.checkpoints.adapters.load import base_name
 from fiber.checkpoints.convert import convert
 from fiber.checkpoints.load import read_init, read_model
-from fiber.checkpoints.model_dir import Vocabulary, load_model, save_model
+from fiber.checkpoints.model_dir import load_model, save_model
 from fiber.checkpoints.stages import packaged_model
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.models.lora import (
     PREFIX,
     add_adapters,

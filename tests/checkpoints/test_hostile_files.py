@@ -17,7 +17,7 @@ from fiber.checkpoints.convert import convert
 from fiber.checkpoints.load import read_init, read_model
 from fiber.checkpoints.model_dir import load_model
 from fiber.checkpoints.torch_file import read_checkpoint
-from fiber.checkpoints.vocabulary import open_answers, open_tokenizer
+from fiber.checkpoints.vocabulary.sources import open_answers, open_tokenizer
 from tests import hostile_cases
 from tests.peer_versions import needs
 

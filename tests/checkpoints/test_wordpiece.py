@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fiber.checkpoints.vocabulary import open_tokenizer
-from fiber.checkpoints.wordpiece import read_vocab_txt
+from fiber.checkpoints.vocabulary.sources import open_tokenizer
+from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 from fiber.models.meter.config import MeterConfig
 
 WORDS = (

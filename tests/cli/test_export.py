@@ -18,7 +18,7 @@ from .output import error_line
 @pytest.mark.slow
 def test_embeddings_without_other_packages(desk, capsys):
     try:
-        formats.need_packages("torch")
+        formats.check_torch()
     except ValueError as error:
         pytest.skip(str(error))
     arguments = ["runs/demo/coarse", "graphs", "--to", "torch", "--heads", "itc"]
@@ -60,6 +60,7 @@ def test_bad_arguments(desk, capsys, monkeypatch, arguments, message):
 
 
 def test_a_missing_package_names_the_extra(desk, capsys, monkeypatch):
+    monkeypatch.setattr(formats, "check_torch", lambda: None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", "runs/demo/coarse", "out"]) == 2
     assert "pip install 'fiber-vl[onnx]'" in capsys.readouterr().err

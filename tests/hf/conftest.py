@@ -60,7 +60,7 @@ def save_models(root: Path) -> None:
 def _tokenizer(name: str, root: Path) -> Tokenizer:
     if name != "METER BERT":
         return Tokenizer.train(TEXTS * 10, 320)
-    from fiber.checkpoints.wordpiece import read_vocab_txt
+    from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 
     special = ["[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]"]
     letters = [chr(code) for code in range(97, 123)]

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 import fiber
-from fiber.checkpoints.model_dir import Vocabulary, load_model, write_weights
+from fiber.checkpoints.model_dir import load_model, write_weights
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.models.registry import inference_transform
 from fiber.recipes.small import small_vqa
 from fiber.training.run_dir import RunFolder

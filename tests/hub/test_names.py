@@ -6,7 +6,7 @@ import pytest
 
 import fiber
 from fiber.checkpoints import stages
-from fiber.checkpoints.hub import HubModel, hub_name, parse_hub_name, short_hub_name
+from fiber.checkpoints.hub.names import HubModel, hub_name, parse_hub_name, short_hub_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,7 +7,8 @@ import torch
 
 import fiber
 from fiber.checkpoints.convert import convert
-from fiber.checkpoints.model_dir import MODEL_FILES, Vocabulary, write_weights
+from fiber.checkpoints.model_dir import MODEL_FILES, write_weights
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.inference import Model

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import fiber
-from fiber.checkpoints.model_dir import MODEL_FILES, Vocabulary, load_model
+from fiber.checkpoints.model_dir import MODEL_FILES, load_model
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.cli import main
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 import fiber
-from fiber.checkpoints.model_dir import Vocabulary, read_vocabulary, save_model, write_vocabulary
-from fiber.checkpoints.vocabulary import open_tokenizer
+from fiber.checkpoints.model_dir import save_model
+from fiber.checkpoints.vocabulary.files import Vocabulary, read_vocabulary, write_vocabulary
+from fiber.checkpoints.vocabulary.sources import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.inference import Model
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from PIL import Image
 
-from fiber.checkpoints.model_dir import read_vocabulary
+from fiber.checkpoints.vocabulary.files import read_vocabulary
 from fiber.config_io import replace_fields
 from fiber.training.data import open_data
 from fiber.training.task_loaders import training_transform

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fiber.checkpoints.model_dir import Vocabulary, save_model
+from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.config import preset
 from fiber.config_io import replace_fields, to_dict
 from fiber.data import Tokenizer

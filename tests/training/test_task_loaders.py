@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fiber import DecodeError
-from fiber.checkpoints.vocabulary import TRAINED_TOKENS, count_answers
+from fiber.checkpoints.vocabulary.sources import TRAINED_TOKENS, count_answers
 from fiber.config import preset
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer

@@ -21,7 +21,7 @@ from fiber.benchmarks.photos import find_photographs
 from fiber.benchmarks.processes import PeerError, not_installed
 from fiber.benchmarks.texts import class_prompt, generate_boxes, generate_captions
 from fiber.benchmarks.workloads import CORPORA, GATES, KINDS, OWN_KINDS, WORKLOADS, Gate, Workload
-from fiber.checkpoints.vocabulary import open_tokenizer
+from fiber.checkpoints.vocabulary.sources import open_tokenizer
 from fiber.data import Tokenizer
 from fiber.env import describe_machine, usable_cores
 

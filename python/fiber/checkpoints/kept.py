@@ -15,7 +15,7 @@ from fiber.checkpoints.provenance import TRAINING
 from fiber.checkpoints.transformers_files import MODEL_FIELDS, WRITTEN_BY_TRANSFORMERS
 from fiber.messages import shown
 
-#: Names of the files: the card, and measured numbers as `fiber.checkpoints.model_card` reads them.
+#: Names of the files: the card, and measured numbers as `fiber.checkpoints.hub.card` reads them.
 CARD, METRICS = "README.md", "metrics.json"
 #: Maximum size of each file in bytes.
 MAX_BYTES = 1 << 20

@@ -15,12 +15,7 @@ from fiber.atomic_io import read_json
 from fiber.checkpoints.adapters.files import is_adapter
 from fiber.checkpoints.adapters.load import load_adapter
 from fiber.checkpoints.encoders import EncoderStates
-from fiber.checkpoints.model_dir import (
-    MAX_JSON_BYTES,
-    StoredModel,
-    is_run_checkpoint,
-    load_model,
-)
+from fiber.checkpoints.model_dir import StoredModel, is_run_checkpoint, load_model
 from fiber.checkpoints.published import check_names, load_published
 from fiber.checkpoints.stages import (
     check_not_transformers,
@@ -29,7 +24,8 @@ from fiber.checkpoints.stages import (
     stage_with,
 )
 from fiber.checkpoints.torch_file import SUFFIXES, Checkpoint, Weights, read_checkpoint
-from fiber.checkpoints.vocabulary import Answers, open_answers, open_tokenizer
+from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES
+from fiber.checkpoints.vocabulary.sources import Answers, open_answers, open_tokenizer
 from fiber.checkpoints.weights import copy_weights
 from fiber.data import Tokenizer
 from fiber.messages import shown

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fiber.atomic_io import (
-    check_regular_file,
     flush_to_disk,
     made_folder,
     read_json,
@@ -35,6 +34,15 @@ from fiber.checkpoints.transformers_files import (
     TRANSFORMERS_FILES,
     config_fields,
     write_transformers_files,
+)
+from fiber.checkpoints.vocabulary.files import (
+    MAX_JSON_BYTES,
+    VOCABULARY_FILES,
+    Vocabulary,
+    read_list,
+    read_vocabulary,
+    write_lists,
+    write_vocabulary,
 )
 from fiber.checkpoints.weights import copy_weights, dtype_problem, list_problems
 from fiber.config_io import to_dict
@@ -51,9 +59,11 @@ from fiber.models.registry import (
     read_config,
 )
 
-#: Names of the files of a vocabulary, and of all files in a model folder.
-VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
+#: Names of all files in a model folder.
 MODEL_FILES = ("config.json", "model.safetensors", *VOCABULARY_FILES, *TRANSFORMERS_FILES)
+
+#: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
+STAGES = ("coarse", "fine")
 
 #: Names of the folders of a run's checkpoints; damaged ones were set aside when the run resumed.
 _RUN_CHECKPOINT = re.compile(r"(damaged-)?step-\d+")
@@ -61,43 +71,9 @@ _RUN_CHECKPOINT = re.compile(r"(damaged-)?step-\d+")
 #: Start of the names of files that transformers writes for a model in several of them.
 _SHARDS = "model.safetensors"
 
-#: Maximum size in bytes of the JSON files of a model, except tokenizer.json.
-MAX_JSON_BYTES = 16 << 20
-#: Maximum number of answers or classes of a model, and of characters in each. A detector looks for
-#: all of its classes in each image, some dozens at a time.
-MAX_STRINGS, MAX_STRING = 50_000, 1000
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 #: What to pass as a model, for errors, but for the models in the package.
 RELEASED = "a released file (docs/photographs.md says where they are)"
 A_MODEL = f"pass the folder of a run, such as runs/demo after `fiber demo`, {RELEASED}"
-
-#: Error messages for models that lack a vocabulary, such as published checkpoints.
-NO_TOKENIZER = (
-    "the model has no tokenizer; pass the one that it was trained with (--tokenizer DIR, or"
-    ' fiber.load(path, tokenizer="folder")), or add it to the model:'
-    " `fiber convert MODEL OUT --to fiber --tokenizer DIR`"
-)
-NO_ANSWERS = (
-    "the model has no answers for its VQA head; pass them in logit order (--answers"
-    ' FILE, or fiber.load(path, answers="answers.json")), or add them to the model:'
-    " `fiber convert MODEL OUT --to fiber --answers FILE`. `fiber data answers DIR --output FILE`"
-    " builds the answers of the published head from the official VQAv2 annotations"
-)
-NO_CLASSES = (
-    "the model was not trained on a fixed set of classes; pass the classes to detect (--classes"
-    ' "mug; laptop", or model.detect(images, ["mug", "laptop"]))'
-)
-
-
-class Vocabulary(NamedTuple):
-    """Tokenizer, VQA answers and detection classes of a model."""
-
-    tokenizer: Tokenizer
-    #: Answers of the VQA head in logit order; empty without a VQA head.
-    answers: tuple[str, ...] = ()
-    #: Classes that a detector was trained on; empty if it was trained on phrases only.
-    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +156,7 @@ def save_model(
         if tokenizer is not None:
             write_vocabulary(folder, Vocabulary(tokenizer, answers, classes))
         else:
-            _write_lists(folder, answers=answers, classes=classes)
+            write_lists(folder, answers=answers, classes=classes)
         write_transformers_files(folder, model.config, tokenizer)
         kept.write(folder)
         write_weights(folder, state)
@@ -233,8 +209,8 @@ def load_model(
         network=model.eval(),
         path=folder,
         tokenizer=vocabulary.tokenizer if vocabulary else None,
-        answers=_read_list(folder, "answers"),
-        classes=_read_list(folder, "classes"),
+        answers=read_list(folder, "answers"),
+        classes=read_list(folder, "classes"),
         trained_on=TrainedOn.read(values),
         stored_dtype=common_dtype(stored.tensors),
         kept=read_kept(folder, values),
@@ -322,82 +298,6 @@ def _check_tensor_names(path: Path, expected: Iterable[str], stored: Iterable[st
 def _raise_if_any(path: Path, faults: list[str]) -> None:
     if faults:
         raise ValueError(f"{path} does not fit the model:\n  {list_problems(faults)}")
-
-
-def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Write tokenizer.json. Also write answers.json and classes.json unless they are empty."""
-    vocabulary.tokenizer.save(folder / "tokenizer.json")
-    _write_lists(folder, answers=vocabulary.answers, classes=vocabulary.classes)
-
-
-def read_tokenizer(path: str | os.PathLike[str], config: ModelConfig | None = None) -> Tokenizer:
-    """Read tokenizer.json and check it for a model; see `check_tokenizer`.
-
-    Raises:
-        ValueError: if the file is no tokenizer, or the model cannot use it.
-    """
-    check_regular_file(Path(path))
-    tokenizer = Tokenizer.from_file(path)
-    try:
-        check_tokenizer(tokenizer, config)
-    except ValueError as problem:
-        raise ValueError(f"{os.fspath(path)}: {problem}") from None
-    return tokenizer
-
-
-def read_vocabulary(folder: Path, config: ModelConfig | None = None) -> Vocabulary | None:
-    """Read the tokenizer, answers and classes, or return None if there is no tokenizer.
-
-    The tokenizer is checked for a model; see `check_tokenizer`.
-    """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return None
-    return Vocabulary(
-        read_tokenizer(path, config), _read_list(folder, "answers"), _read_list(folder, "classes")
-    )
-
-
-def _write_lists(folder: Path, **lists: tuple[str, ...]) -> None:
-    for name, texts in lists.items():
-        if texts:
-            write_json(folder / f"{name}.json", list(texts))
-
-
-def _read_list(folder: Path, name: str) -> tuple[str, ...]:
-    path = folder / f"{name}.json"
-    return read_strings(path, name) if path.exists() else ()
-
-
-def read_strings(path: Path, name: str) -> tuple[str, ...]:
-    """Read a JSON list of strings; `name` is what they are, for errors.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if the file is not a list of strings.
-    """
-    strings = check_strings(read_json(path, MAX_JSON_BYTES), f"{path}: {name}")
-    if len(strings) > MAX_STRINGS:
-        raise ValueError(f"{path}: {name}: expected at most {MAX_STRINGS:,}, got {len(strings):,}")
-    return strings
-
-
-def check_strings(values: Any, where: str) -> tuple[str, ...]:
-    """Check a list of strings. Raises ValueError, starting with `where`, if it is none."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(
-            f"{where}: expected a list of strings, got {type(values).__name__} {shown(values)}"
-        )
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(f"{where}[{index}]: expected a string, got {shown(value)}")
-        if len(value) > MAX_STRING:
-            raise ValueError(f"{where}[{index}]: expected a short string, got {shown(value)}")
-        if _SURROGATE.search(value):
-            raise ValueError(
-                f"{where}[{index}]: {shown(value)} has a lone surrogate; expected valid Unicode"
-            )
-    return tuple(values)
 
 
 def load_state(model: nn.Module, path: Path, *, resize: bool = False) -> None:

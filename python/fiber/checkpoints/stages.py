@@ -10,16 +10,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from fiber.atomic_io import read_json
-from fiber.checkpoints.hub import SCHEME, download, parse_hub_name, short_hub_name
-from fiber.checkpoints.model_dir import A_MODEL, MAX_JSON_BYTES, RELEASED, read_model_config
+from fiber.checkpoints.hub.names import SCHEME, parse_hub_name, short_hub_name
+from fiber.checkpoints.hub.transfer import download
+from fiber.checkpoints.model_dir import A_MODEL, RELEASED, STAGES, read_model_config
 from fiber.checkpoints.torch_file import SUFFIXES
+from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES
 from fiber.data.image_file import check_not_url
 from fiber.messages import printable, shown
 
 #: Names of the models in the package, and what they know.
 PACKAGED = {"scenes": "drawings of colored shapes"}
-#: Names of the subfolders of a folder with one model per stage, such as that of `fiber demo`.
-STAGES = ("coarse", "fine")
 #: Names of folders here that are never taken for a user of the Hub, even before they exist.
 _LOCAL = ("runs", *PACKAGED)
 #: Maximum number of names of a folder that are compared with a misspelled one.

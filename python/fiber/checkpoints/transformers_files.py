@@ -22,6 +22,8 @@ MODEL_TYPE = "fiber"
 #: Names of classes of `fiber.hf`.
 DETECTOR = "FiberVLForZeroShotObjectDetection"
 IMAGE_TEXT = "FiberVLForImageText"
+#: Class of models with a head, if it is not that of image-text models.
+_CLASSES = {"grounding": DETECTOR}
 IMAGE_PROCESSOR = "FiberVLImageProcessor"
 
 #: Field of config.json that transformers adds when it writes the file.
@@ -37,7 +39,7 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
     Without `dtype`, transformers would compute in the dtype of the stored weights.
     """
-    name = DETECTOR if "grounding" in config.heads else IMAGE_TEXT
+    name = next((_CLASSES[head] for head in config.heads if head in _CLASSES), IMAGE_TEXT)
     return {"model_type": MODEL_TYPE, "architectures": [name], "dtype": "float32"}
 
 

@@ -30,7 +30,7 @@ def choose_model(named: str | None, *heads: str) -> str:
         FileNotFoundError: if neither a finished model nor the model in the package has any of them.
     """
     # Imported late, since it needs torch, which takes seconds to import.
-    from fiber.checkpoints.hub import hub_name
+    from fiber.checkpoints.hub.names import hub_name
     from fiber.checkpoints.stages import model_path, packaged_model, packaged_name, stage_with
 
     if named is not None:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.model_dir import NO_TOKENIZER
 from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.vocabulary.files import NO_TOKENIZER
 from fiber.data import DataLoader, Tokenizer
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.prompts.classes import ClassName

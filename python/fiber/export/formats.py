@@ -52,11 +52,7 @@ def need_packages(to: Format) -> None:
         ModuleNotFoundError: if one is not; the message names the extra.
         ValueError: if torch is too old.
     """
-    if "check_guards" not in inspect.signature(ExportedProgram.module).parameters:
-        raise ValueError(
-            f"torch {torch.__version__} is too old to export models; expected {TESTED_TORCH}, the"
-            " tested version, or a newer one"
-        )
+    check_torch()
     for name in PACKAGES[to]:
         try:
             importlib.import_module(name)
@@ -67,6 +63,15 @@ def need_packages(to: Format) -> None:
                 f"{name} is not installed; an export to {to} needs `pip install 'fiber-vl[{to}]'`",
                 name=name,
             ) from None
+
+
+def check_torch() -> None:
+    """Raise ValueError if torch is too old to export models."""
+    if "check_guards" not in inspect.signature(ExportedProgram.module).parameters:
+        raise ValueError(
+            f"torch {torch.__version__} is too old to export models; expected {TESTED_TORCH}, the"
+            " tested version, or a newer one"
+        )
 
 
 class SharedWeights:

@@ -11,13 +11,13 @@ from transformers import PreTrainedConfig
 
 from fiber.atomic_io import write_json
 from fiber.checkpoints.kept import training_of
-from fiber.checkpoints.model_dir import check_strings
 from fiber.checkpoints.provenance import TRAINING, newer_version
 from fiber.checkpoints.transformers_files import (
     MODEL_FIELDS,
     MODEL_TYPE,
     WRITTEN_BY_TRANSFORMERS,
 )
+from fiber.checkpoints.vocabulary.files import check_strings
 from fiber.config_io import to_dict
 from fiber.env import provenance
 from fiber.messages import shown

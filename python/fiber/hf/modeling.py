@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from fiber.checkpoints.model_dir import read_strings
+from fiber.checkpoints.vocabulary.files import read_strings
 from fiber.checkpoints.weights import list_problems
 from fiber.hf.config import FiberVLConfig
 from fiber.messages import shown

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.model_dir import NO_ANSWERS, NO_TOKENIZER
+from fiber.checkpoints.vocabulary.files import NO_ANSWERS, NO_TOKENIZER
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.inference.captions import caption_writer
 from fiber.inference.inputs import (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fiber import _core
-from fiber.checkpoints.model_dir import NO_TOKENIZER
+from fiber.checkpoints.vocabulary.files import NO_TOKENIZER
 from fiber.data import Tokenizer, load_image
 from fiber.data.image import EXPECTED, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits

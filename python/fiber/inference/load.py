@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,36 +99,17 @@ def load(
         _warn_packaged(name)
     stages = stage_folders(found)
     if not stages:
-        stored = load_stored(
-            found,
-            tokenizer,
-            answers,
-            device,
-            dtype,
-            image_size=image_size,
-            weights=weights,
-            base=base,
-        )
-        return _model(stored, limits)
-    if weights != "raw":
-        raise ValueError(
-            f"weights={shown(weights)} requires a checkpoint file; {found} is a folder"
-        )
-    if base is not None:
-        raise ValueError(f"base={shown(os.fspath(base))} is for an adapter; {found} has models")
+        options = {"image_size": image_size, "weights": weights, "base": base}
+        return _model(load_stored(found, tokenizer, answers, device, dtype, **options), limits)
+    _check_not_given(found, weights, base)
+    # Of the coarse stage alone.
+    coarse = {"answers": answers, "image_size": image_size}
     loaded = {}
     for name, folder in stages.items():
-        # Each option is for the stage that it concerns.
-        is_coarse = name == "coarse"
-        stored = load_stored(
-            folder,
-            tokenizer,
-            answers if is_coarse else None,
-            device,
-            dtype,
-            image_size=image_size if is_coarse else None,
+        options = coarse if name == "coarse" else {}
+        loaded[name] = _model(
+            load_stored(folder, tokenizer, device=device, dtype=dtype, **options), limits
         )
-        loaded[name] = _model(stored, limits)
     return StagedModel(loaded, read_kept(found))
 
 
@@ -145,6 +127,18 @@ def _check_types(path: object, dtype: object, image_size: object) -> None:
         )
     if image_size is not None and not hasattr(image_size, "__index__"):
         raise TypeError(f"image_size: expected a number of pixels, got {shown(image_size)}")
+
+
+def _check_not_given(
+    folder: pathlib.Path, weights: str, base: str | os.PathLike[str] | None
+) -> None:
+    """Check that what a checkpoint file or an adapter needs is not given for a folder of stages."""
+    if weights != "raw":
+        raise ValueError(
+            f"weights={shown(weights)} requires a checkpoint file; {folder} is a folder"
+        )
+    if base is not None:
+        raise ValueError(f"base={shown(os.fspath(base))} is for an adapter; {folder} has models")
 
 
 def _warn_packaged(name: str) -> None:

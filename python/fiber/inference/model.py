@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack, overload
 
 import torch
 
-from fiber.checkpoints.hub import check_repo, hub_name, upload
+from fiber.checkpoints.hub.card import publish, write_card
+from fiber.checkpoints.hub.names import check_repo, hub_name
+from fiber.checkpoints.hub.transfer import upload
 from fiber.checkpoints.kept import Kept
 from fiber.checkpoints.load import choose_device
-from fiber.checkpoints.model_card import publish, write_card
-from fiber.checkpoints.model_dir import NO_CLASSES, save_model
+from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.provenance import TrainedOn
+from fiber.checkpoints.vocabulary.files import NO_CLASSES
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.data.prompts.classes import Prompt

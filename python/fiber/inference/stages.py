@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from fiber.checkpoints.hub.card import write_card
 from fiber.checkpoints.kept import Kept
-from fiber.checkpoints.model_card import write_card
 from fiber.inference.model import Model, described
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.models.heads import MissingHeadError

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.model_dir import Vocabulary
 from fiber.checkpoints.provenance import absolute
-from fiber.checkpoints.vocabulary import (
+from fiber.checkpoints.vocabulary.files import Vocabulary
+from fiber.checkpoints.vocabulary.sources import (
     TRAIN_ONE,
     Answers,
     check_answers,

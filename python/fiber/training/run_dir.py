@@ -23,18 +23,18 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
-from fiber.checkpoints.model_dir import (
-    MAX_JSON_BYTES,
-    VOCABULARY_FILES,
-    Vocabulary,
-    read_vocabulary,
-    write_vocabulary,
-)
 from fiber.checkpoints.provenance import DATA_PATH
 from fiber.checkpoints.transformers_files import (
     CONFIG_FIELDS,
     config_fields,
     write_transformers_files,
+)
+from fiber.checkpoints.vocabulary.files import (
+    MAX_JSON_BYTES,
+    VOCABULARY_FILES,
+    Vocabulary,
+    read_vocabulary,
+    write_vocabulary,
 )
 from fiber.config_io import from_dict, to_dict
 from fiber.data.formats.json_values import file_name_problem

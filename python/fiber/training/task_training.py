@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fiber.checkpoints.model_dir import Vocabulary
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data import Tokenizer
 from fiber.data.fake_batch import fake_batch
 from fiber.data.record import RecordSet

@@ -15,8 +15,9 @@ from torch.random import fork_rng
 
 from fiber.checkpoints.encoders import EncoderStates
 from fiber.checkpoints.load import read_init
-from fiber.checkpoints.model_dir import StoredModel, Vocabulary
-from fiber.checkpoints.vocabulary import TRAIN_ONE, Answers, open_answers
+from fiber.checkpoints.model_dir import StoredModel
+from fiber.checkpoints.vocabulary.files import Vocabulary
+from fiber.checkpoints.vocabulary.sources import TRAIN_ONE, Answers, open_answers
 from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.data.datasets.resolve import Data

@@ -128,11 +128,6 @@ class Trainer:
         self.model = self._build_model()
         checkpoint = self._open_folder(data, init)
         self.vocabulary_sha256 = folder.vocabulary_sha256()
-        position = Position(
-            records=self.records,
-            fingerprints=self.fingerprints,
-            vocabulary_sha256=self.vocabulary_sha256,
-        )
         # A run with adapters has the same layers when it resumes, whose weights follow.
         if checkpoint is None or self.adapters is not None:
             new, report = initialize_model(self.model, init, config, data, processes)
@@ -140,8 +135,7 @@ class Trainer:
             warn_of_frozen(self.frozen, new)
             if self.adapters is not None:
                 self._log(self.adapters.add(self.model, new, self.frozen))
-        if checkpoint is not None:
-            position = self._read_position(checkpoint, data.path)
+        position = self._read_position(checkpoint, data.path)
         self.state.start(config, self.device)
         self.step = TrainStep(self.model, config.tasks, self.state)
         self._distribute(checkpoint)
@@ -360,7 +354,13 @@ class Trainer:
         for step in self.writer.completed():
             self.monitor.callbacks.saved(step, checkpoint_at(self.folder.checkpoints, step).folder)
 
-    def _read_position(self, checkpoint: RunCheckpoint, data_path: str | None) -> Position:
+    def _read_position(self, checkpoint: RunCheckpoint | None, data_path: str | None) -> Position:
+        if checkpoint is None:
+            return Position(
+                records=self.records,
+                fingerprints=self.fingerprints,
+                vocabulary_sha256=self.vocabulary_sha256,
+            )
         # Before the records: with other answers, other questions are trained on.
         stored = checkpoint.read_position().vocabulary_sha256
         self.folder.check_vocabulary(stored, checkpoint.folder)

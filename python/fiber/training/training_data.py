@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fiber.checkpoints.model_dir import Vocabulary
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data.record import RecordSet
 from fiber.training.config.run import RunConfig
 

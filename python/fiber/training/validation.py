@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import write_file
-from fiber.checkpoints.model_dir import StoredModel, Vocabulary, read_tensors, write_tensors
+from fiber.checkpoints.model_dir import StoredModel, read_tensors, write_tensors
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet

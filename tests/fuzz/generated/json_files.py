@@ -11,7 +11,7 @@ from typing import Any
 
 from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import save_model
-from fiber.checkpoints.wordpiece import read_vocab_txt
+from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.formats.generated import DESCRIPTION, other_version

@@ -10,7 +10,7 @@ import fiber
 from fiber.checkpoints.encoders import encoder_states
 from fiber.checkpoints.export import write_published
 from fiber.checkpoints.load import read_model
-from fiber.checkpoints.wordpiece import read_vocab_txt
+from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 from fiber.config import ClipConfig
 from fiber.data import Tokenizer, sources
 from fiber.inference import Model

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fiber.checkpoints.model_dir import Vocabulary
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data import Tokenizer
 from fiber.training.distributed.agreement import agree
 from fiber.training.distributed.processes import Processes, joined

@@ -17,13 +17,9 @@ from torch import Tensor
 
 from fiber.atomic_io import made_folder, read_json, write_file, write_json
 from fiber.checkpoints.mapped_file import read_safetensors
-from fiber.checkpoints.model_dir import (
-    MAX_JSON_BYTES,
-    Vocabulary,
-    write_tensors,
-    write_vocabulary,
-)
+from fiber.checkpoints.model_dir import write_tensors
 from fiber.checkpoints.provenance import DATA_PATH, TrainedOn
+from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary, write_vocabulary
 from fiber.checkpoints.weights import dtype_problem
 from fiber.config_io import nearest, to_dict
 from fiber.env import provenance

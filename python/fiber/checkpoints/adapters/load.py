@@ -20,10 +20,11 @@ from fiber.checkpoints.adapters.files import (
     read_adapter_tensors,
     weights_sha256,
 )
-from fiber.checkpoints.hub import hub_name
+from fiber.checkpoints.hub.names import hub_name
 from fiber.checkpoints.init_from import initialize_as_base
-from fiber.checkpoints.model_dir import StoredModel, read_strings, read_tokenizer
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import describe_missing, model_path, packaged_path_name
+from fiber.checkpoints.vocabulary.files import read_strings, read_tokenizer
 from fiber.checkpoints.weights import list_problems
 from fiber.messages import printable, shown, shown_names
 from fiber.models.lora import PREFIX, add_adapters, import_peft, merge

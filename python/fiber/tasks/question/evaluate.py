@@ -6,7 +6,7 @@ import warnings
 from itertools import chain
 from typing import Any
 
-from fiber.checkpoints.model_dir import NO_ANSWERS
+from fiber.checkpoints.vocabulary.files import NO_ANSWERS
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
 from fiber.metrics.groups import with_groups

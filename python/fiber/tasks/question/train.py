@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fiber.checkpoints.model_dir import Vocabulary
-from fiber.checkpoints.vocabulary import choose_answers
+from fiber.checkpoints.vocabulary.files import Vocabulary
+from fiber.checkpoints.vocabulary.sources import choose_answers
 from fiber.data.batch import QuestionBatch
 from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.record import RecordSet

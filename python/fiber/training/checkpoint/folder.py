@@ -27,7 +27,7 @@ from fiber.atomic_io import (
     PART,
     read_json,
 )
-from fiber.checkpoints.model_dir import MAX_JSON_BYTES
+from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES
 from fiber.checkpoints.weights import list_problems
 from fiber.config_io import from_dict
 from fiber.messages import printable, shown, shown_names

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fiber.checkpoints.model_dir import Vocabulary
+from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.config_io import field_names
 from fiber.messages import shown
 from fiber.training.config.run import RunConfig

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: their names, their download into the Hub's cache, their upload.
+"""Download models into the Hub's cache, and upload them.
 
 Only the files of a model folder are downloaded: JSON, safetensors and the card. A repository with
 other weights, such as pickles, is refused.
@@ -7,125 +7,26 @@ other weights, such as pickles, is refused.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
-import itertools
-import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from fiber.atomic_io import full_disk_advice, system_error
+from fiber.checkpoints.adapters import files as adapter
+from fiber.checkpoints.hub.names import PICKLES, SCHEME, HubModel, check_repo
+from fiber.checkpoints.kept import CARD, METRICS
+from fiber.checkpoints.model_dir import MODEL_FILES, STAGES
 from fiber.messages import shown, shown_names
 from fiber.terminal import unescaped
 
-#: Start of the name of a model on the Hub.
-SCHEME = "hf://"
-#: Name of the file of a model's weights.
-WEIGHTS = "model.safetensors"
-#: Names of a model's files that are downloaded and uploaded.
-FILES = (
-    "config.json",
-    WEIGHTS,
-    "tokenizer.json",
-    "answers.json",
-    "classes.json",
-    "metrics.json",
-    "README.md",
-    # Of a LoRA adapter; see `fiber.checkpoints.adapters.files`.
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "fiber.json",
-    # For the transformers library.
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-)
 #: Files of which a model, or an adapter, has both.
-_PAIRS = (("config.json", WEIGHTS), ("adapter_config.json", "adapter_model.safetensors"))
-#: Names of the subfolders of a repository with one model per stage.
-_STAGES = ("coarse", "fine")
-_ALL_FILES = [*FILES, *(f"{stage}/{file}" for stage in _STAGES for file in FILES)]
-#: Ends of the names of files that hold pickles.
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-#: A repository's owner or name, as the Hub allows them.
-_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}[\w])?"
-_NAME = re.compile(
-    rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^\s@]+?))?(?:/(?P<stage>coarse|fine))?"
-)
-#: A snapshot in the Hub's cache, or a stage of it.
-_SNAPSHOT = re.compile(
-    r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})"
-    r"(?P<stage>/(?:coarse|fine))?"
-)
-_EXPECTED = "expected hf://user/name, hf://user/name@revision or, for one stage, .../coarse"
-#: Maximum number of folders whose names are compared with the user of a name.
-_MAX_FOLDERS = 1000
-
-
-class HubModel(NamedTuple):
-    """The name of a model on the Hub."""
-
-    #: User or organization, and name.
-    repo: str
-    #: Branch, tag or commit; None for the newest of the default branch.
-    revision: str | None = None
-    #: Stage of a repository with one model per stage.
-    stage: str | None = None
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{SCHEME}{self.repo}{revision}" + (f"/{self.stage}" if self.stage else "")
-
-
-def parse_hub_name(path: str | os.PathLike[str]) -> HubModel | None:
-    """Return the name of a model on the Hub, or None if `path` does not start with "hf://".
-
-    Raises:
-        ValueError: if it does and is no valid name.
-    """
-    text = os.fspath(path)
-    # A `Path` merges the slashes.
-    start = re.match(r"hf:/{1,2}", text)
-    if start is None:
-        return None
-    found = _NAME.fullmatch(text[start.end() :])
-    if found is None:
-        raise ValueError(f"{shown(text)} is not the name of a model on the Hub; {_EXPECTED}")
-    return HubModel(found["repo"], found["revision"], found["stage"])
-
-
-def short_hub_name(text: str, reserved: Iterable[str] = ()) -> HubModel | None:
-    """Return the name of a model on the Hub if a text has the form user/name, else None.
-
-    A path on this machine must never become the name of a stranger's model: the text is none if
-    there is a folder `user` here, or if `user` is one of `reserved` or almost the name of either.
-    """
-    found = _NAME.fullmatch(text)
-    if found is None or found["repo"].endswith((*_PICKLES, ".safetensors")):
-        return None
-    user = found["repo"].partition("/")[0]
-    here = itertools.islice(Path().iterdir(), _MAX_FOLDERS)
-    names = [name.lower() for name in (*reserved, *(each.name for each in here))]
-    if os.path.lexists(user) or difflib.get_close_matches(user.lower(), names, n=1, cutoff=0.8):
-        return None
-    return HubModel(found["repo"], found["revision"], found["stage"])
-
-
-def hub_name(folder: str | os.PathLike[str]) -> HubModel | None:
-    """Return the repository and commit of a folder in the Hub's cache; None for another folder."""
-    parts = Path(folder).parts
-    for start, part in enumerate(parts):
-        if part.startswith("models--"):
-            found = _SNAPSHOT.fullmatch("/".join(parts[start:]))
-            if found is not None:
-                stage = found["stage"]
-                repo = f"{found['owner']}/{found['name']}"
-                return HubModel(repo, found["commit"], stage.lstrip("/") if stage else None)
-    return None
+_PAIRS = (("config.json", "model.safetensors"), (adapter.CONFIG, adapter.WEIGHTS))
+#: Names of the files that are downloaded and uploaded.
+_FILES = (*MODEL_FILES, CARD, METRICS, *_PAIRS[1], adapter.ABOUT)
+_ALL_FILES = [*_FILES, *(f"{stage}/{file}" for stage in STAGES for file in _FILES)]
 
 
 def download(name: HubModel, check: Callable[[Path], object]) -> Path:
@@ -142,7 +43,7 @@ def download(name: HubModel, check: Callable[[Path], object]) -> Path:
         OSError: if the download fails.
         ValueError: if the repository has no model of this package.
     """
-    small = _snapshot(name, [file for file in _ALL_FILES if not file.endswith(WEIGHTS)])
+    small = _snapshot(name, [file for file in _ALL_FILES if not file.endswith(".safetensors")])
     check(small / name.stage if name.stage else small)
     pinned = name._replace(revision=small.name)
     return _model_in(_snapshot(pinned, _ALL_FILES), pinned)
@@ -187,12 +88,12 @@ def _snapshot(name: HubModel, files: Sequence[str]) -> Path:
 def _model_in(snapshot: Path, name: HubModel) -> Path:
     """Return the model's folder of a snapshot. Raises ValueError if there is none."""
     folder = snapshot / name.stage if name.stage else snapshot
-    places = (folder, *(folder / stage for stage in _STAGES))
+    places = (folder, *(folder / stage for stage in STAGES))
     if any((each / a).is_file() and (each / b).is_file() for each in places for a, b in _PAIRS):
         return folder
     hub = _hub(f"{name} is a model on the Hub")
     expected = (
-        f"expected config.json and {WEIGHTS} at the top or in the folders {' and '.join(_STAGES)},"
+        f"expected {' and '.join(_PAIRS[0])} at the top or in the folders {' and '.join(STAGES)},"
         f" or {' and '.join(_PAIRS[1])}"
     )
     try:
@@ -200,19 +101,11 @@ def _model_in(snapshot: Path, name: HubModel) -> Path:
     except (OSError, *_network_errors()):
         # Only the Hub knows its files, and it is away.
         raise ValueError(f"{name} has no model of this package; {expected}") from None
-    pickles = [file for file in files if file.endswith(_PICKLES)]
+    pickles = [file for file in files if file.endswith(PICKLES)]
     refused = f"; pickles are not downloaded: {shown_names(pickles)}" if pickles else ""
     raise ValueError(
         f"{name} has no model of this package; {expected}, got {shown_names(files)}{refused}"
     )
-
-
-def check_repo(repo: str) -> str:
-    """Return user/name of the name of a repository. Raises ValueError if it is no such name."""
-    found = _NAME.fullmatch(repo.removeprefix(SCHEME)) if isinstance(repo, str) else None
-    if found is None or found["revision"] or found["stage"]:
-        raise ValueError(f"repo: expected user/name, got {shown(repo)}")
-    return found["repo"]
 
 
 def upload(

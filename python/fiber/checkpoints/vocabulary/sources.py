@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fiber.atomic_io import check_regular_file
-from fiber.checkpoints.model_dir import (
+from fiber.checkpoints.vocabulary.files import (
     Vocabulary,
     check_strings,
     read_strings,
     read_tokenizer,
 )
-from fiber.checkpoints.wordpiece import VOCAB_TXT, read_vocab_txt
+from fiber.checkpoints.vocabulary.wordpiece import VOCAB_TXT, read_vocab_txt
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 from fiber.messages import shown
