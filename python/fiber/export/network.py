@@ -85,15 +85,15 @@ class GraphNetwork(ImageTextModel):
         """See `ScoresPairs`."""
         return self
 
-    def image_prefix(self, images: Tensor, second: Tensor | None = None) -> ImagePrefix:
-        """See `ScoresPairs` and `FindsBoxes`; `second` is `is_right` or `image_sizes`.
+    def image_prefix(self, images: Tensor, is_right: Tensor | None = None) -> ImagePrefix:
+        """See `ScoresPairs`, and `FindsBoxes`, whose second argument is `image_sizes` instead.
 
         Raises:
             ValueError: if images of a detector differ in size, which its graphs do not take.
         """
         if "grounding" not in self.config.heads:
-            return self.backbone.image_prefix(images, second)
-        _, inside = self.locations(images, second)
+            return self.backbone.image_prefix(images, is_right)
+        _, inside = self.locations(images, is_right)
         if inside is not None and not bool(inside.all()):
             raise ValueError("exported graphs take images of one size; got several in a batch")
         return self.backbone.image_prefix(images)
@@ -384,7 +384,7 @@ def _with_heads(config: ModelConfig, heads: tuple[str, ...]) -> ModelConfig:
         return config
     for field in dataclasses.fields(config):
         section = getattr(config, field.name)
-        if dataclasses.is_dataclass(section) and hasattr(section, "heads"):
+        if hasattr(section, "heads"):
             chosen = dataclasses.replace(section, heads=heads)
             return dataclasses.replace(config, **{field.name: chosen})
     return config
