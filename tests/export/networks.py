@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.models.registry import build_model
 from tests.models import small_networks
@@ -37,8 +38,12 @@ def network(name: str) -> Any:
 
 
 def save(name: str, folder: Path) -> None:
-    """Write a model folder of a network."""
-    save_model(network(name), folder)
+    """Write a model folder of a network; those of the packaged model have its tokenizer."""
+    if name in ("coarse", "fine"):
+        packaged = fiber.load(f"scenes/{name}", device="cpu")
+        save_model(network(name), folder, packaged.tokenizer, packaged.answers, packaged.classes)
+    else:
+        save_model(network(name), folder)
 
 
 def _with_nlvr2() -> Any:

@@ -25,19 +25,6 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def packaged(made_once):
-    """A function that exports the packaged model once."""
-
-    def export(*, int8: bool):
-        return made_once(
-            f"export_scenes_int8_{int8}",
-            lambda folder: export_model("scenes", folder / "graphs", int8=int8),
-        ) / "graphs"  # fmt: skip
-
-    return export
-
-
-@pytest.fixture(scope="module")
 def drawings():
     """Six drawings, as arrays."""
     draw = np.random.default_rng(0)
@@ -51,11 +38,10 @@ def drawings():
     return images
 
 
-def test_a_model_of_graphs_answers_as_the_model(packaged, drawings):
-    folder = packaged(int8=False)
+def test_a_model_of_graphs_answers_as_the_model(exported, drawings):
     ours, theirs = {}, {}
     for stage in ("coarse", "fine"):
-        stored = load_graphs(folder / stage, threads=1)
+        stored = load_graphs(exported(stage, "onnx"), threads=1)
         ours[stage] = Model(
             stored.network, stored.tokenizer, stored.answers, classes=stored.classes
         )
@@ -117,30 +103,27 @@ def test_exported_heads_only(tmp_path):
         need_ability(network, ScoresPairs, "task 'nlvr2'", "nlvr2")
 
 
-def test_images_of_several_sizes_in_a_batch(packaged):
-    network = load_graphs(packaged(int8=False) / "fine").network
+def test_images_of_several_sizes_in_a_batch(exported):
+    network = load_graphs(exported("fine", "onnx")).network
     images = torch.zeros(2, 3, 128, 64)
     network.image_prefix(images, torch.tensor([[120, 60], [101, 64]]))
     with pytest.raises(ValueError, match="images of one size"):
         network.image_prefix(images, torch.tensor([[120, 60], [64, 64]]))
 
 
-def test_int8_keeps_metrics_and_halves_the_files(packaged, small_scenes, capsys):
-    float32, int8 = (packaged(int8=each) for each in (False, True))
-    assert Graphs(int8 / "coarse").metadata.precision == "int8"
-    sizes = [
-        sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        for folder in (float32, int8)
-    ]
-    assert sizes[1] < 0.6 * sizes[0]
+def test_int8_keeps_metrics_and_halves_the_files(exported, small_scenes, capsys):
     for stage, task, metric in (
         ("fine", "coco", "ap50"),
         ("fine", "refcoco", "accuracy_at_1"),
         ("coarse", "vqa", "accuracy"),
     ):
+        folders = [exported(stage, "onnx", int8=each) for each in (False, True)]
+        assert Graphs(folders[1]).metadata.precision == "int8"
+        sizes = [sum(path.stat().st_size for path in each.iterdir()) for each in folders]
+        assert sizes[1] < 0.6 * sizes[0]
         found = []
-        for folder in (float32, int8):
-            assert main(["eval", str(folder / stage), task, "--data", str(small_scenes)]) == 0
+        for folder in folders:
+            assert main(["eval", str(folder), task, "--data", str(small_scenes)]) == 0
             found.append(json.loads(capsys.readouterr().out)[metric])
         own = fiber.evaluate(f"scenes/{stage}", task, small_scenes)[metric]
         assert found[0] == pytest.approx(own, abs=1e-3)
@@ -148,7 +131,6 @@ def test_int8_keeps_metrics_and_halves_the_files(packaged, small_scenes, capsys)
         assert found[1] == pytest.approx(own, abs=0.01), (task, found, own)
 
 
-# Beside the two stages of the packaged model.
 @pytest.mark.parametrize("name", ["METER Swin", "METER merged"])
 def test_every_network_in_int8(exported, name):
     import onnx
@@ -162,8 +144,8 @@ def test_every_network_in_int8(exported, name):
     assert products > 20
 
 
-def test_what_int8_and_eval_refuse(packaged, capsys, tmp_path):
-    folder = str(packaged(int8=False) / "coarse")
+def test_what_int8_and_eval_refuse(exported, capsys, tmp_path):
+    folder = str(exported("coarse", "onnx"))
     assert main(["export", "scenes/coarse", str(tmp_path / "a"), "--int8", "--to", "openvino"]) == 2
     assert "int8: graphs in 8-bit integers are ONNX; got the format 'openvino'" in (
         capsys.readouterr().err
