@@ -19,7 +19,7 @@ from uncached_decoder import UncachedDecoder
 
 from fiber.config import ImageTextConfig, preset
 from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import END_ID, CaptionDecoder, search_beams
+from fiber.models.fiber.beam_search import END_ID, CaptionDecoder, search_beams
 from fiber.models.fiber.image_text import FiberImageText
 
 

@@ -7,17 +7,19 @@ the package's decoder with it.
 import torch
 from torch import Tensor
 
-from fiber.models.fiber.captioner import next_token_log_probs
+from fiber.models.fiber.beam_search import next_token_log_probs, start_ids
 from fiber.models.fiber.image_text import FiberImageText
 
 
 class UncachedDecoder:
-    """The model with the methods of `fiber.models.fiber.captioner.CaptionDecoder`."""
+    """The model with the methods of `fiber.models.fiber.beam_search.CaptionDecoder`."""
 
     def __init__(self, model: FiberImageText, image_tokens: Tensor) -> None:
-        self.num_images, self.device = len(image_tokens), image_tokens.device
+        self.start = start_ids(image_tokens)
         self._model, self._image_tokens = model, image_tokens
-        self._ids = torch.zeros(len(image_tokens), 1, 0, dtype=torch.int64, device=self.device)
+        self._ids = torch.zeros(
+            len(image_tokens), 1, 0, dtype=torch.int64, device=image_tokens.device
+        )
 
     def log_probs(self, token_ids: Tensor) -> Tensor:
         """Add a token to each text, and read all of it again: (B, n) -> (B, n, V)."""

@@ -15,7 +15,8 @@ from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.config_io import replace_fields
 from fiber.data import load_image
-from fiber.inference.model import SCORE_THRESHOLD, Model
+from fiber.inference.boxes import SCORE_THRESHOLD
+from fiber.inference.model import Model
 from fiber.models.fiber.image_text import FiberImageText
 
 from .output import error_line, lines

@@ -12,7 +12,7 @@ from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.captions import caption_scores
 from fiber.metrics.vqa import published_score
 from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import END_ID, Captions, beam_search
+from fiber.models.fiber.beam_search import END_ID, Captions, beam_search
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.tasks.caption import evaluate as caption_evaluation
 from fiber.tasks.image_text import evaluate as image_text_evaluation

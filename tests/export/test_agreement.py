@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fiber.models.features import DetectorOutput
-from fiber.models.fiber.captioner import beam_search, search_beams
+from fiber.models.fiber.beam_search import beam_search, search_beams
 from fiber.postprocess import detect_boxes, ground_phrases
 from fiber.runtime.graphs import Graphs
 from tests.export import networks

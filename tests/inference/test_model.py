@@ -8,7 +8,8 @@ import torch
 import fiber
 from fiber.config import preset
 from fiber.inference import Answer, Hit, Model
-from fiber.models.fiber.captioner import beam_search, sample_captions
+from fiber.models.fiber.beam_search import beam_search
+from fiber.models.fiber.captioner import sample_captions
 from fiber.models.registry import build_model, inference_transform
 from fiber.training.config.run import load_recipe
 
@@ -377,7 +378,7 @@ def test_images_are_transformed_for_the_task_of_a_method(coarse, fine, pictures,
         asked.append(task)
         return inference_transform(config, task)
 
-    monkeypatch.setattr("fiber.inference.inputs.inference_transform", recorded)
+    monkeypatch.setattr("fiber.inference.tensor_inputs.inference_transform", recorded)
     one, some = pictures[0], pictures[:2]
     calls = {
         "question": lambda: coarse.answer(one, "why?"),

@@ -7,7 +7,7 @@ from fiber.config import preset
 from fiber.data import Tokenizer
 from fiber.data.prompts.classes import Prompt, class_prompt
 from fiber.inference import text_feature_cache
-from fiber.inference.inputs import Inputs
+from fiber.inference.tensor_inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.models.fiber.detector import FiberDetector
 

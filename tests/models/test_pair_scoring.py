@@ -57,7 +57,7 @@ def test_texts_are_stored_without_padding():
     texts_ = stored(model)
     assert len(texts_) == 5
     assert [texts_.length(number) for number in range(5)] == [7, 4, 1, 6, 7]
-    prefix, mask = texts_.take([2, 1, 2], torch.device("cpu"))
+    prefix, mask = texts_.take([2, 1, 2], torch.zeros(1))
     assert mask.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
     whole = model.backbone.text_prefix(IDS, MASK)
     assert torch.allclose(prefix[mask], whole[[2, 1, 2], :4][mask], rtol=0, atol=1e-12)

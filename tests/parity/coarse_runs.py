@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from fiber.losses.caption import next_tokens
-from fiber.models.fiber.captioner import beam_search
+from fiber.models.fiber.beam_search import beam_search
 from fiber.models.fiber.image_text import FiberImageText
 from tests.parity.coarse_case import CoarseCase
 

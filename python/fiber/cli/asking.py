@@ -23,7 +23,7 @@ from fiber.cli.arguments import (
     path_text,
     pick,
 )
-from fiber.cli.models import choose_model, load_quietly
+from fiber.cli.models import RUNTIMES, choose_model, load_graphs, load_quietly
 from fiber.data.image_file import ENDINGS, check_not_url
 from fiber.messages import printable
 from fiber.terminal import is_terminal
@@ -31,7 +31,7 @@ from fiber.terminal import is_terminal
 if TYPE_CHECKING:
     import numpy as np
 
-    from fiber.inference import Model
+    from fiber.inference.boxes import BoxMethods
 
 #: Rows of a table to print to the terminal.
 Rows = Sequence[tuple[str, ...]]
@@ -59,8 +59,11 @@ def add_asking_command(
     add_options(
         command,
         {
-            "--model MODEL": "model folder or checkpoint file (default: the newest model in"
-            " runs/ with the required head, or else the model in the package, scenes)",
+            "--model MODEL": "model folder, checkpoint file, or folder of exported graphs, which"
+            " need no torch (default: the newest model in runs/ with the required head, or else the"
+            " model in the package, scenes)",
+            "--runtime": "library that runs exported graphs: onnx (onnxruntime) or openvino"
+            " (default: onnxruntime for ONNX)",
             **VOCABULARIES,
             **DEVICE,
             **LIMITS,
@@ -70,6 +73,7 @@ def add_asking_command(
         },
         tokenizer={"type": path_text},
         answers={"type": path_text},
+        runtime={"choices": tuple(RUNTIMES)},
     )
     command.set_defaults(run=run)
     return command
@@ -108,7 +112,8 @@ class AskingSession:
     Raises:
         FileNotFoundError: if an image, or a default model with one of the heads, does not exist.
         NotADirectoryError: if `--save` is a file.
-        ValueError: if a folder has no images, or the model cannot be loaded.
+        ValueError: if a folder has no images, or the model cannot be loaded, or an option is for
+            networks and the model is exported graphs.
     """
 
     def __init__(
@@ -119,10 +124,15 @@ class AskingSession:
         hint: str | Callable[[Path], str] = "",
     ) -> None:
         self.paths = _list_images(images, hint)
-        self.name = choose_model(options.model, *heads)
         settings = pick(options, "tokenizer", "answers", "device")
         self.limits: dict[str, Any] = limits_of(options)
-        self.model: Model = load_quietly(self.name, **settings, **self.limits)
+        graphs = load_graphs(options.model, options.runtime, settings, self.limits)
+        self.model: BoxMethods
+        if graphs is not None:
+            self.name, self.model = options.model, graphs
+        else:
+            self.name = choose_model(options.model, *heads)
+            self.model = load_quietly(self.name, **settings, **self.limits)
         self.as_json = options.json or not is_terminal(sys.stdout)
         self.folder: Path | None = options.save
         self.names: set[str] = set()

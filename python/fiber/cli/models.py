@@ -6,19 +6,24 @@ package.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fiber.inference import Model
+    from fiber.runtime import GraphModel
+    from fiber.runtime.graphs import Engine
 
 #: Default folder of the runs of `fiber train` and `fiber demo`.
 RUNS = Path("runs")
 #: Name of the default model in the package.
 PACKAGED = "scenes"
+#: Libraries that run exported graphs, by the value of `--runtime`.
+RUNTIMES: dict[str, Engine] = {"onnx": "onnxruntime", "openvino": "openvino"}
 #: Maximum number of models to list in an error.
 _MAX_LISTED = 5
 
@@ -79,6 +84,52 @@ def load_quietly(path: str, **settings: Any) -> Model:
 
     KNOWN_LIMITS.add(PACKAGED)
     return load(path, **settings)
+
+
+def load_graphs(
+    named: str | None,
+    runtime: str | None,
+    settings: Mapping[str, object],
+    limits: Mapping[str, Any],
+) -> GraphModel | None:
+    """Open the graphs that `--model` names, or return None if it names none.
+
+    Args:
+        named: value of `--model`.
+        runtime: value of `--runtime`, a key of `RUNTIMES`, or None for the default of the format.
+        settings: values of options for networks, which graphs do not take, by name.
+        limits: limits of decoding images; see `fiber.data.load_image`.
+
+    Raises:
+        ModuleNotFoundError: if the model is no folder of graphs, and torch is not installed.
+        ValueError: if `runtime` is given and the model is no folder of graphs, or an option for
+            networks is given and it is one. For other errors, see `fiber.runtime.load`.
+    """
+    from fiber.runtime.loading import has_graphs, load
+
+    if named is None or not has_graphs(named):
+        if runtime is not None:
+            shown_as = "the default model" if named is None else named
+            raise ValueError(
+                f"--runtime {runtime} is for exported graphs; {shown_as} has none: write them by"
+                " `fiber export MODEL OUT`, and pass --model OUT"
+            )
+        if importlib.util.find_spec("torch") is None:
+            raise ModuleNotFoundError(
+                "torch is not installed, so that only exported graphs run; pass --model with a"
+                " folder that `fiber export` wrote in an environment of `pip install 'fiber-vl'`",
+                name="torch",
+            )
+        return None
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"--{name} is for networks; {named} has exported graphs, which have their own:"
+                f" `fiber export MODEL OUT --{name}` chooses it"
+                if name != "device"
+                else f"--device is for networks; {named} has exported graphs, which run on the CPU"
+            )
+    return load(named, None if runtime is None else RUNTIMES[runtime], **limits)
 
 
 def finished_models(folder: Path) -> Iterator[tuple[float, Path, tuple[str, ...]]]:

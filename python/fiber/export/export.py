@@ -36,8 +36,7 @@ from fiber.export.parts import (
 from fiber.export.quantize import quantize
 from fiber.export.trace import ExportError, Shapes, infer_shapes, trace
 from fiber.messages import shown
-from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import CAPTION_BEAMS, END_ID, START_ID
+from fiber.models.fiber.beam_search import CAPTION_BEAMS, END_ID, PAD_ID, START_ID
 from fiber.models.registry import Network, architecture_of, inference_transform
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime import metadata as stored_form

@@ -1,12 +1,15 @@
-"""Inference: `load` a trained model and run it on images."""
+"""Inference: models and their results. `fiber.load` loads a model."""
 
-from fiber.evaluation.evaluate import evaluate
-from fiber.inference.image_text import Answer, Entailment
-from fiber.inference.load import load
-from fiber.inference.model import Model
-from fiber.inference.pairs import Hit
-from fiber.inference.stages import StagedModel
-from fiber.models.heads import MissingHeadError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fiber.evaluation.evaluate import evaluate
+    from fiber.inference.image_text import Answer, Entailment
+    from fiber.inference.model import Model
+    from fiber.inference.pairs import Hit
+    from fiber.inference.stages import StagedModel
+    from fiber.models.heads import MissingHeadError
 
 __all__ = [
     "Answer",
@@ -16,5 +19,25 @@ __all__ = [
     "Model",
     "StagedModel",
     "evaluate",
-    "load",
 ]
+
+# Module of each public name, imported on first use since models of exported graphs need no torch.
+_HOMES = {
+    "Answer": "fiber.inference.image_text",
+    "Entailment": "fiber.inference.image_text",
+    "Hit": "fiber.inference.pairs",
+    "MissingHeadError": "fiber.models.heads",
+    "Model": "fiber.inference.model",
+    "StagedModel": "fiber.inference.stages",
+    "evaluate": "fiber.evaluation.evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fiber.inference' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,6 @@
 """Find boxes for prompts, running the image encoder once per image.
 
-`Model` calls `find_boxes`. Evaluations have their own batches: those of detection call
+Methods of models call `find_boxes`. Evaluations have their own batches: those of detection call
 `boxes_of_images`, those of phrases `run_prompts`.
 """
 
@@ -9,23 +9,33 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, overload
 
-import torch
-from torch import Tensor
-
-from fiber.data.batch import GroundingBatch
+from fiber.checkpoints.vocabulary.files import NO_CLASSES
 from fiber.data.prompts.classes import Prompt
-from fiber.inference.inputs import ImageBatch, Inputs
+from fiber.inference.image_text import ImageTextMethods
+from fiber.inference.inputs import ArrayInputs, ImageBatch, ImageInput, Images, Texts, as_list
+from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
+from fiber.inference.prompts import detection_prompts, grounding_prompts
+from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
 from fiber.models.abilities import FindsBoxes
 from fiber.models.features import DetectorOutput, ImagePrefix
+from fiber.ops.arrays import functions_of
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.postprocess.find import TokenMap
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fiber.data.batch import GroundingBatch
+
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
+
+#: Default minimum score of a detected object.
+SCORE_THRESHOLD = 0.3
 
 #: (row of a batch of images, prompt to ask about that image).
 Pair = tuple[int, Prompt]
@@ -96,7 +106,7 @@ class PassCounts:
 
 def find_boxes(
     network: FindsBoxes,
-    inputs: Inputs,
+    inputs: ArrayInputs,
     text_prefixes: TextPrefixes,
     images: Sequence[Any],
     prompts: Sequence[Sequence[Prompt]],
@@ -168,6 +178,7 @@ def run_prompts(
         select: computes the result of each of n pairs from the output of the detector, the token
             maps of the prompts, and (n, 2) sizes of the images without padding and originally.
     """
+    f = functions_of(prefix.tokens)
     at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
     for some in (g[at : at + at_once] for g in groups for at in range(0, len(g), at_once)):
         rows = [row for row, _ in some]
@@ -176,7 +187,7 @@ def run_prompts(
         found = select(
             network.predict(
                 network.backbone.fuse(
-                    prefix.take(torch.tensor(rows, device=prefix.tokens.device), with_stages=True),
+                    prefix.take(f.indices(rows, prefix.tokens), with_stages=True),
                     texts.prefix,
                     texts.text_mask,
                 )
@@ -186,3 +197,130 @@ def run_prompts(
             batch.original_sizes[rows],
         )
         yield from zip(some, found, strict=True)
+
+
+@suggest_keywords_of_methods
+class BoxMethods(ImageTextMethods):
+    """All methods of models: base class of models, which set the attributes."""
+
+    classes: tuple[str, ...]
+    #: Forward pass counts of `ground` and `detect` since the model was loaded.
+    passes: PassCounts
+    _text_prefixes: TextPrefixes | None
+
+    def _start_boxes(self) -> None:
+        """Set the attributes that no model chooses."""
+        self.passes = PassCounts()
+        # Kept features of prompts, from the first call of `ground` or `detect` on.
+        self._text_prefixes = None
+
+    @overload
+    def ground(
+        self, images: ImageInput, phrases: Phrases = None, **options: Unpack[GroundOptions]
+    ) -> Detections: ...
+    @overload
+    def ground(
+        self, images: Images, phrases: Phrases = None, **options: Unpack[GroundOptions]
+    ) -> list[Detections]: ...
+
+    def ground(
+        self,
+        images: ImageInput | Images,
+        phrases: Phrases = None,
+        *,
+        caption: Texts | None = None,
+        spans: Sequence[Any] | None = None,
+        boxes_per_phrase: int = 1,
+        score_threshold: float = 0.0,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+    ) -> Detections | list[Detections]:
+        """Find the best boxes for phrases, either independently or in the context of a caption.
+
+        Args:
+            images: an image or a list of images.
+            phrases: a phrase, a list of phrases for all images, or one list per image. For example,
+                "the star left of the ring" returns boxes of the star. A phrase that looks like a
+                list ("a circle; the star", "a circle, the star", "a circle. the star.") is one
+                phrase, with a warning.
+            caption: sentence that contains the phrases, one for all images or one per image.
+                Without `phrases` and `spans`, the caption's noun phrases are used (see
+                `fiber.inference.noun_phrases`).
+            spans: alternative to `phrases`, one list per caption. A span is a half-open (start,
+                end) range of the caption's code points, or a list of ranges for a phrase in several
+                parts.
+            boxes_per_phrase: maximum number of boxes per phrase.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU between two boxes of the same phrase.
+            max_detections: maximum number of boxes per image.
+
+        Returns:
+            Detections for each image, best box first.
+        """
+        network = self._able(FindsBoxes, "grounding", "ground")
+        given, single = as_list(images)
+        prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
+        limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
+        return self._boxes(network, given, single, prompts, limits)
+
+    @overload
+    def detect(
+        self, images: ImageInput, classes: Classes = None, **options: Unpack[DetectOptions]
+    ) -> Detections: ...
+    @overload
+    def detect(
+        self, images: Images, classes: Classes = None, **options: Unpack[DetectOptions]
+    ) -> list[Detections]: ...
+
+    def detect(
+        self,
+        images: ImageInput | Images,
+        classes: Classes = None,
+        *,
+        classes_per_prompt: int | None = None,
+        score_threshold: float = SCORE_THRESHOLD,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+    ) -> Detections | list[Detections]:
+        """Detect all objects of the given classes. Prompts contain as many classes as possible.
+
+        Args:
+            images: an image or a list of images.
+            classes: class names for all images, or one list per image. Default: the classes that
+                the model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
+                a prefix and a suffix to a name. Names are case-sensitive and must be distinct. A
+                single name that looks like a list is one name, with a warning.
+            classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
+                evaluation), or 0 or None for as many as fit.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            nms_threshold: maximum IoU between two boxes of the same class.
+            max_detections: maximum number of boxes per image.
+
+        Returns:
+            Detections for each image, best box first.
+        """
+        network = self._able(FindsBoxes, "grounding", "detect")
+        given, single = as_list(images)
+        if classes is None:
+            if not self.classes:
+                raise ValueError(NO_CLASSES)
+            classes = self.classes
+        prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
+        limits = Thresholds(score_threshold, nms_threshold, max_detections)
+        return self._boxes(network, given, single, prompts, limits)
+
+    def _boxes(
+        self,
+        network: FindsBoxes,
+        images: list[Any],
+        single: bool,
+        prompts: list[list[Prompt]],
+        thresholds: Thresholds,
+    ) -> Detections | list[Detections]:
+        thresholds.check()
+        if self._text_prefixes is None:
+            self._text_prefixes = TextPrefixes(network, self._inputs)
+        with self._computing():
+            given = (self._text_prefixes, images, prompts, thresholds, self.passes)
+            found = find_boxes(network, self._inputs.of("grounding"), *given)
+        return found[0] if single else found

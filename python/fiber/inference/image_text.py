@@ -1,22 +1,24 @@
-"""Methods of `Model` on images and texts: questions, captions, matching and search."""
+"""Methods of models on images and texts: questions, captions, matching and search.
+
+`Model` computes with tensors, the models of exported graphs with arrays of numpy
+(`fiber.runtime.model`); the methods are the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Unpack, overload
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fiber.checkpoints.vocabulary.files import NO_ANSWERS, NO_TOKENIZER
+from fiber.checkpoints.vocabulary.files import NO_ANSWERS
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.inference.captions import caption_writer
 from fiber.inference.inputs import (
+    ArrayInputs,
     ImageInput,
     ImagePair,
     Images,
-    Inputs,
     Texts,
     as_list,
     as_texts,
@@ -36,9 +38,13 @@ from fiber.models.abilities import (
     WritesCaptions,
     need_ability,
 )
-from fiber.models.fiber.captioner import written_tokens
+from fiber.models.fiber.beam_search import CAPTION_BEAMS, beam_search, written_tokens
+from fiber.models.model_config import ModelConfig
 from fiber.models.ranking_heads import choose_ranking_heads
-from fiber.models.registry import ModelConfig, Network
+from fiber.ops.arrays import functions_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Answer(NamedTuple):
@@ -59,20 +65,22 @@ class Entailment(NamedTuple):
 
 @suggest_keywords_of_methods
 class ImageTextMethods:
-    """Base class of `Model`, which sets the attributes."""
+    """Base class of models, which set the attributes."""
 
-    network: Network
+    #: A network with the abilities of its heads (`fiber.models.abilities`), or graphs with them.
+    network: Any
     config: ModelConfig
     answers: tuple[str, ...]
-    device: torch.device
-    _inputs: Inputs
+    _inputs: ArrayInputs
+    #: Message of the error for a model without answers.
+    _no_answers = NO_ANSWERS
 
     def need_head(self, head: str, asked: str) -> None:
         """See `Model`."""
         raise NotImplementedError
 
-    def arithmetic(self) -> torch.autocast:
-        """See `Model`."""
+    def _computing(self) -> AbstractContextManager[object]:
+        """Return the context in which methods run the network."""
         raise NotImplementedError
 
     @overload
@@ -90,18 +98,19 @@ class ImageTextMethods:
         """
         network = self._able(ScoresPairs, "vqa", "answer")
         check_top_k(top_k)
-        missing = [] if self.answers else [NO_ANSWERS]
-        missing += [NO_TOKENIZER] if self._inputs.tokenizer is None else []
+        missing = [] if self.answers else [self._no_answers]
+        missing += [self._inputs.no_tokenizer] if self._inputs.tokenizer is None else []
         if missing:
             raise ValueError("; ".join(missing))
         given, single = as_list(images)
         texts = one_for_each(questions, len(given), "question")
         pairs = [(index, index) for index in range(len(given))]
-        scores = self._score("question", network, given, texts, pairs, network.vqa_logits).sigmoid()
-        best = scores.topk(min(top_k, scores.shape[1]))
+        logits = self._score("question", network, given, texts, pairs, network.vqa_logits)
+        f = functions_of(logits)
+        values, places = f.topk(f.sigmoid(logits), min(top_k, logits.shape[1]))
         found = [
-            [Answer(self.answers[i], value) for i, value in zip(places, values, strict=True)]
-            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Answer(self.answers[i], value) for i, value in zip(row, scores, strict=True)]
+            for row, scores in zip(places.tolist(), values.tolist(), strict=True)
         ]
         return found[0] if single else found
 
@@ -135,13 +144,13 @@ class ImageTextMethods:
                 of range.
         """
         network = self._able(WritesCaptions, "caption", "caption")
-        write = caption_writer(
+        write = self._caption_writer(
             network, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
         )
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(images)
         texts = [""] * len(given)
-        with torch.inference_mode(), self.arithmetic():
+        with self._computing():
             for batch in self._inputs.of("caption").images(given):
                 tokens = network.image_tokens(batch.images)
                 for index, ids in zip(batch.indices, write(tokens).tolist(), strict=True):
@@ -168,7 +177,8 @@ class ImageTextMethods:
         given_texts = not_empty(as_texts(texts, "text"), "text")
         pairs = [(i, j) for i in range(len(given)) for j in range(len(given_texts))]
         logits = self._score("image_text", network, given, given_texts, pairs, network.itm_logits)
-        scores = logits.softmax(dim=1)[:, 1].reshape(len(given), len(given_texts)).numpy()
+        f = functions_of(logits)
+        scores = f.as_numpy(f.softmax(logits)[:, 1]).reshape(len(given), len(given_texts))
         scores = scores[:, 0] if one_text else scores
         scores = scores[0] if single else scores
         return float(scores) if single and one_text else scores
@@ -209,8 +219,8 @@ class ImageTextMethods:
         pooled = self._score(
             "reasoning", network, images, texts, order, lambda pooled: pooled, right
         )
-        pooled = pooled.to(self.device)
-        with torch.inference_mode(), self.arithmetic():
+        pooled = functions_of(pooled).moved(pooled, self._inputs.empty(0))
+        with self._computing():
             logits = network.nlvr2_logits(pooled[0::2], pooled[1::2])
         true = (logits[:, 1] > logits[:, 0]).tolist()
         return true[0] if single else true
@@ -239,7 +249,7 @@ class ImageTextMethods:
             texts = one_for_each(hypotheses, len(given), "hypothesis")
             pairs = [(number, number) for number in range(len(given))]
         logits = self._score("entailment", network, given, texts, pairs, network.snli_logits)
-        probabilities = logits.softmax(-1).tolist()
+        probabilities = functions_of(logits).softmax(logits).tolist()
         found = [Entailment(ENTAILMENT[int(np.argmax(own))], *own) for own in probabilities]
         return found[0] if single else found
 
@@ -251,11 +261,13 @@ class ImageTextMethods:
         """
         network = self._able(EmbedsAlone, "itc", "embed_images")
         given, single = as_list(images)
-        vectors = torch.zeros(len(given), network.embedding_width)
-        with torch.inference_mode(), self.arithmetic():
+        vectors = np.zeros((len(given), network.embedding_width), np.float32)
+        with self._computing():
             for batch in self._inputs.of("image_text").images(given):
-                vectors[batch.indices] = network.embed_images(batch.images).float().cpu()
-        return vectors[0].numpy() if single else vectors.numpy()
+                found = network.embed_images(batch.images)
+                f = functions_of(found)
+                vectors[batch.indices] = f.as_numpy(f.float32(found))
+        return vectors[0] if single else vectors
 
     def embed_texts(self, texts: Texts) -> np.ndarray:
         """Embed texts with the ITC head.
@@ -265,13 +277,14 @@ class ImageTextMethods:
         """
         network = self._able(EmbedsAlone, "itc", "embed_texts")
         given_texts = not_empty(as_texts(texts, "text"), "text")
-        vectors = torch.zeros(len(given_texts), network.embedding_width)
-        with torch.inference_mode(), self.arithmetic():
+        vectors = np.zeros((len(given_texts), network.embedding_width), np.float32)
+        with self._computing():
             for start in range(0, len(given_texts), PAIRS_AT_ONCE):
                 batch = self._inputs.texts(given_texts[start : start + PAIRS_AT_ONCE])
                 found = network.embed_texts(batch.token_ids, batch.text_mask)
-                vectors[start : start + len(found)] = found.float().cpu()
-        return vectors[0].numpy() if isinstance(texts, str) else vectors.numpy()
+                f = functions_of(found)
+                vectors[start : start + len(found)] = f.as_numpy(f.float32(found))
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def search(
         self,
@@ -316,18 +329,29 @@ class ImageTextMethods:
         level = caller_level() + 1
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)
         inputs = self._inputs.of("image_text")
-        with torch.inference_mode(), self.arithmetic():
+        with self._computing():
             if "itc" not in ranking.heads:
-                network = need_ability(self.network, ScoresPairs, "search", ranking.heads[0])
+                network = self._able(ScoresPairs, ranking.heads[0], "search")
                 ranked = match_images(network, inputs, wanted, given)
             else:
                 reranked, pairs = 0, None
                 if ranking.candidates:
                     reranked = max(top_k, ranking.candidates)
-                    pairs = need_ability(self.network, ScoresPairs, "search", "itm")
-                embeds = need_ability(self.network, EmbedsAlone, "search")
+                    pairs = self._able(ScoresPairs, "itm", "search")
+                embeds = self._able(EmbedsAlone, "itc", "search")
                 ranked = rank_images(embeds, inputs, wanted, given, reranked, pairs)
         return [Hit(index, score) for index, score in ranked[:top_k]]
+
+    def _caption_writer(
+        self,
+        network: WritesCaptions,
+        num_beams: int | None,
+        max_tokens: int,
+        *,
+        sample: bool,
+        seed: int,
+    ) -> Callable[[Tensor], Tensor]:
+        return _caption_writer(network, num_beams, max_tokens, sample=sample, seed=seed)
 
     def _able(self, ability: type[AbilityT], head: str, asked: str) -> AbilityT:
         """Return the network as one with an ability, for a head."""
@@ -344,7 +368,43 @@ class ImageTextMethods:
         head: Callable[..., Tensor],
         right: Collection[int] = (),
     ) -> Tensor:
-        with torch.inference_mode(), self.arithmetic():
+        with self._computing():
             return score_pairs(
                 network, self._inputs.of(task), images, texts, pairs, head, right=right
             )
+
+
+def _caption_writer(
+    model: WritesCaptions, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that maps (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
+
+    Takes the same arguments and raises the same exceptions as `Model.caption`.
+    """
+    for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
+        if type(value) is not kind:
+            raise TypeError(f"caption: {name} must be {kind.__name__}, got {shown(value)}")
+    for name, value in (("num_beams", num_beams), ("max_tokens", max_tokens)):
+        if value is not None and not hasattr(value, "__index__"):
+            raise TypeError(f"caption: {name} must be an integer, got {shown(value)}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
+    if not sample:
+        beams = CAPTION_BEAMS if num_beams is None else num_beams
+        return lambda tokens: (
+            beam_search(model, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
+        )
+    if num_beams is not None:
+        raise ValueError(f"caption: num_beams={num_beams} cannot be combined with sample=True")
+
+    # Sampling is what torch's generators do, so exported graphs have no part in it.
+    import torch
+
+    from fiber.models.fiber.captioner import sample_captions
+
+    def draw(tokens: Tensor) -> Tensor:
+        generators = [torch.Generator(tokens.device).manual_seed(seed) for _ in tokens]
+        found = sample_captions(model, tokens, max_tokens=max_tokens, generator=generators)
+        return found.token_ids[:, 0]
+
+    return draw

@@ -1,32 +1,31 @@
-"""Convert user inputs to model inputs."""
+"""Check user inputs, and convert them to arrays for a model."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fiber import _core
 from fiber.checkpoints.vocabulary.files import NO_TOKENIZER
-from fiber.data import Tokenizer, load_image
+from fiber.data import ImageTransform, Tokenizer, load_image
 from fiber.data.image import EXPECTED, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words
 from fiber.messages import caller_level, shown
-from fiber.models.registry import ModelConfig, check_tokenizer, inference_transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 #: One image: a path, encoded bytes, a file opened in binary mode, a PIL image, or an (H, W, 3) or
 #: (H, W, 4) uint8 array.
@@ -59,7 +58,8 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
     # Recognize a PIL image without importing PIL, and an open file, which is an iterable of lines.
     if (hasattr(images, "convert") and hasattr(images, "size")) or hasattr(images, "read"):
         return [images], True
-    if isinstance(images, Tensor) and images.ndim <= 3:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(images, torch.Tensor) and images.ndim <= 3:
         # `load_image` rejects it. Iterating over it would give its channels.
         return [images], True
     # Sets have no order to return results in.
@@ -175,7 +175,7 @@ def _naming(place: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Batch of images padded to the same size."""
+    """Batch of images padded to the same size: tensors of a network, or arrays of numpy."""
 
     #: (B,) indices into the user's list.
     indices: list[int]
@@ -191,7 +191,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Batch of texts, padded to the longest one."""
+    """Batch of texts, padded to the longest one: tensors of a network, or arrays of numpy."""
 
     #: (B, L) int64.
     token_ids: Tensor
@@ -201,30 +201,46 @@ class TextBatch:
     offsets: list[list[tuple[int, int]]]
 
 
-class Inputs:
-    """Image and text preprocessing for a model."""
+class ArrayInputs:
+    """Image and text preprocessing for a model that computes with arrays of numpy.
+
+    Args:
+        transforms: returns the image preprocessing for a task by name, or the default for None.
+        tokenizer: tokenizer of the model, if it has one.
+        max_tokens: maximum number of tokens of a text, including <s> and </s>.
+        limits: limits of decoding one image; see `fiber.data.load_image`.
+        no_tokenizer: message of the error for a missing tokenizer.
+    """
 
     def __init__(
         self,
-        config: ModelConfig,
+        transforms: Callable[[str | None], ImageTransform],
         tokenizer: Tokenizer | None,
-        device: torch.device,
+        max_tokens: int,
         limits: DecodeLimits = DEFAULT_LIMITS,
+        no_tokenizer: str = NO_TOKENIZER,
     ) -> None:
-        if tokenizer is not None:
-            check_tokenizer(tokenizer, config)
-        self.config = config
-        self.transform = inference_transform(config)
+        self._transforms = transforms
+        self.transform = transforms(None)
         self.tokenizer = tokenizer
-        self.device = device
+        self.max_tokens = max_tokens
         check_arguments(**limits._asdict())
         self.limits = limits
+        self.no_tokenizer = no_tokenizer
 
-    def of(self, task: str) -> Inputs:
+    def of(self, task: str) -> Self:
         """Return a copy that transforms images as a task does."""
         own = copy(self)
-        own.transform = inference_transform(self.config, task)
+        own.transform = self._transforms(task)
         return own
+
+    def _threads(self) -> int:
+        """Return the number of threads that decode images."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+    def _converters(self) -> tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]]:
+        """Return functions that convert arrays for the model, and sizes of images."""
+        return lambda values: values, lambda values: values
 
     def images(self, images: Sequence[Any], *, in_pairs: bool = False) -> Iterator[ImageBatch]:
         """Decode and transform images in batches.
@@ -244,7 +260,8 @@ class Inputs:
         """
         place = "pairs[{0}][{1}]" if in_pairs else "images[{2}]"
         place = place if len(images) > 1 else ""
-        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        convert, convert_sizes = self._converters()
+        with ThreadPoolExecutor(max_workers=self._threads()) as pool:
             for start in range(0, len(images), IMAGES_AT_ONCE):
                 by_size: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
                 some, places = [], []
@@ -256,12 +273,13 @@ class Inputs:
                 for index, prepared in enumerate(pool.map(self._prepare, some, places), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
                 for same in by_size.values():
-                    arrays, tensors, sizes = zip(*(prepared for _, prepared in same), strict=True)
+                    arrays, pixels, sizes = zip(*(prepared for _, prepared in same), strict=True)
+                    originals = np.array([array.shape[:2] for array in arrays], np.int64)
                     yield ImageBatch(
                         indices=[index for index, _ in same],
-                        images=torch.stack(tensors).to(self.device),
-                        image_sizes=torch.tensor(sizes),
-                        original_sizes=torch.tensor([array.shape[:2] for array in arrays]),
+                        images=convert(np.stack(pixels)),
+                        image_sizes=convert_sizes(np.array(sizes, np.int64)),
+                        original_sizes=convert_sizes(originals),
                         originals=list(arrays),
                     )
 
@@ -272,7 +290,7 @@ class Inputs:
             ValueError: if the model has no tokenizer, or a text contains only special tokens
                 such as <s> and <pad>.
         """
-        tokenizer, limit = self.needed_tokenizer(), self.config.max_tokens
+        tokenizer, limit = self.needed_tokenizer(), self.max_tokens
         arrays = tokenizer.encode_batch(texts, max_tokens=limit, offsets=True)
         token_ids, text_mask, offsets = (
             np.asarray(arrays[name]) for name in ("token_ids", "text_mask", "offsets")
@@ -290,14 +308,19 @@ class Inputs:
                     UserWarning,
                     stacklevel=caller_level(),
                 )
+        convert, _ = self._converters()
         return TextBatch(
-            token_ids=torch.from_numpy(token_ids).to(self.device),
-            text_mask=torch.from_numpy(text_mask).to(self.device),
+            token_ids=convert(token_ids),
+            text_mask=convert(text_mask),
             offsets=[
                 [(start, end) for start, end in spans[:count].tolist()]
                 for spans, count in zip(offsets, counts, strict=True)
             ],
         )
+
+    def empty(self, width: int) -> Any:
+        """Return a float32 array of shape (0, `width`) for the model."""
+        return self._converters()[0](np.zeros((0, width), np.float32))
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -306,11 +329,11 @@ class Inputs:
             ValueError: if the model has no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError(NO_TOKENIZER)
+            raise ValueError(self.no_tokenizer)
         return self.tokenizer
 
-    def _prepare(self, image: Any, place: str) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-        """Return the decoded image, its (3, H, W) tensor, and its unpadded (height, width).
+    def _prepare(self, image: Any, place: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Return the decoded image, its (3, H, W) pixels, and its unpadded (height, width).
 
         The decoded image has no alpha, whatever the transform makes of it. `place` is the index of
         the image for messages, or empty.
@@ -324,4 +347,4 @@ class Inputs:
                     " H and W"
                 )
         pixels, _, size = _core.apply_transform(array, self.transform)
-        return load_image(array), torch.from_numpy(np.asarray(pixels)), size
+        return load_image(array), np.asarray(pixels), size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Unpack, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
@@ -18,36 +19,19 @@ from fiber.checkpoints.kept import Kept
 from fiber.checkpoints.load import choose_device
 from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.provenance import TrainedOn
-from fiber.checkpoints.vocabulary.files import NO_CLASSES
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
-from fiber.data.prompts.classes import Prompt
-from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
-from fiber.inference.image_text import ImageTextMethods
-from fiber.inference.inputs import (
-    ImageInput,
-    Images,
-    Inputs,
-    Texts,
-    as_list,
-)
-from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
-from fiber.inference.prompts import detection_prompts, grounding_prompts
+from fiber.inference.boxes import BoxMethods
 from fiber.inference.suggestions import (
     not_callable,
     suggest_keywords_of_methods,
     unknown_attribute,
 )
-from fiber.inference.text_feature_cache import TextPrefixes
-from fiber.models.abilities import FindsBoxes, need_ability
+from fiber.inference.tensor_inputs import Inputs
 from fiber.models.heads import need_head
 from fiber.models.registry import ModelConfig, Network, architecture_of
-from fiber.postprocess import Detections
 from fiber.tasks import methods_of_others
 from fiber.tasks.lazy import load
-
-#: Default minimum score of a detected object.
-SCORE_THRESHOLD = 0.3
 
 
 class Origin(NamedTuple):
@@ -66,7 +50,7 @@ class Origin(NamedTuple):
 
 
 @suggest_keywords_of_methods
-class Model(ImageTextMethods):
+class Model(BoxMethods):
     """A network with its tokenizer, answers and classes.
 
     An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
@@ -107,12 +91,9 @@ class Model(ImageTextMethods):
         self.device = next(network.parameters()).device
         self.dtype, self.trained_on = dtype, trained_on
         self.origin = origin or Origin()
-        #: Forward pass counts of `ground` and `detect` since the model was loaded.
-        self.passes = PassCounts()
         limits = DecodeLimits(max_pixels, max_decode_bytes)
         self._inputs = Inputs(self.config, tokenizer, self.device, limits)
-        #: Kept features of prompts, from the first call of `ground` or `detect` on.
-        self._text_prefixes: TextPrefixes | None = None
+        self._start_boxes()
 
     @property
     def inputs(self) -> Inputs:
@@ -130,101 +111,6 @@ class Model(ImageTextMethods):
     def __repr__(self) -> str:
         title = architecture_of(self.config).title
         return f"Model({title}, heads={', '.join(self.heads)}, device={self.device})"
-
-    @overload
-    def ground(
-        self, images: ImageInput, phrases: Phrases = None, **options: Unpack[GroundOptions]
-    ) -> Detections: ...
-    @overload
-    def ground(
-        self, images: Images, phrases: Phrases = None, **options: Unpack[GroundOptions]
-    ) -> list[Detections]: ...
-
-    def ground(
-        self,
-        images: ImageInput | Images,
-        phrases: Phrases = None,
-        *,
-        caption: Texts | None = None,
-        spans: Sequence[Any] | None = None,
-        boxes_per_phrase: int = 1,
-        score_threshold: float = 0.0,
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> Detections | list[Detections]:
-        """Find the best boxes for phrases, either independently or in the context of a caption.
-
-        Args:
-            images: an image or a list of images.
-            phrases: a phrase, a list of phrases for all images, or one list per image. For example,
-                "the star left of the ring" returns boxes of the star. A phrase that looks like a
-                list ("a circle; the star", "a circle, the star", "a circle. the star.") is one
-                phrase, with a warning.
-            caption: sentence that contains the phrases, one for all images or one per image.
-                Without `phrases` and `spans`, the caption's noun phrases are used (see
-                `fiber.inference.noun_phrases`).
-            spans: alternative to `phrases`, one list per caption. A span is a half-open (start,
-                end) range of the caption's code points, or a list of ranges for a phrase in several
-                parts.
-            boxes_per_phrase: maximum number of boxes per phrase.
-            score_threshold: minimum box score, in [0, 1]; see `Detections`.
-            nms_threshold: maximum IoU between two boxes of the same phrase.
-            max_detections: maximum number of boxes per image.
-
-        Returns:
-            Detections for each image, best box first.
-        """
-        network = self._finds_boxes("ground")
-        given, single = as_list(images)
-        prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
-        limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
-        return self._boxes(network, given, single, prompts, limits)
-
-    @overload
-    def detect(
-        self, images: ImageInput, classes: Classes = None, **options: Unpack[DetectOptions]
-    ) -> Detections: ...
-    @overload
-    def detect(
-        self, images: Images, classes: Classes = None, **options: Unpack[DetectOptions]
-    ) -> list[Detections]: ...
-
-    def detect(
-        self,
-        images: ImageInput | Images,
-        classes: Classes = None,
-        *,
-        classes_per_prompt: int | None = None,
-        score_threshold: float = SCORE_THRESHOLD,
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> Detections | list[Detections]:
-        """Detect all objects of the given classes. Prompts contain as many classes as possible.
-
-        Args:
-            images: an image or a list of images.
-            classes: class names for all images, or one list per image. Default: the classes that
-                the model was trained on. A `fiber.data.ClassName`, or a mapping of its fields, adds
-                a prefix and a suffix to a name. Names are case-sensitive and must be distinct. A
-                single name that looks like a list is one name, with a warning.
-            classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
-                evaluation), or 0 or None for as many as fit.
-            score_threshold: minimum box score, in [0, 1]; see `Detections`.
-            nms_threshold: maximum IoU between two boxes of the same class.
-            max_detections: maximum number of boxes per image.
-
-        Returns:
-            Detections for each image, best box first.
-        """
-        network = self._finds_boxes("detect")
-        given, single = as_list(images)
-        if classes is None:
-            if not self.classes:
-                raise ValueError(NO_CLASSES)
-            classes = self.classes
-        prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
-        limits = Thresholds(score_threshold, nms_threshold, max_detections)
-        return self._boxes(network, given, single, prompts, limits)
 
     def to(self, device: torch.device | str) -> Model:
         """Move the network to a device. The compute dtype, see `fiber.load`, does not change.
@@ -318,6 +204,11 @@ class Model(ImageTextMethods):
         """Return the autocast context in which the network runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.inference_mode(), self.arithmetic():
+            yield
+
     if not TYPE_CHECKING:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
@@ -328,26 +219,6 @@ class Model(ImageTextMethods):
         def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
             """Raise TypeError, which names the methods."""
             raise not_callable(self)
-
-    def _finds_boxes(self, asked: str) -> FindsBoxes:
-        self.need_head("grounding", asked)
-        return need_ability(self.network, FindsBoxes, asked)
-
-    def _boxes(
-        self,
-        network: FindsBoxes,
-        images: list[Any],
-        single: bool,
-        prompts: list[list[Prompt]],
-        thresholds: Thresholds,
-    ) -> Detections | list[Detections]:
-        thresholds.check()
-        if self._text_prefixes is None:
-            self._text_prefixes = TextPrefixes(network, self._inputs)
-        with torch.inference_mode(), self.arithmetic():
-            given = (self._text_prefixes, images, prompts, thresholds, self.passes)
-            found = find_boxes(network, self._inputs.of("grounding"), *given)
-        return found[0] if single else found
 
 
 def described(model: Model) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from fiber.inference.inputs import Inputs
+from fiber.inference.inputs import ArrayInputs
 from fiber.models.abilities import EmbedsAlone, ScoresPairs
 from fiber.models.features import ImagePrefix
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, ranking_head, run_pairs
+from fiber.ops.arrays import functions_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Number of pairs per batch in the fused layers.
 PAIRS_AT_ONCE = 32
@@ -31,7 +34,7 @@ class Hit:
 
 def score_pairs(
     network: ScoresPairs,
-    inputs: Inputs,
+    inputs: ArrayInputs,
     images: Sequence[Any],
     texts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
@@ -49,22 +52,24 @@ def score_pairs(
     """
     backbone = network.backbone
     if not pairs:
-        return head(torch.zeros(0, network.pooled_width, device=inputs.device)).cpu()
+        none = inputs.empty(network.pooled_width)
+        return functions_of(none).cpu(head(none))
     pairs_of: dict[int, list[int]] = {}
     for number, (image, _) in enumerate(pairs):
         pairs_of.setdefault(image, []).append(number)
     words, prefixes = inputs.texts(texts), TextFeatureStore()
-    for ids, mask in zip(
-        words.token_ids.split(PAIRS_AT_ONCE), words.text_mask.split(PAIRS_AT_ONCE), strict=True
-    ):
+    f = functions_of(words.token_ids)
+    for start in range(0, len(texts), PAIRS_AT_ONCE):
+        some = slice(start, start + PAIRS_AT_ONCE)
+        ids, mask = words.token_ids[some], words.text_mask[some]
         prefixes.add(backbone.text_prefix(ids, mask), mask)
-    results = [torch.empty(0)] * len(pairs)
+    results: list[Any] = [None] * len(pairs)
     for batch in inputs.images(images, in_pairs=bool(right)):
         todo = [(row, n) for row, index in enumerate(batch.indices) for n in pairs_of[index]]
-        is_right = torch.tensor([index in right for index in batch.indices], device=inputs.device)
+        is_right = np.array([index in right for index in batch.indices], bool)
         found = run_pairs(
             network,
-            network.image_prefix(batch.images, is_right if right else None),
+            network.image_prefix(batch.images, f.moved(is_right, batch.images) if right else None),
             prefixes,
             [(row, pairs[number][1]) for row, number in todo],
             head,
@@ -72,12 +77,12 @@ def score_pairs(
         )
         for (_, number), result in zip(todo, found, strict=True):
             results[number] = result
-    return torch.stack(results)
+    return f.stack(results)
 
 
 def rank_images(
     network: EmbedsAlone,
-    inputs: Inputs,
+    inputs: ArrayInputs,
     text: str,
     images: Sequence[Any],
     reranked: int = 0,
@@ -96,19 +101,20 @@ def rank_images(
     backbone, words = network.backbone, inputs.texts([text])
     prefix = backbone.text_prefix(words.token_ids, words.text_mask)
     completed = backbone.complete_text(prefix, words.text_mask, wanted="pooled")
-    vector = network.text_vectors(completed)[0].float().cpu().numpy()
+    f = functions_of(words.token_ids)
+    vector = f.as_numpy(f.float32(network.text_vectors(completed)[0]))
     cosines: list[tuple[int, float]] = []
     best: list[tuple[int, float]] = []
     kept: dict[int, Tensor] = {}
     for batch in inputs.images(images):
         features = backbone.image_prefix(batch.images)
-        vectors = network.image_vectors(backbone.complete_image(features)).float().cpu().numpy()
+        vectors = f.as_numpy(f.float32(network.image_vectors(backbone.complete_image(features))))
         found = list(zip(batch.indices, (vectors @ vector).tolist(), strict=True))
         cosines += found
         best = _best_first([*best, *found])[:reranked]
         rows = {index: row for row, index in enumerate(batch.indices)}
         kept = {
-            index: kept[index] if index in kept else features.tokens[rows[index]].clone()
+            index: kept[index] if index in kept else f.copy(features.tokens[rows[index]])
             for index, _ in best
         }
     if pairs is None or not kept:
@@ -117,17 +123,17 @@ def rank_images(
     texts.add(prefix, words.text_mask)
     log_odds = run_pairs(
         pairs,
-        ImagePrefix(torch.stack(list(kept.values()))),
+        ImagePrefix(f.stack(list(kept.values()))),
         texts,
         [(row, 0) for row in range(len(kept))],
         match_log_odds(pairs),
         pairs_at_once=PAIRS_AT_ONCE,
     )
-    return _by_matching(list(zip(kept, log_odds.tolist(), strict=True)))
+    return _by_matching(list(kept), log_odds)
 
 
 def match_images(
-    network: ScoresPairs, inputs: Inputs, text: str, images: Sequence[Any]
+    network: ScoresPairs, inputs: ArrayInputs, text: str, images: Sequence[Any]
 ) -> list[tuple[int, float]]:
     """Rank images for a text by scoring every pair.
 
@@ -143,16 +149,19 @@ def match_images(
     scores = score_pairs(
         network, inputs, images, [text], pairs, lambda pooled: head(pooled).unsqueeze(1)
     )
-    ranked = list(enumerate(scores[:, 0].tolist()))
-    return _by_matching(ranked) if network.scores_are_log_odds else _best_first(ranked)
+    if network.scores_are_log_odds:
+        return _by_matching(range(len(images)), scores[:, 0])
+    return _best_first(list(enumerate(scores[:, 0].tolist())))
 
 
-def _by_matching(log_odds: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sort (index, log odds) pairs, best first, and convert log odds to probabilities.
+def _by_matching(indices: Sequence[int], log_odds: Tensor) -> list[tuple[int, float]]:
+    """Sort images by (n,) log odds, best first, and convert these to probabilities.
 
     Probabilities cannot be sorted instead, since rounding may make them equal.
     """
-    return [(index, torch.tensor(value).sigmoid().item()) for index, value in _best_first(log_odds)]
+    f = functions_of(log_odds)
+    best = _best_first(list(enumerate(log_odds.tolist())))
+    return [(indices[row], float(f.sigmoid(log_odds[row : row + 1])[0])) for row, _ in best]
 
 
 def _best_first(scored: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -17,7 +17,7 @@ from fiber.data.prompts.classes import (
 )
 from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import (
-    Inputs,
+    ArrayInputs,
     as_texts,
     is_list,
     not_empty,
@@ -30,7 +30,7 @@ from fiber.messages import caller_level, shown
 
 
 def detection_prompts(
-    classes: Any, count: int, inputs: Inputs, classes_per_prompt: int | None
+    classes: Any, count: int, inputs: ArrayInputs, classes_per_prompt: int | None
 ) -> list[list[Prompt]]:
     """Join classes into prompts for each of `count` images.
 
@@ -69,7 +69,7 @@ def _warn_of_lists(lists: Sequence[Sequence[Any]]) -> None:
 
 
 def grounding_prompts(
-    phrases: Any, caption: Any, spans: Any, count: int, inputs: Inputs
+    phrases: Any, caption: Any, spans: Any, count: int, inputs: ArrayInputs
 ) -> list[list[Prompt]]:
     """Build the prompts for each of `count` images. Other arguments are as in `Model.ground`.
 
@@ -108,7 +108,7 @@ def _is_class(given: Any) -> bool:
 
 
 def _class_prompts(
-    classes: Sequence[ClassLike], inputs: Inputs, classes_per_prompt: int | None
+    classes: Sequence[ClassLike], inputs: ArrayInputs, classes_per_prompt: int | None
 ) -> list[Prompt]:
     """Join classes into prompts. Raises ValueError for (case-sensitive) duplicates."""
     first: dict[ClassName, int] = {}
@@ -123,7 +123,7 @@ def _class_prompts(
     return class_prompts(
         list(first),
         inputs.needed_tokenizer(),
-        inputs.config.max_tokens,
+        inputs.max_tokens,
         max_classes=classes_per_prompt or None,
     )
 
@@ -191,9 +191,9 @@ def _all_sequences(given: Sequence[Any]) -> bool:
     return all(isinstance(part, Sequence) and not isinstance(part, str) for part in given)
 
 
-def _warn_truncated(prompt: Prompt, inputs: Inputs) -> None:
+def _warn_truncated(prompt: Prompt, inputs: ArrayInputs) -> None:
     """Warn if a prompt is truncated, and name the affected phrases."""
-    tokenizer, limit = inputs.needed_tokenizer(), inputs.config.max_tokens
+    tokenizer, limit = inputs.needed_tokenizer(), inputs.max_tokens
     if not is_longer(prompt.text, tokenizer, limit):
         return
     whole = prompt.token_map(tokenizer.encode(prompt.text)[1])

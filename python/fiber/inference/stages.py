@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,24 +11,11 @@ import torch
 
 from fiber.checkpoints.hub.card import write_card
 from fiber.checkpoints.kept import Kept
+from fiber.inference.by_head import OWNERS, by_head
 from fiber.inference.model import Model, described
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
 from fiber.models.heads import MissingHeadError
 from fiber.tasks import methods_of_others
-
-#: Head that decides which model an attribute belongs to.
-_OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding"}
-
-
-def _by_head(method: str, *heads: str) -> Any:
-    """Return a method of `Model` that runs on the first model with one of `heads`."""
-
-    @functools.wraps(getattr(Model, method))
-    def run(self: StagedModel, *arguments: Any, **options: Any) -> Any:
-        head = next((head for head in heads if head in self.heads), heads[0])
-        return getattr(self.with_head(head, method), method)(*arguments, **options)
-
-    return run
 
 
 @suggest_keywords_of_methods
@@ -72,8 +58,8 @@ class StagedModel(Model):
 
     def __getattr__(self, name: str) -> Any:
         stages = self.__dict__.get("stages", {})
-        if name in _OWNERS and _OWNERS[name] in self.heads:
-            return getattr(self.with_head(_OWNERS[name], name), name)
+        if name in OWNERS and OWNERS[name] in self.heads:
+            return getattr(self.with_head(OWNERS[name], name), name)
         if name in ("device", "dtype") and stages:
             return getattr(next(iter(stages.values())), name)
         if stages and (task := methods_of_others().get(name)):
@@ -87,15 +73,16 @@ class StagedModel(Model):
             f"{name!r} belongs to the model of one stage; use {' or '.join(places)}", name=name
         )
 
-    ground = _by_head("ground", "grounding")
-    detect = _by_head("detect", "grounding")
-    answer = _by_head("answer", "vqa")
-    caption = _by_head("caption", "caption")
-    match = _by_head("match", "itm")
-    reason = _by_head("reason", "nlvr2")
-    embed_images = _by_head("embed_images", "itc")
-    embed_texts = _by_head("embed_texts", "itc")
-    search = _by_head("search", "itc", "itm")
+    ground = by_head("ground")
+    detect = by_head("detect")
+    answer = by_head("answer")
+    caption = by_head("caption")
+    match = by_head("match")
+    reason = by_head("reason")
+    entail = by_head("entail")
+    embed_images = by_head("embed_images")
+    embed_texts = by_head("embed_texts")
+    search = by_head("search")
 
     def to(self, device: torch.device | str) -> StagedModel:
         """Move all stages to a device. See `Model.to`."""

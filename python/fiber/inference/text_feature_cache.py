@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
 
 from fiber.data.prompts.classes import Prompt
-from fiber.inference.inputs import Inputs
+from fiber.inference.inputs import ArrayInputs
 from fiber.models.abilities import FindsBoxes
-from fiber.ops.linear import is_hooked
+from fiber.ops.arrays import functions_of
 from fiber.postprocess.find import TokenMap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: Maximum number of cached tokens (100 MB for the base model).
 MAX_KEPT_TOKENS = 32_768
@@ -41,7 +42,7 @@ class TextPrefixes:
     may change the text encoder meanwhile.
     """
 
-    def __init__(self, network: FindsBoxes, inputs: Inputs, *, keep_all: bool = False) -> None:
+    def __init__(self, network: FindsBoxes, inputs: ArrayInputs, *, keep_all: bool = False) -> None:
         self._backbone, self._inputs, self._keep_all = network.backbone, inputs, keep_all
         # By text and spans: a text with other labels has another token map.
         self._kept: OrderedDict[tuple[str, Any], tuple[Tensor, TokenMap]] = OrderedDict()
@@ -59,9 +60,10 @@ class TextPrefixes:
         for key in asked:
             self._kept.move_to_end(key)
         found = [self._kept[prompt.text, prompt.spans] for prompt in prompts]
-        prefix = pad_sequence([row for row, _ in found], batch_first=True)
-        lengths = torch.tensor([len(row) for row, _ in found], device=prefix.device)
-        mask = torch.arange(prefix.shape[1], device=prefix.device) < lengths[:, None]
+        f = functions_of(found[0][0])
+        prefix = f.pad_rows([row for row, _ in found])
+        lengths = np.array([len(row) for row, _ in found])
+        mask = f.moved(np.arange(prefix.shape[1]) < lengths[:, None], prefix)
         while self._tokens > MAX_KEPT_TOKENS and not self._keep_all:
             _, (row, _) = self._kept.popitem(last=False)
             self._tokens -= len(row)
@@ -73,7 +75,8 @@ class TextPrefixes:
         prefix = self._backbone.text_prefix(batch.token_ids, batch.text_mask)
         for prompt, row, offsets in zip(prompts, prefix, batch.offsets, strict=True):
             token_map = prompt.token_map(offsets)
-            self._kept[prompt.text, prompt.spans] = row[: len(offsets)].clone(), token_map
+            kept = functions_of(row).copy(row[: len(offsets)])
+            self._kept[prompt.text, prompt.spans] = kept, token_map
             self._tokens += len(offsets)
 
     def _fingerprint(self) -> object:
@@ -81,6 +84,9 @@ class TextPrefixes:
 
         It is the version counter, device and dtype.
         """
+        if self._backbone.text is None:
+            # Weights of exported graphs do not change.
+            return None
         if not all(map(_is_plain, self._backbone.text.modules())):
             return object()
         parameters = list(self._backbone.text.parameters())
@@ -91,4 +97,6 @@ class TextPrefixes:
 
 def _is_plain(module: nn.Module) -> bool:
     """Return True if what a module computes depends on its tensors only."""
+    from fiber.ops.linear import is_hooked
+
     return type(module).__module__.startswith(("torch.nn.", "fiber.")) and not is_hooked(module)

@@ -15,18 +15,13 @@ Shapes:
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
-from torch import Tensor, nn
-
-from fiber.models.features import (
-    BackboneOutput,
-    DetectorOutput,
-    ImagePrefix,
-    ImageSizes,
-    Wanted,
-)
+from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes, Wanted
 from fiber.models.heads import HEAD_RECIPES, MissingHeadError, need_head
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class FusesPairs(Protocol):
@@ -85,8 +80,8 @@ class FusesSizes(FusesPairs, Protocol):
         ...
 
     @property
-    def text(self) -> nn.Module:
-        """The text encoder, whose weights tell whether kept features of prompts are current."""
+    def text(self) -> nn.Module | None:
+        """The text encoder, whose weights tell whether kept features are current, or None."""
         ...
 
 

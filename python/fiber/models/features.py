@@ -1,11 +1,17 @@
-"""Features and predictions that networks exchange with objectives and inference."""
+"""Features and predictions that networks exchange with objectives and inference.
+
+Those of exported graphs are arrays of numpy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch import Tensor
+from fiber.ops.arrays import functions_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Outputs to compute: "all", "pooled" (the image and the first text token) or "text". The last
 #: fused pair skips all other outputs.
@@ -45,10 +51,10 @@ class ImagePrefix(NamedTuple):
         Outputs of finished stages are dropped unless `with_stages` is True. The detector needs
         them.
         """
-        sizes = self.sizes
+        sizes, f = self.sizes, functions_of(self.tokens)
         return ImagePrefix(
-            self.tokens.index_select(0, indices),
-            tuple(stage.index_select(0, indices) for stage in self.stages if with_stages),
+            f.take(self.tokens, indices),
+            tuple(f.take(stage, indices) for stage in self.stages if with_stages),
             None if sizes is None else tuple(sizes[index] for index in indices.tolist()),
         )
 

@@ -1,18 +1,10 @@
-"""Head modules and the recipes that train them."""
+"""Names of heads, the recipes that train them, and the error for a head that a model lacks."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
-
 from fiber.config import FiberConfig, preset
-
-#: LayerNorm epsilon of the language head, from the RoBERTa config of the published code; all other
-#: LayerNorms use 1e-5.
-LANGUAGE_HEAD_EPS = 1e-12
-
 
 #: Recipe that trains each head, by preset; models that match no preset use "base". "meter" are all
 #: METER models.
@@ -97,45 +89,3 @@ def need_head(config: HasHeads, head: str | tuple[str, ...], asked: str) -> None
     if recipes := [f"`fiber train {trained[head]}`" for head in heads if head in trained]:
         message += f" To train this head, run {' or '.join(recipes)} (see also `fiber recipes`)."
     raise MissingHeadError(message)
-
-
-class Pooler(nn.Module):
-    """Linear layer followed by tanh, applied to one vector per sample."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Apply a linear layer and tanh: (B, D) -> (B, D)."""
-        return torch.tanh(self.linear(vectors))
-
-
-class LanguageHead(nn.Module):
-    """Vocabulary head for MLM and captioning. Its weights are not tied to the word embeddings."""
-
-    def __init__(self, width: int, vocab_size: int) -> None:
-        super().__init__()
-        self.transform = nn.Linear(width, width)
-        self.activation = nn.GELU()
-        self.norm = nn.LayerNorm(width, eps=LANGUAGE_HEAD_EPS)
-        self.decoder = nn.Linear(width, vocab_size)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Compute logits: (..., D) -> (..., vocabulary)."""
-        return self.decoder(self.norm(self.activation(self.transform(text))))
-
-
-class Classifier(nn.Module):
-    """Classifier MLP: linear, LayerNorm, GELU, linear."""
-
-    def __init__(self, width_in: int, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(width_in, width)
-        self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.activation = nn.GELU()
-        self.output = nn.Linear(width, num_classes)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Compute logits: (B, width_in) -> (B, num_classes)."""
-        return self.output(self.activation(self.norm(self.hidden(vectors))))

@@ -15,7 +15,52 @@ from torch import Tensor, nn
 
 from fiber.models.architecture import Network
 from fiber.models.features import BackboneOutput, ImagePrefix
-from fiber.models.heads import Classifier
+
+#: LayerNorm epsilon of the language head, from the RoBERTa config of the published code; all other
+#: LayerNorms use 1e-5.
+LANGUAGE_HEAD_EPS = 1e-12
+
+
+class Pooler(nn.Module):
+    """Linear layer followed by tanh, applied to one vector per sample."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Apply a linear layer and tanh: (B, D) -> (B, D)."""
+        return torch.tanh(self.linear(vectors))
+
+
+class LanguageHead(nn.Module):
+    """Vocabulary head for MLM and captioning. Its weights are not tied to the word embeddings."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        self.norm = nn.LayerNorm(width, eps=LANGUAGE_HEAD_EPS)
+        self.decoder = nn.Linear(width, vocab_size)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Compute logits: (..., D) -> (..., vocabulary)."""
+        return self.decoder(self.norm(self.activation(self.transform(text))))
+
+
+class Classifier(nn.Module):
+    """Classifier MLP: linear, LayerNorm, GELU, linear."""
+
+    def __init__(self, width_in: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width_in, width)
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.activation = nn.GELU()
+        self.output = nn.Linear(width, num_classes)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Compute logits: (B, width_in) -> (B, num_classes)."""
+        return self.output(self.activation(self.norm(self.hidden(vectors))))
 
 
 class ImageTextModel(Network):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fiber.models.heads import HintsAtHeads, need_head
-from fiber.models.registry import ModelConfig
+
+if TYPE_CHECKING:
+    from fiber.models.model_config import ModelConfig
 
 #: Default number of candidates that ITM reranks.
 RERANKED = 32

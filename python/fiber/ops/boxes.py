@@ -1,6 +1,7 @@
 """Box decoding, clipping and GIoU as in the published code. IoU and NMS are from torchvision.
 
-Boxes are (..., 4) float xyxy in half-open pixel coordinates, so the width is x1 - x0.
+Boxes are (..., 4) float xyxy in half-open pixel coordinates, so the width is x1 - x0. They are
+tensors or arrays of numpy (`fiber.ops.arrays`).
 
 The published model uses inclusive boxes: (x1, y1) is the last pixel, so the width is x1 - x0 + 1.
 Its box coder, IoU and NMS give the same results on half-open boxes. The published code omits the
@@ -12,9 +13,12 @@ call `to_inclusive` first.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from fiber.ops.arrays import functions_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Weights of the deltas (x, y, width, height), as in the published code.
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -41,12 +45,13 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor, *, epsilon: float = 1e-
 
     Source: Generalized IoU (Rezatofighi et al. 2019).
     """
-    low, high = first_xyxy[:, :2], torch.maximum(first_xyxy[:, :2], first_xyxy[:, 2:])
+    f = functions_of(first_xyxy)
+    low, high = first_xyxy[:, :2], f.maximum(first_xyxy[:, :2], first_xyxy[:, 2:])
     other_low, other_high = second_xyxy[:, :2], second_xyxy[:, 2:]
-    sides = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0)
+    sides = f.clip(f.minimum(high, other_high) - f.maximum(low, other_low), 0)
     intersection = sides[:, 0] * sides[:, 1]
     union = (high - low).prod(1) + (other_high - other_low).prod(1) - intersection + epsilon
-    enclosing = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).prod(1) + epsilon
+    enclosing = (f.maximum(high, other_high) - f.minimum(low, other_low)).prod(1) + epsilon
     return intersection / union - (enclosing - union) / enclosing
 
 
@@ -59,11 +64,12 @@ def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
 
     Source: Faster R-CNN (Ren et al. 2015), with weights from the published code of FIBER.
     """
-    deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
+    f = functions_of(deltas)
+    deltas = deltas / f.array(DELTA_WEIGHTS, deltas)
     anchor_sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     middles = centers(anchors_xyxy) + deltas[..., :2] * anchor_sizes
-    halves = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_sizes * 0.5
-    return torch.cat([middles - halves, middles + halves], dim=-1)
+    halves = f.exp(f.clip(deltas[..., 2:], most=MAX_LOG_SCALE)) * anchor_sizes * 0.5
+    return f.concat([middles - halves, middles + halves], -1)
 
 
 def clip_to_image(boxes_xyxy: Tensor, height: float, width: float) -> Tensor:
@@ -72,7 +78,8 @@ def clip_to_image(boxes_xyxy: Tensor, height: float, width: float) -> Tensor:
     As in the published code, a box outside the image becomes one pixel at the border;
     `torchvision.ops.clip_boxes_to_image` would make it empty.
     """
-    upper = boxes_xyxy.new_tensor([width, height])
-    low = torch.minimum(boxes_xyxy[..., :2].clamp(min=0), upper - 1)
-    high = torch.minimum(boxes_xyxy[..., 2:].clamp(min=1), upper)
-    return torch.cat([low, high], dim=-1)
+    f = functions_of(boxes_xyxy)
+    upper = f.array([width, height], boxes_xyxy)
+    low = f.minimum(f.clip(boxes_xyxy[..., :2], 0), upper - 1)
+    high = f.minimum(f.clip(boxes_xyxy[..., 2:], 1), upper)
+    return f.concat([low, high], -1)

@@ -14,6 +14,7 @@ import numpy as np
 from fiber.config_io import nearest
 from fiber.data import load_image
 from fiber.messages import printable
+from fiber.ops.arrays import functions_of
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
 from fiber.visualize import draw_boxes
@@ -71,10 +72,11 @@ class Detections:
         picture: str | os.PathLike[str] | bytes | np.ndarray | None = None,
     ) -> Detections:
         """Attach labels to the boxes of `detect_boxes` or `ground_phrases`."""
-        indices = found.label_indices.cpu().numpy()
+        f = functions_of(found.scores)
+        indices = f.as_numpy(found.label_indices)
         return cls(
-            boxes_xyxy=found.boxes_xyxy.float().cpu().numpy(),
-            scores=found.scores.float().cpu().numpy(),
+            boxes_xyxy=f.as_numpy(f.float32(found.boxes_xyxy)),
+            scores=f.as_numpy(f.float32(found.scores)),
             labels=[labels[int(index)] for index in indices],
             indices=indices,
             image_size=(int(image_size[0]), int(image_size[1])),

@@ -4,25 +4,31 @@ Boxes are xyxy in half-open pixel coordinates (`fiber.ops.boxes`). NMS and clipp
 to the published ones on inclusive boxes. Sizes are (height, width) in pixels: `image_sizes` are
 those of the model input without padding, and boxes are rescaled to `original_sizes`.
 
+Boxes are tensors if the outputs are those of a network, and arrays of numpy if they are those of
+exported graphs (`fiber.ops.arrays`).
+
 Shapes: B images, A anchors over all levels, L text tokens, K labels per image, n boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from fiber.models.features import DetectorOutput
+from fiber.ops.arrays import functions_of
 from fiber.ops.boxes import clip_to_image, decode_deltas
 from fiber.ops.nms import nms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Token indices of each label for one image.
 TokenMap = Sequence[Sequence[int]]
 #: (height, width) of each image in pixels: a (B, 2) tensor or pairs.
-Sizes = Tensor | Sequence[Sequence[int]]
+Sizes: TypeAlias = "Tensor | np.ndarray | Sequence[Sequence[int]]"
 #: Number of locations to decode per requested box of a phrase, before NMS.
 PLACES_PER_BOX = 50
 
@@ -39,7 +45,8 @@ class FoundBoxes(NamedTuple):
 
     def copied_to_cpu(self) -> FoundBoxes:
         """Return a copy on the CPU, without the memory of the tensors that these are views of."""
-        return FoundBoxes(*(part.cpu().clone() for part in self))
+        f: Any = functions_of(self.scores)
+        return FoundBoxes(*(f.copy(f.cpu(part)) for part in self))
 
 
 def detect_boxes(
@@ -75,17 +82,22 @@ def detect_boxes(
         ValueError: if the number of token maps or sizes is not B, or a token index is out of range.
     """
     scores, centerness = _probabilities(output)
+    f = functions_of(scores)
     lengths = [len(level) for level in output.anchors]
     found = []
     for image, sizes in _images(output, label_token_maps, image_sizes, original_sizes):
         token_map = label_token_maps[image]
         label_scores = _label_scores(scores[image], token_map, aggregate)
         ranks = label_scores * centerness[image, :, None]
-        ranks = torch.where(label_scores > score_threshold, ranks, -1.0)
-        best = [_best(level, candidates_per_level) for level in ranks.split(lengths)]
-        values = torch.cat([value for value, _ in best])
+        ranks = f.where(label_scores > score_threshold, ranks, -1.0)
+        ends = np.cumsum(lengths).tolist()
+        best = [
+            _best(ranks[end - length : end], candidates_per_level)
+            for length, end in zip(lengths, ends, strict=True)
+        ]
+        values = f.concat([value for value, _ in best])
         starts = [sum(lengths[:level]) * len(token_map) for level in range(len(lengths))]
-        locations = torch.cat(
+        locations = f.concat(
             [index + start for (_, index), start in zip(best, starts, strict=True)]
         )
         # Indices into a flat (A, K) table; K may be 0.
@@ -94,7 +106,7 @@ def detect_boxes(
         boxes = _boxes_at(output, image, locations // columns, sizes[0])
         kept = nms(boxes, values, labels, nms_threshold)[:max_detections]
         found.append(
-            FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
+            FoundBoxes(_to_original(boxes[kept], *sizes), f.sqrt(values[kept]), labels[kept])
         )
     return found
 
@@ -116,28 +128,27 @@ def ground_phrases(
     without tokens (truncated text) has no boxes.
     """
     scores, centerness = _probabilities(output)
+    f = functions_of(scores)
     locations_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
     found = []
     for image, sizes in _images(output, phrase_token_maps, image_sizes, original_sizes):
         token_map = phrase_token_maps[image]
         ranks = _label_scores(scores[image], token_map, "mean") * centerness[image, :, None]
         if output.inside is not None:
-            ranks = ranks.masked_fill(~output.inside[image, :, None], -1.0)
+            ranks = f.where(output.inside[image, :, None], ranks, -1.0)
         # (A, K) -> best locations of each phrase, (K, locations)
-        values, locations = ranks.t().topk(min(locations_wanted, len(ranks)), dim=1)
-        labels = torch.arange(len(token_map), device=ranks.device)[:, None].expand_as(locations)
-        named = torch.tensor(
-            [len(tokens) > 0 for tokens in token_map], dtype=torch.bool, device=ranks.device
-        )
-        usable = (values >= 0) & (values.sqrt() >= score_threshold) & named[:, None]
+        values, locations = f.topk(ranks.T, min(locations_wanted, len(ranks)))
+        labels = f.broadcast_to(f.arange(len(token_map), ranks)[:, None], tuple(locations.shape))
+        named = f.moved(np.array([len(tokens) > 0 for tokens in token_map], bool), ranks)
+        usable = (values >= 0) & (f.sqrt(values) >= score_threshold) & named[:, None]
         values, locations, labels = values[usable], locations[usable], labels[usable]
         boxes = _boxes_at(output, image, locations, sizes[0])
         kept = nms(boxes, values, labels, nms_threshold)
         # NMS returns the best first; a stable sort groups by phrase.
-        kept = kept[labels[kept].argsort(stable=True)]
+        kept = kept[f.argsort(labels[kept])]
         kept = kept[_index_in_group(labels[kept]) < boxes_per_phrase]
         found.append(
-            FoundBoxes(_to_original(boxes[kept], *sizes), values[kept].sqrt(), labels[kept])
+            FoundBoxes(_to_original(boxes[kept], *sizes), f.sqrt(values[kept]), labels[kept])
         )
     return found
 
@@ -152,19 +163,21 @@ def join_chunks(
         first_labels: index of each prompt's first label in the list of all labels.
         max_detections: maximum number of boxes. Default: all, as in the published code.
     """
+    f = functions_of(chunks[0].scores)
     joined = FoundBoxes(
-        torch.cat([chunk.boxes_xyxy for chunk in chunks]),
-        torch.cat([chunk.scores for chunk in chunks]),
-        torch.cat([c.label_indices + first for c, first in zip(chunks, first_labels, strict=True)]),
+        f.concat([chunk.boxes_xyxy for chunk in chunks]),
+        f.concat([chunk.scores for chunk in chunks]),
+        f.concat([c.label_indices + first for c, first in zip(chunks, first_labels, strict=True)]),
     )
-    order = joined.scores.argsort(descending=True, stable=True)[:max_detections]
+    order = f.argsort(joined.scores, descending=True)[:max_detections]
     return FoundBoxes(*(part[order] for part in joined))
 
 
 def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:
     """Return token probabilities (B, A, L) and centerness (B, A) as float32."""
-    tokens = torch.cat(output.token_logits, dim=1).float().sigmoid()
-    return tokens, torch.cat(output.centerness_logits, dim=1).float().sigmoid()
+    f = functions_of(output.token_logits[0])
+    tokens, centerness = (f.concat(e, 1) for e in (output.token_logits, output.centerness_logits))
+    return f.sigmoid(f.float32(tokens)), f.sigmoid(f.float32(centerness))
 
 
 def _images(
@@ -188,7 +201,7 @@ def _images(
 
 
 def _pairs(sizes: Sizes) -> list[tuple[int, int]]:
-    rows = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    rows = sizes if isinstance(sizes, Sequence) else sizes.tolist()
     return [(int(height), int(width)) for height, width in rows]
 
 
@@ -196,22 +209,23 @@ def _label_scores(scores: Tensor, token_map: TokenMap, aggregate: str) -> Tensor
     """Compute label scores (A, K) from token scores (A, L), with 0 for labels without tokens."""
     if aggregate not in ("mean", "max"):
         raise ValueError(f"aggregate: expected 'mean' or 'max', got {aggregate!r}")
+    f = functions_of(scores)
     if aggregate == "max":
         columns = [
-            scores[:, list(tokens)].amax(1) if len(tokens) else scores.new_zeros(len(scores))
+            f.largest(scores[:, list(tokens)], 1) if len(tokens) else f.zeros([len(scores)], scores)
             for tokens in token_map
         ]
-        return torch.stack(columns, 1) if columns else scores.new_zeros(len(scores), 0)
-    mixing = torch.zeros(scores.shape[1], len(token_map))
+        return f.stack(columns, 1) if columns else f.zeros([len(scores), 0], scores)
+    mixing = np.zeros((scores.shape[1], len(token_map)), np.float32)
     for label, tokens in enumerate(token_map):
         mixing[list(tokens), label] = 1.0 / max(len(tokens), 1)
-    return scores @ mixing.to(scores.device)
+    return scores @ f.moved(mixing, scores)
 
 
 def _best(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` highest scores of a level and their flat indices, dropping negatives."""
     flat = ranks.flatten()
-    values, indices = flat.topk(min(count, len(flat)))
+    values, indices = functions_of(flat).topk(flat, min(count, len(flat)))
     chosen = values >= 0
     return values[chosen], indices[chosen]
 
@@ -220,21 +234,20 @@ def _boxes_at(
     output: DetectorOutput, image: int, locations: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """Decode the boxes at the given locations and clip them to the image without padding."""
-    deltas = torch.cat([level[image] for level in output.box_deltas])[locations].float()
-    return clip_to_image(decode_deltas(deltas, torch.cat(output.anchors)[locations]), *size)
+    f = functions_of(locations)
+    deltas = f.float32(f.concat([level[image] for level in output.box_deltas])[locations])
+    return clip_to_image(decode_deltas(deltas, f.concat(output.anchors)[locations]), *size)
 
 
 def _to_original(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Rescale boxes from the transformed to the original image."""
     height, width = original[0] / size[0], original[1] / size[1]
-    scaled = boxes * boxes.new_tensor([width, height, width, height])
-    upper = boxes.new_tensor([original[1], original[0]] * 2)
-    return torch.minimum(scaled, upper)
+    f = functions_of(boxes)
+    scaled = boxes * f.array([width, height, width, height], boxes)
+    return f.minimum(scaled, f.array([original[1], original[0]] * 2, boxes))
 
 
 def _index_in_group(groups: Tensor) -> Tensor:
-    """Return the index of each element within its run of equal values."""
-    order = torch.arange(len(groups), device=groups.device)
-    _, counts = torch.unique_consecutive(groups, return_counts=True)
-    starts = counts.cumsum(0) - counts
-    return order - torch.repeat_interleave(starts, counts)
+    """Return the index of each element of a sorted array within its run of equal values."""
+    f = functions_of(groups)
+    return f.arange(len(groups), groups) - f.searchsorted(groups, groups)

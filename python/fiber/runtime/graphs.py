@@ -110,7 +110,8 @@ class Graphs:
         # Some are buffers of the extension.
         own = {each: np.asarray(value) for each, value in inputs.items()}
         check_inputs(name, graph, self.metadata.dimensions, own)
-        arrays = [np.asarray(own[each.name], order="C") for each in graph.inputs]
+        # Two types of C have 64 bits, of which OpenVINO knows one; numpy takes them for equal.
+        arrays = [np.asarray(own[each.name], each.dtype, order="C") for each in graph.inputs]
         names = [each.name for each in graph.inputs]
         outputs = self._thread.submit(lambda: self._load(name, graph).run(names, arrays)).result()
         return {each.name: array for each, array in zip(graph.outputs, outputs, strict=True)}

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from benches.uncached_decoder import UncachedDecoder
-from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import (
+from fiber.models.fiber.beam_search import (
     END_ID,
+    PAD_ID,
     CaptionDecoder,
     beam_search,
-    caption_log_probs,
-    is_written,
-    sample_captions,
     search_beams,
+    start_ids,
     written_tokens,
 )
+from fiber.models.fiber.captioner import caption_log_probs, is_written, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
 from tests.models.fiber.published_search import published_search
 from tests.models.fiber.test_image_text import IMAGES, build, config
@@ -34,7 +33,7 @@ class Scripted:
 
     def __init__(self, script: dict[tuple[int, ...], dict[int, float]]) -> None:
         self.script = script
-        self.num_images, self.device = 1, torch.device("cpu")
+        self.start = start_ids(torch.zeros(1))
         self.texts: list[tuple[int, ...]] = [()]
         self.calls = 0
 

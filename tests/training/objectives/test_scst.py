@@ -14,7 +14,8 @@ from fiber.data import Tokenizer
 from fiber.data.record import Record
 from fiber.losses.caption import caption_loss
 from fiber.models.encoders.roberta import PAD_ID
-from fiber.models.fiber.captioner import caption_log_probs, sample_captions, written_tokens
+from fiber.models.fiber.beam_search import written_tokens
+from fiber.models.fiber.captioner import caption_log_probs, sample_captions
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.tasks.caption import branches as captions
 from fiber.tasks.caption.branches import self_critical_losses

@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fiber.atomic_io import check_regular_file, read_json, write_json
 from fiber.data import Tokenizer
 from fiber.messages import shown
-from fiber.models.registry import ModelConfig, check_tokenizer
+
+if TYPE_CHECKING:
+    from fiber.models.model_config import ModelConfig
 
 #: Names of the files.
 VOCABULARY_FILES = ("tokenizer.json", "answers.json", "classes.json")
@@ -62,6 +64,9 @@ def read_tokenizer(path: str | os.PathLike[str], config: ModelConfig | None = No
     Raises:
         ValueError: if the file is no tokenizer, or the model cannot use it.
     """
+    # Needs torch, which the messages of this module do not.
+    from fiber.models.registry import check_tokenizer
+
     check_regular_file(Path(path))
     tokenizer = Tokenizer.from_file(path)
     try:

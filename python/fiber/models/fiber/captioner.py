@@ -1,10 +1,7 @@
-"""Caption generation with the caption head: beam search and sampling.
+"""Captions by sampling, and log probabilities of captions. Beam search is in `beam_search.py`.
 
-Decoding is incremental and batched over all texts of all images. Keys and values of previous tokens
-are cached, and the keys and values of an image are shared by all of its texts.
-
-Shapes: B images, K beams, S samples, V vocabulary size, n tokens after <s>. image_tokens is the
-(B, H, W, C) output of the model's `image_tokens`. max_tokens includes <s> and </s>.
+Shapes: B images, S samples, V vocabulary size, n tokens after <s>. image_tokens is the (B, H, W, C)
+output of the model's `image_tokens`. max_tokens includes <s> and </s>.
 """
 
 from __future__ import annotations
@@ -17,28 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.models.abilities import WritesCaptions
-from fiber.models.encoders.roberta import PAD_ID
-
-#: Ids of <s> and </s>.
-START_ID = 0
-END_ID = 2
-
-#: Logit assigned to <mask>, as in the published code.
-_FORBIDDEN_LOGIT = -10000.0
-#: Added to lengths before dividing by them, as in the published code.
-_LENGTH_EPS = 1e-9
-
-#: Beam size of captioning in the published code.
-CAPTION_BEAMS = 5
-
-
-class Captions(NamedTuple):
-    """One caption per image."""
-
-    #: (B, n) int64 without <s>; <pad> after </s>.
-    token_ids: Tensor
-    #: (B,) mean log probability per token.
-    scores: Tensor
+from fiber.models.fiber.beam_search import (
+    PAD_ID,
+    START_ID,
+    CaptionDecoder,
+    check_max_tokens,
+    ends,
+    next_token_log_probs,
+)
 
 
 class Samples(NamedTuple):
@@ -48,72 +31,6 @@ class Samples(NamedTuple):
     token_ids: Tensor
     #: (B, S, n) float32 log probability of each sampled token, 0 after the end.
     log_probs: Tensor
-
-
-class CaptionDecoder:
-    """Incremental language model over several texts per image."""
-
-    def __init__(self, model: WritesCaptions, image_tokens: Tensor) -> None:
-        self.num_images, self.device = len(image_tokens), image_tokens.device
-        self._model = model
-        self._decoding = model.start_decoding(image_tokens)
-
-    def log_probs(self, token_ids: Tensor) -> Tensor:
-        """Append a token to each text; return next-token log probabilities: (B, n) -> (B, n, V)."""
-        hidden = self._model.decode_next(self._decoding, token_ids)
-        return next_token_log_probs(self._model, self._model.caption_logits(hidden))
-
-    def select(self, sources: Tensor) -> None:
-        """Select the texts to continue for each image, by (B, m) int64 indices."""
-        self._decoding.select(sources)
-
-
-@torch.no_grad()
-def beam_search(
-    model: WritesCaptions, image_tokens: Tensor, *, num_beams: int, max_tokens: int
-) -> Captions:
-    """Find the caption with the highest mean log probability by beam search.
-
-    One beam means greedy search. As in the published code, a finished beam competes once per
-    vocabulary entry with its unchanged score, so it may fill several beams. The search stops when
-    all beams are finished.
-
-    Raises:
-        ValueError: if num_beams or max_tokens is out of range.
-    """
-    vocab_size = model.config.vocab_size
-    if not 1 <= num_beams <= vocab_size:
-        raise ValueError(f"num_beams must be from 1 to vocab_size ({vocab_size}), got {num_beams}")
-    _check_max_tokens(model, max_tokens)
-    return search_beams(CaptionDecoder(model, image_tokens), num_beams, max_tokens)
-
-
-def search_beams(decoder: CaptionDecoder, num_beams: int, max_tokens: int) -> Captions:
-    """Run `beam_search` on a decoder."""
-    log_probs = decoder.log_probs(_start(decoder))[:, 0]
-    vocab_size = log_probs.shape[-1]
-    totals, token = log_probs.topk(num_beams)
-    decoder.select(torch.zeros_like(token))
-    # beams (B, K, t) without <s>; lengths and ended (B, K)
-    beams, lengths, ended = token[..., None], torch.ones_like(totals), _ends(token)
-    for _ in range(2, max_tokens):
-        if ended.all():
-            break
-        log_probs = decoder.log_probs(token).masked_fill(ended[..., None], 0.0)
-        new_lengths = lengths + (~ended).to(lengths.dtype)
-        # (B, K, V): log probability of each continuation of each beam
-        sums = totals[..., None] + log_probs
-        means = sums / (new_lengths[..., None] + _LENGTH_EPS)
-        best = means.flatten(1).topk(num_beams).indices
-        source, token = best // vocab_size, best % vocab_size
-        totals = sums.flatten(1).gather(1, best)
-        lengths, was_ended = new_lengths.gather(1, source), ended.gather(1, source)
-        token = token.masked_fill(was_ended, PAD_ID)
-        kept = beams.gather(1, source[..., None].expand_as(beams))
-        beams = torch.cat((kept, token[..., None]), -1)
-        ended = was_ended | _ends(token)
-        decoder.select(source)
-    return Captions(beams[:, 0], totals[:, 0] / lengths[:, 0])
 
 
 @torch.no_grad()
@@ -151,15 +68,15 @@ def sample_captions(
     Raises:
         ValueError: if an option is out of range, or the number of generators is not B.
     """
-    _check_max_tokens(model, max_tokens)
+    check_max_tokens(model, max_tokens)
     _check_sampling(samples_per_image, temperature, top_k, top_p)
     if isinstance(generator, Sequence) and len(generator) != len(image_tokens):
         expected = f"one generator per image ({len(image_tokens)})"
         raise ValueError(f"generator: expected {expected}, got {len(generator)}")
     decoder = CaptionDecoder(model, image_tokens)
-    log_probs = decoder.log_probs(_start(decoder)).expand(-1, samples_per_image, -1)
-    decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=decoder.device))
-    ended = torch.zeros(log_probs.shape[:2], dtype=torch.bool, device=decoder.device)
+    log_probs = decoder.log_probs(decoder.start).expand(-1, samples_per_image, -1)
+    decoder.select(torch.zeros(log_probs.shape[:2], dtype=torch.int64, device=image_tokens.device))
+    ended = torch.zeros(log_probs.shape[:2], dtype=torch.bool, device=image_tokens.device)
     tokens: list[Tensor] = []
     values: list[Tensor] = []
     for step in range(1, max_tokens):
@@ -169,7 +86,7 @@ def sample_captions(
         token = _sample(weights, generator)
         values.append(log_probs.gather(2, token[..., None])[..., 0].masked_fill(ended, 0.0))
         tokens.append(token.masked_fill(ended, PAD_ID))
-        ended = ended | _ends(tokens[-1])
+        ended = ended | ends(tokens[-1])
         if ended.all():
             break
     return Samples(torch.stack(tokens, -1), torch.stack(values, -1))
@@ -200,30 +117,8 @@ def caption_log_probs(model: WritesCaptions, image_tokens: Tensor, token_ids: Te
 
 def is_written(token_ids: Tensor) -> Tensor:
     """Mark tokens up to and including the first </s> or <pad>: (..., n) -> (..., n) bool."""
-    ends = _ends(token_ids)
-    return (ends.cumsum(-1) - ends.long()) == 0
-
-
-def written_tokens(token_ids: Sequence[int]) -> list[int]:
-    """Truncate a caption before its first </s> or <pad>."""
-    ends = (index for index, token in enumerate(token_ids) if token in (END_ID, PAD_ID))
-    return list(token_ids[: next(ends, len(token_ids))])
-
-
-def next_token_log_probs(model: WritesCaptions, logits: Tensor) -> Tensor:
-    """Compute log probabilities with <mask> excluded: (..., V) -> (..., V), at least float32."""
-    forbidden = torch.tensor([model.mask_id], device=logits.device)
-    logits = logits.index_fill(-1, forbidden, _FORBIDDEN_LOGIT)
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-
-
-def _start(decoder: CaptionDecoder) -> Tensor:
-    """Return <s> for each image as a (B, 1) tensor."""
-    return torch.full((decoder.num_images, 1), START_ID, device=decoder.device)
-
-
-def _ends(token_ids: Tensor) -> Tensor:
-    return (token_ids == END_ID) | (token_ids == PAD_ID)
+    is_end = ends(token_ids)
+    return (is_end.cumsum(-1) - is_end.long()) == 0
 
 
 def _truncate(probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:
@@ -249,12 +144,6 @@ def _sample(
     else:
         tokens = torch.multinomial(weights.flatten(0, 1), 1, generator=generator)
     return tokens.view(weights.shape[:2])
-
-
-def _check_max_tokens(model: WritesCaptions, max_tokens: int) -> None:
-    longest = model.longest_caption
-    if not 2 <= max_tokens <= longest:
-        raise ValueError(f"max_tokens must be from 2 to {longest}, got {max_tokens}")
 
 
 def _check_sampling(samples: int, temperature: float, top_k: int | None, top_p: float) -> None:

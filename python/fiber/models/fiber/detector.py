@@ -27,7 +27,7 @@ from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, I
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
 from fiber.models.fiber.pyramid import FeaturePyramid
-from fiber.ops.anchors import pyramid_anchors
+from fiber.ops.anchors import level_sizes, pyramid_anchors
 from fiber.ops.dropout import of_rows
 
 #: Initial token probability; a low value keeps negatives from dominating the first losses.
@@ -267,15 +267,7 @@ class FiberDetector(Network):
         return pyramid_anchors(sizes, detector.strides, detector.anchor_scale, device=device)
 
     def _level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Return the (height, width) of each level for images of height x width pixels.
-
-        Image sides must be multiples of the stride of the last stage.
-        """
-        sizes = [(height // stride, width // stride) for stride in self.config.detector.strides[:3]]
-        for _ in self.config.detector.strides[3:]:
-            # Half of the previous level, rounded up.
-            sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-        return sizes
+        return level_sizes(height, width, self.config.detector.strides)
 
     def _join(
         self,

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from fiber.config import FiberConfig
 from fiber.models.features import BackboneOutput
 from fiber.models.fiber.backbone import Decoding, FiberBackbone
-from fiber.models.heads import Classifier, LanguageHead, Pooler
-from fiber.models.image_text import ImageTextModel
+from fiber.models.image_text import Classifier, ImageTextModel, LanguageHead, Pooler
 from fiber.models.init import init_linear, standardize_output
 
 #: Heads on pooled (image, text) features.

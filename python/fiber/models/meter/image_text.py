@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.models.features import BackboneOutput, ImagePrefix
-from fiber.models.heads import Classifier, LanguageHead, Pooler
-from fiber.models.image_text import ImageTextModel
+from fiber.models.image_text import Classifier, ImageTextModel, LanguageHead, Pooler
 from fiber.models.init import init_linear
 from fiber.models.meter.backbone import IMAGE, SECOND_IMAGE, MeterBackbone
 from fiber.models.meter.config import MeterConfig

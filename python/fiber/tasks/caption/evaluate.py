@@ -12,7 +12,7 @@ from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.captions import caption_scores
 from fiber.models.abilities import WritesCaptions
-from fiber.models.fiber.captioner import CAPTION_BEAMS, beam_search, written_tokens
+from fiber.models.fiber.beam_search import CAPTION_BEAMS, beam_search, written_tokens
 
 
 def caption(context: EvalContext, records: list[Record]) -> EvalResult:

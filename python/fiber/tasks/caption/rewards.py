@@ -12,7 +12,7 @@ from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 from fiber.messages import shown
 from fiber.metrics.cider import DocumentFrequencies, cider_d_scores, reward_text
-from fiber.models.fiber.captioner import written_tokens
+from fiber.models.fiber.beam_search import written_tokens
 from fiber.tasks.caption.fields import CaptionTask
 
 

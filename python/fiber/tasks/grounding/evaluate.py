@@ -23,7 +23,7 @@ from fiber.data.prompts.classes import Prompt
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult
 from fiber.inference.boxes import run_prompts
-from fiber.inference.inputs import Inputs
+from fiber.inference.tensor_inputs import Inputs
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
 from fiber.metrics.grounding import phrase_recall, referring_accuracy

@@ -1,0 +1,217 @@
+"""`GraphModel`: exported graphs with the methods of `fiber.Model`, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fiber.data import Tokenizer
+from fiber.data.image_file import MAX_PIXELS, DecodeLimits
+from fiber.inference.boxes import BoxMethods
+from fiber.inference.by_head import OWNERS, by_head
+from fiber.inference.inputs import ArrayInputs
+from fiber.inference.suggestions import (
+    not_callable,
+    suggest_keywords_of_methods,
+    unknown_attribute,
+)
+from fiber.models.families import CONFIGS, read_config
+from fiber.models.heads import MissingHeadError, need_head
+from fiber.models.model_config import ModelConfig
+from fiber.runtime.graphs import Graphs
+from fiber.runtime.image_transform import read_transform
+from fiber.runtime.metadata import Metadata
+from fiber.runtime.networks import GraphDetector, GraphImageText
+
+if TYPE_CHECKING:
+    from fiber.models.abilities import AbilityT
+
+_EXPORT_AGAIN = (
+    "the graphs in {0} have no {1}; export the model with it: `fiber export MODEL OUT {2}`"
+)
+
+
+@suggest_keywords_of_methods
+class GraphModel(BoxMethods):
+    """Exported graphs of a model, with the methods and the results of `fiber.Model`.
+
+    Only `caption` differs: it does not sample. A method whose head the graphs lack raises
+    `fiber.MissingHeadError`.
+
+    Args:
+        graphs: graphs of one model.
+        max_pixels, max_decode_bytes: limits of decoding one image; see `fiber.data.load_image`.
+
+    Raises:
+        ValueError: if metadata.json lacks what a method needs.
+    """
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_decode_bytes: int | None = None,
+    ) -> None:
+        about = graphs.metadata
+        self.graphs = graphs
+        self.config = _config(about, graphs.folder)
+        self.answers, self.classes = about.answers, about.classes
+        self.tokenizer = _tokenizer(graphs)
+        finds_boxes = "grounding" in about.heads
+        self.network = (GraphDetector if finds_boxes else GraphImageText)(graphs, self.config)
+        try:
+            transform = read_transform(about.image_transform)
+        except ValueError as error:
+            raise ValueError(f"{graphs.folder}: {error}") from error
+        self._inputs = ArrayInputs(
+            lambda task: transform,
+            self.tokenizer,
+            self.config.max_tokens,
+            DecodeLimits(max_pixels, max_decode_bytes),
+            _EXPORT_AGAIN.format(graphs.folder, "tokenizer", "--tokenizer DIR"),
+        )
+        self._no_answers = _EXPORT_AGAIN.format(graphs.folder, "answers", "--answers FILE")
+        self._start_boxes()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that the graphs have."""
+        return self.graphs.metadata.heads
+
+    def __repr__(self) -> str:
+        engine, folder = self.graphs.engine, self.graphs.folder
+        return f"GraphModel({str(folder)!r}, heads={', '.join(self.heads)}, engine={engine})"
+
+    def need_head(self, head: str, asked: str) -> None:
+        """Raise MissingHeadError if the graphs lack a head.
+
+        The message names `asked`, a method, and how to export the head, if the model has it.
+        """
+        if head in self.heads:
+            return
+        try:
+            need_head(read_config(dict(self.graphs.metadata.model), "model"), head, asked)
+        except ValueError as error:
+            raise MissingHeadError(str(error)) from None
+        raise MissingHeadError(
+            f"{asked} needs the head {head!r}; the graphs in {self.graphs.folder} have"
+            f" {', '.join(self.heads)}. The model has it: export it with"
+            f" `fiber export MODEL OUT --heads {','.join([*self.heads, head])}`"
+        )
+
+    def _able(self, ability: type[AbilityT], head: str, asked: str) -> AbilityT:
+        # Graphs have what inference needs of an ability.
+        self.need_head(head, asked)
+        network: Any = self.network
+        return network
+
+    def _computing(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def _caption_writer(self, *arguments: Any, sample: bool, **options: Any) -> Any:
+        if sample:
+            raise ValueError(
+                "caption: exported graphs do not sample; leave sample out for beam search, or load"
+                " the model itself with fiber.load"
+            )
+        return super()._caption_writer(*arguments, sample=sample, **options)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise unknown_attribute(self, name)
+
+        def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+            """Raise TypeError, which names the methods."""
+            raise not_callable(self)
+
+
+@suggest_keywords_of_methods
+class StagedGraphModel(GraphModel):
+    """Graphs of several stages. Each method runs on the stage that has the head for it.
+
+    Args:
+        stages: model of each stage, by name.
+    """
+
+    def __init__(self, stages: Mapping[str, GraphModel]) -> None:
+        self.stages = dict(stages)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of all stages."""
+        return tuple(dict.fromkeys(head for each in self.stages.values() for head in each.heads))
+
+    def __repr__(self) -> str:
+        return f"StagedGraphModel({', '.join(self.stages)}, heads={', '.join(self.heads)})"
+
+    def with_head(self, head: str, asked: str) -> GraphModel:
+        """Return the model of the first stage with a head.
+
+        Raises:
+            MissingHeadError: if no stage has it. The message names `asked`, a method.
+        """
+        for model in self.stages.values():
+            if head in model.heads:
+                return model
+        raise MissingHeadError(
+            f"{asked} needs the head {head!r}; these graphs have {', '.join(self.heads)}"
+        )
+
+    def need_head(self, head: str, asked: str) -> None:
+        """See `GraphModel.need_head`."""
+        self.with_head(head, asked)
+
+    def __getattr__(self, name: str) -> Any:
+        stages = self.__dict__.get("stages", {})
+        if name in OWNERS and OWNERS[name] in self.heads:
+            return getattr(self.with_head(OWNERS[name], name), name)
+        places = [f".stages[{stage!r}].{name}" for stage in stages if hasattr(stages[stage], name)]
+        if not places:
+            raise unknown_attribute(self, name)
+        raise AttributeError(
+            f"{name!r} belongs to the model of one stage; use {' or '.join(places)}", name=name
+        )
+
+    ground = by_head("ground")
+    detect = by_head("detect")
+    answer = by_head("answer")
+    caption = by_head("caption")
+    match = by_head("match")
+    reason = by_head("reason")
+    entail = by_head("entail")
+    embed_images = by_head("embed_images")
+    embed_texts = by_head("embed_texts")
+    search = by_head("search")
+
+
+def _config(about: Metadata, folder: Path) -> ModelConfig:
+    """Read the config of a model, with the heads of its graphs."""
+    family = about.model.get("family", "fiber")
+    if family not in CONFIGS:
+        raise ValueError(
+            f"{folder}: the graphs are of a model of the family {family!r}; without the network,"
+            f" models of {' and '.join(CONFIGS)} run"
+        )
+    try:
+        config: Any = read_config(dict(about.model), "model")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if tuple(config.heads) == about.heads:
+        return config
+    heads = dataclasses.replace(config.image_text, heads=about.heads)
+    return dataclasses.replace(config, image_text=heads)
+
+
+def _tokenizer(graphs: Graphs) -> Tokenizer | None:
+    name = graphs.metadata.tokenizer
+    if name is None:
+        return None
+    # Its checksum is that of the export, which has checked it for the model.
+    if name not in graphs.metadata.files:
+        raise ValueError(f"{graphs.folder}: files has no {name!r}, which is the tokenizer")
+    return Tokenizer.from_file(graphs.folder / name)
