@@ -290,4 +290,4 @@ class Decoding:
 
     def select(self, sources: np.ndarray) -> None:
         """Select the texts to continue for each image, by (B, m) int64 indices."""
-        self._own = np.take_along_axis(self._own, sources[..., None], 1)
+        self._own = np.take_along_axis(self._own, np.asarray(sources)[..., None], 1)
