@@ -20,7 +20,7 @@ def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture):
     shutil.copy(scene_picture, tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     commands = commands_of(PAGE)
-    assert len(commands) == 2
+    assert len(commands) == 4
     for command in commands:
         assert main(command) == 0
     code = "\n".join(block.text for block in blocks_of(PAGE) if block.language == "python")
@@ -28,3 +28,4 @@ def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture):
     done = run_python(["page.py"], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "graph head_vqa: pooled: batch 0 in shape" in done.stdout
+    assert "reason needs the head 'nlvr2'" in done.stdout
