@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 OLDEST ?= .venv-oldest
 HF ?= .venv-hf
 EXPORT ?= .venv-export
+RUNTIME ?= .venv-runtime
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -16,7 +17,7 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-interpreter test-oldest kernels-aot fuzz package \
+.PHONY: demo test test-all test-hf test-export test-runtime test-interpreter test-oldest kernels-aot fuzz package \
   lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
@@ -48,7 +49,18 @@ test-hf: $(VENV)/.installed-dev $(HF)/.installed
 # Exported graphs in onnxruntime, OpenVINO and torch.export, in an environment with these packages
 # over that of the other tests.
 test-export: $(EXPORT)/.installed
-	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) -m export tests/export $(ARGS)
+	$(subst $(BIN),$(EXPORT)/bin,$(PYTEST)) -m export tests/export tests/runtime $(ARGS)
+
+# The commands on exported graphs in an environment of fiber-vl-runtime alone, without torch: they print
+# what they print for the network. The size of the environment is printed and limited.
+test-runtime: $(EXPORT)/.installed
+	rm -rf $(RUNTIME) target/runtime
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir target/runtime/wheel .
+	.ci/runtime-wheel target/runtime/wheel/fiber_vl-*.whl target/runtime/wheel
+	$(PYTHON) -m venv $(RUNTIME)
+	$(RUNTIME)/bin/python -m pip install --quiet target/runtime/wheel/fiber_vl_runtime-*.whl
+	$(EXPORT)/bin/python -m tests.runtime.record target/runtime/recorded
+	$(RUNTIME)/bin/python -I tests/runtime/without_torch.py target/runtime/recorded
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -138,7 +150,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

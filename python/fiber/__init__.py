@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiber import _core
 from fiber._core import DecodeError
+from fiber.distributions import TWO_DISTRIBUTIONS, is_installed_twice
 
 if TYPE_CHECKING:
     from fiber.config import FiberConfig
@@ -46,7 +47,7 @@ _HOMES = {
     "load": "fiber.inference.load",
     "train": "fiber.training.train",
 }
-_SUBMODULES = {"data", "kernels", "config"}
+_SUBMODULES = {"data", "kernels", "config", "runtime"}
 # Names that new users expect here.
 _METHODS = {"ground", "detect", "answer", "caption", "match", "reason", "entail", "search"}
 _LOADERS = {"Model", "AutoModel", "FIBER", "METER", "from_pretrained", "load_model", "pipeline"}
@@ -59,10 +60,23 @@ if _core.build_profile == "debug":
         stacklevel=2,
     )
 
+if is_installed_twice():
+    warnings.warn(TWO_DISTRIBUTIONS, RuntimeWarning, stacklevel=2)
+
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                f"fiber.{name} needs torch, which is not installed: use an environment of"
+                " `pip install 'fiber-vl'`; without torch, exported graphs run:"
+                " fiber.runtime.load(folder)",
+                name="torch",
+            ) from None
     if name in _SUBMODULES:
         return importlib.import_module(f"fiber.{name}")
     raise AttributeError(f"module 'fiber' has no attribute {name!r}{_hint(name)}", name=name)

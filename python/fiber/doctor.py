@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import fiber
 from fiber import _core, tasks
+from fiber.distributions import DISTRIBUTIONS, TWO_DISTRIBUTIONS
 from fiber.env import usable_cores
 from fiber.messages import printable
 from fiber.models import families
@@ -67,10 +68,15 @@ class Requirement(NamedTuple):
         return version, True
 
 
+def distributions() -> list[str]:
+    """Return the installed distributions of this package: fiber-vl, fiber-vl-runtime, or both."""
+    return [name for name in DISTRIBUTIONS if any(importlib.metadata.distributions(name=name))]
+
+
 def requirements() -> list[Requirement]:
     """Read fiber's requirements from its installed metadata."""
     try:
-        lines = importlib.metadata.requires("fiber-vl") or []
+        lines = importlib.metadata.requires((distributions() or ["fiber-vl"])[0]) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     found = []
@@ -91,6 +97,9 @@ def main() -> int:
     required = [r for r in requirements() if not r.extra]
     states = {r.name: r.state() for r in required}
     problems = [f"{name}: {text}" for name, (text, fits) in states.items() if not fits]
+    is_doubled = len(distributions()) > 1
+    if is_doubled:
+        problems.append(TWO_DISTRIBUTIONS)
 
     print("this machine")
     _row("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")
@@ -114,6 +123,8 @@ def main() -> int:
     print("\ndevices")
     if states.get("torch", ("", False))[1]:
         problems += filter(None, [_torch_rows()])
+    elif "torch" not in states and required:
+        _row("cpu", "exported graphs run on onnxruntime (fiber-vl-runtime needs no torch)")
     else:
         _row("torch", "not installed; data can be read, but models cannot run", False)
 
@@ -123,8 +134,9 @@ def main() -> int:
     print("\ntasks")
     problems += _task_rows()
 
-    print("\nextras")
-    _extra_rows()
+    if distributions() != ["fiber-vl-runtime"]:
+        print("\nextras")
+        _extra_rows()
 
     print("\nresult")
     if not problems:
@@ -132,6 +144,9 @@ def main() -> int:
         return 0
     for text in problems:
         _row("missing", text, False)
+    if is_doubled:
+        _row("to repair", f"{TWO_DISTRIBUTIONS.partition(': ')[2]}")
+        return 1
     unmet = [f"'{r.name}>={r.minimum}'" for r in required if not states[r.name][1]]
     _row("to install", "pip install --upgrade " + (" ".join(unmet) or "fiber-vl"))
     return 1

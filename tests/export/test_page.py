@@ -29,3 +29,4 @@ def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scen
     done = run_python(["page.py"], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "graph head_vqa: pooled: batch 0 in shape" in done.stdout
+    assert "reason needs the head 'nlvr2'" in done.stdout

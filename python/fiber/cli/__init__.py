@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
             raise
         hint = f"{package} is not installed; `fiber doctor` prints how to install it"
         # Errors of fiber itself name the extra or the distribution.
-        _print_error(str(error) if "'fiber-vl" in str(error) else hint)
+        _print_error(str(error) if "pip install" in str(error) else hint)
         return EXIT_CODE
     except OSError as error:
         message = str(error)

@@ -37,7 +37,7 @@ def load_graphs(
     """
     model = GraphModel(Graphs(folder, engine=engine, threads=threads))
     return StoredModel(
-        network=GraphNetwork(model.network),
+        network=TorchGraphs(model.network),
         path=model.graphs.folder,
         tokenizer=model.tokenizer,
         answers=model.answers,
@@ -45,7 +45,7 @@ def load_graphs(
     )
 
 
-class GraphNetwork(Network):
+class TorchGraphs(Network):
     """Network of tensors whose methods are those of graphs. It runs on the CPU in float32.
 
     It has the abilities of its heads for evaluation and inference; nothing can be trained.

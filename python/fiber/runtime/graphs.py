@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fiber.distributions import how_to_install
 from fiber.messages import shown, shown_names
 from fiber.runtime.metadata import (
     MODEL_KEY,
@@ -230,7 +231,7 @@ def _import(engine: Engine) -> Any:
         if error.name != engine or engine not in _EXTRAS:
             raise
         raise ModuleNotFoundError(
-            f"{engine} is not installed; run `pip install 'fiber-vl[{_EXTRAS[engine]}]'`",
+            f"{engine} is not installed; run `{how_to_install(engine, _EXTRAS[engine])}`",
             name=engine,
         ) from None
 
