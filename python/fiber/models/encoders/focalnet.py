@@ -152,9 +152,7 @@ class FocalNetEncoder(nn.Module):
         )
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
         stages = []
-        for stage, (channels, depth) in enumerate(
-            zip(config.channels, config.depths, strict=True)
-        ):
+        for stage, (channels, depth) in enumerate(zip(config.channels, config.depths, strict=True)):
             blocks = [FocalBlock(channels, config, rates.pop(0)) for _ in range(depth)]
             stages.append(FocalStage(blocks, channels, is_last=stage == len(config.depths) - 1))
         self.stages = nn.ModuleList(stages)

@@ -85,9 +85,7 @@ class XDecoderConfig:
     num_classes: int = 133
 
     def __post_init__(self) -> None:
-        require(
-            self.family == "xdecoder", f"family: expected 'xdecoder', got {shown(self.family)}"
-        )
+        require(self.family == "xdecoder", f"family: expected 'xdecoder', got {shown(self.family)}")
         for head in self.heads:
             require(
                 head in XDECODER_HEADS,
