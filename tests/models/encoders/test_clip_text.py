@@ -89,11 +89,14 @@ def test_texts_that_are_too_long(encoder):
         ("&amp;lt;", "<"),
         # May be HTML.
         ("<b> &amp; </b>", "<b> &amp; </b>"),
+        ("&lt;b&gt; &amp;\n<&amp;", "<b> &\n<&amp;"),
         ("&nosuch; &", "&nosuch; &"),
         ("the dog\u2019s \u201cball\u201d", 'the dog\'s "ball"'),
         ("\ufb01ne \uff21\u3000b", "fine A b"),
         ("\u01c6 \u0133", "d\u017e ij"),
         ("a\x00b\ufeffc\td", "abc\td"),
+        ("\u0149 \ufb05 &EACUTE; &NOSUCH;", "'n \u017ft \xc9 &NOSUCH;"),
+        ("a \x96 b\x1b[31;1mc", "a \u2013 bc"),
         # Left to the tokenizer, which normalizes to NFC.
         ("cafe\u0301 \u00bd", "cafe\u0301 \u00bd"),
     ],

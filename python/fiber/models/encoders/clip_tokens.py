@@ -1,10 +1,9 @@
 """Texts for CLIP's text encoder: cleaning as published, and token ids.
 
 The published tokenizer cleans texts with ftfy before it normalizes, which files of the tokenizer
-leave out. This is the part of ftfy that changes texts which are meant as they are written: HTML
-entities, ligatures, full-width and half-width characters, curly quotes, and invisible control
-characters. It does not guess at wrongly decoded texts, and keeps escape sequences of terminals but
-for their escape character. Spans of tokens refer to the text as given.
+leave out. This is ftfy without its guesses at wrongly decoded texts: HTML entities, ligatures,
+full-width and half-width characters, curly quotes, control characters and escape sequences of
+terminals. Spans of tokens refer to the text as given.
 
 Source: `fix_text` of ftfy (Speer 2019), as CLIP (Radford et al. 2021) calls it.
 """
@@ -24,6 +23,8 @@ from fiber.data import Tokenizer
 
 #: An HTML entity with its semicolon.
 _ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
+#: Escape sequence of a terminal.
+_ESCAPE = re.compile("\x1b\\[[0-9;]*[a-zA-Z]")
 #: Maximum number of times that an entity may give another one, as "&amp;lt;" does.
 _MAX_NESTED = 8
 #: Curly single and double quotes.
@@ -33,10 +34,10 @@ _QUOTES = {
 }
 #: Latin ligatures and digraphs of one character.
 _LIGATURES = {
-    chr(code): unicodedata.normalize("NFKC", chr(code))
+    chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u02bc", "'")
     for codes in (range(0xFB00, 0xFB07), (0x132, 0x133, 0x149), range(0x1C4, 0x1CD))
     for code in (*codes, *range(0x1F1, 0x1F4))
-}
+} | {"\ufb05": "\u017ft"}
 #: Full-width and half-width characters, and the ideographic space.
 _WIDTHS = {
     chr(code): unicodedata.normalize("NFKC", chr(code))
@@ -52,7 +53,11 @@ _CONTROLS = {
     )
     for code in codes
 }
-_CHARACTERS = {**_QUOTES, **_LIGATURES, **_WIDTHS, **_CONTROLS}
+#: Controls that are characters of Windows-1252 in a text that was read as Latin-1.
+_WINDOWS = {
+    chr(code): bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)
+}
+_CHARACTERS = {**_QUOTES, **_LIGATURES, **_WIDTHS, **_CONTROLS, **_WINDOWS}
 
 
 class CleanText(NamedTuple):
@@ -73,14 +78,21 @@ class CleanText(NamedTuple):
 def clean_text(text: str) -> CleanText:
     """Clean a text as published; see the module.
 
-    Entities are kept in a text with "<", which may be HTML.
+    Entities are kept from the line with the first "<" on, which may be HTML.
     """
     characters = [(each, (place, place + 1)) for place, each in enumerate(text)]
+    first = text.find("<")
+    limit = len(text) if first < 0 else text.rfind("\n", 0, first) + 1
+    characters, rest = characters[:limit], characters[limit:]
     for _ in range(_MAX_NESTED):
         joined = "".join(each for each, _ in characters)
-        if "<" in joined or not _ENTITY.search(joined):
+        if not _ENTITY.search(joined):
             break
         characters = _unescaped(joined, [span for _, span in characters])
+    characters += rest
+    escapes = [match.span() for match in _ESCAPE.finditer("".join(each for each, _ in characters))]
+    for first, end in reversed(escapes):
+        del characters[first:end]
     cleaned = [
         (each, span)
         for character, span in characters
@@ -97,9 +109,18 @@ def _unescaped(text: str, spans: list[tuple[int, int]]) -> list[tuple[str, tuple
         first, last = match.span()
         found += zip(text[end:first], spans[end:first], strict=True)
         whole = (spans[first][0], spans[last - 1][1])
-        found += ((each, whole) for each in html.unescape(match[0]))
+        found += ((each, whole) for each in _character(match[0]))
         end = last
     return found + list(zip(text[end:], spans[end:], strict=True))
+
+
+def _character(entity: str) -> str:
+    """Return what an entity stands for; as in ftfy, names in capitals are of capital letters."""
+    character = html.unescape(entity)
+    if character == entity and entity.isupper():
+        character = html.unescape(entity.lower())
+        return entity if character == entity.lower() else character.upper()
+    return character
 
 
 def encode_text(
