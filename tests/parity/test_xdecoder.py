@@ -18,6 +18,7 @@ from tests.parity.xdecoder_case import XDecoderCase
 GROUPS = {
     *("weight rule", "absolute maxima", "text", "text (integers)", "backbone and pixels"),
     *("attention masks", "segmentation", "final masks", "phrases", "phrases (bits)"),
+    *("segments", "panoptic pixels", "instances", "instances (integers)", "instances (bits)"),
     *("ids (integers)", "retrieval", "captions", "caption states"),
 }
 

@@ -221,8 +221,9 @@ class XDecoderTolerances(NamedTuple):
     #: States of caption tokens, of which logits of the first four are compared as texts: all 77 of
     #: micro are within 7.5e-6.
     states: float = 2e-5
-    #: Masks at the wanted size.
+    #: Masks at the wanted size and semantic maps, and scores of instances.
     final_masks: float = 5e-5
+    scores: float = 1e-4
     #: Share of the bits of a pass's attention masks that may differ. What follows runs on the
     #: recorded bits.
     bits: float = 1e-4
@@ -237,6 +238,9 @@ XDECODER: dict[float, XDecoderTolerances] = {
     0.09: XDecoderTolerances(2e-5, 2e-5, 5e-4),
     0.045: XDecoderTolerances(2e-5, 2e-5, 1e-3),
 }
+
+#: Post-processing of crafted masks: met within 1.2e-7 of probabilities, a rounding of float32.
+XDECODER_POST = 1e-6
 
 
 def xdecoder_tolerances(config: dict[str, Any]) -> XDecoderTolerances:

@@ -8,45 +8,40 @@ one of the caption of a region.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.xdecoder.captioner import CaptionDecoding, greedy_captions
 from fiber.models.xdecoder.class_texts import mean_vectors
-from fiber.models.xdecoder.decoder import Memory, Prediction, resize_masks
+from fiber.models.xdecoder.decoder import Memory, Prediction
 from fiber.models.xdecoder.keys import IMAGE, focalnet_keys
 from fiber.models.xdecoder.pixel_decoder import sine_positions
 from fiber.models.xdecoder.segmenter import XDecoder, join_tokens, retrieval_scores
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import ABSOLUTE_MAXIMA, WEIGHT_RULE
-from tests.parity.xdecoder_case import NOT_DRAWN, XDecoderCase
+from tests.parity.xdecoder_case import NOT_DRAWN, XDecoderCase, compare_tensors
+from tests.parity.xdecoder_post import compare_outputs, compare_post, final_size
+from tests.parity.xdecoder_runs import exact_bits, on_bits, recorded, recorded_bits
 from tests.parity.xdecoder_texts import compare_texts
 
 #: Ends of the names of files beside a case: what is read, and what is no output of the model.
 READ_COMPANIONS = ("_weights_check.json",)
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
-UNIT_FILES = {"texts.json": compare_texts}
-READ_UNIT_FILES: tuple[str, ...] = ()
+UNIT_FILES = {"texts.json": compare_texts, "post.json": compare_post}
+READ_UNIT_FILES = ("post.safetensors",)
 SECTIONS: dict[str, Callable[[Path], Comparison]] = {}
 #: Ends of the names of files that no comparison reads yet, and what each waits for.
 PENDING_FILES = {
     "classes.json": "the evaluation of the published class lists",
-    "post.json": "post-processing of masks, and metrics",
-    "post.safetensors": "post-processing of masks, and metrics",
     "_losses.json": "losses and matching",
     "_losses.safetensors": "losses and matching",
     "_grad_l2.json": "losses and matching",
     "_param_groups.json": "the parameter groups of training",
 }
-#: Recorded tensors and numbers that wait, by the start of the name after "seg.imageN.".
-PENDING_OUTPUTS = ("sem_seg", "panoptic", "segments", "instances")
 #: Recorded numbers that are no output of the model (README, Never compared; Inputs).
 _NOTES = ("margin.", "caption.margin", "caption_region.margin", "seconds", "torch")
 _SETTINGS = ("classes_from", "retrieval.pictures", "second_implementation_worst")
@@ -79,11 +74,6 @@ def compare_case(path: Path) -> Comparison:
         else:
             _compare_model(comparison, case, case.model())
     names = (*case.records, *case.scalars)
-    comparison.set_aside |= {
-        name: PENDING_FILES["post.json"]
-        for name in names
-        if name.startswith("seg.image") and name.split(".")[2].startswith(PENDING_OUTPUTS)
-    }
     read = {*comparison.compared, *comparison.set_aside, *_SETTINGS}
     comparison.not_compared = sorted(
         name for name in names if name not in read and not name.startswith(_NOTES)
@@ -118,89 +108,6 @@ def _compare_weights(comparison: Comparison, case: XDecoderCase) -> None:
     comparison.compared |= {name for name in case.records if name.startswith("input.")}
 
 
-def compare_tensors(
-    comparison: Comparison, case: XDecoderCase, group: str, found: dict[str, Tensor], allowed: float
-) -> None:
-    """Compare those of our tensors that were recorded."""
-    for name, value in found.items():
-        if name not in case.records or name in comparison.compared:
-            continue
-        record, stored, ours = case.records[name], case.stored(name), case.sample(name, value)
-        if stored.dtype == torch.bool and ours.shape == stored.shape:
-            comparison.compared.add(name)
-            share = (ours != stored).sum().item() / max(1, stored.numel())
-            comparison.group(f"{group} (bits)", case.tolerances.bits).add(name, share)
-            continue
-        # Without maxima, errors are absolute below 1 and relative above.
-        absmax = record.get("absmax", stored.abs().max().item() if stored.numel() else 1.0)
-        comparison.tensor(group, name, ours, stored, allowed, absmax)
-
-
-@contextmanager
-def recorded(model: nn.Module, prefix: str) -> Iterator[dict[str, Tensor]]:
-    """Keep the outputs of modules that were recorded, by recorded name, in the first call of each.
-
-    Maps of blocks are recorded as (B, H W, C), those between stages as (B, C, H, W), tokens of
-    maps and states as (N, B, D).
-    """
-    found: dict[str, Tensor] = {}
-    shapes: dict[str, Callable[[Tensor], Tensor]] = {
-        "block": lambda out: out.flatten(1, 2),
-        "map": lambda out: out.permute(0, 3, 1, 2),
-        "states": lambda out: out.transpose(0, 1),
-        "same": lambda out: out,
-        "relu": F.relu,
-    }
-    hooks = []
-    for name, module in model.named_modules():
-        place = recorded_name(name)
-        if place is not None:
-
-            def keep(_: object, __: object, output: Tensor, place: tuple[str, str] = place) -> None:
-                found.setdefault(f"{prefix}{place[0]}", shapes[place[1]](output))
-
-            hooks.append(module.register_forward_hook(keep))
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def recorded_name(module: str) -> tuple[str, str] | None:
-    """Return the recorded name of a module's output, and how its axes are ordered there."""
-    parts = module.split(".")
-    match parts:
-        case ["backbone", "image", "patch_embedding"]:
-            return "backbone.patch_embed", "map"
-        case ["backbone", "image", "stages", stage, "downsample"]:
-            return f"backbone.layers{stage}.downsample", "map"
-        case ["backbone", "image", "stages", stage, "blocks", block]:
-            return f"backbone.layers{stage}.block{block}", "block"
-        case ["backbone", "image", "stages", stage, "blocks", block, "modulation"]:
-            return f"backbone.layers{stage}.block{block}.modulation", "same"
-        case ["backbone", "text", "blocks", block]:
-            return f"text.block{block}", "same"
-        case ["backbone", "text", "last_norm"]:
-            return "text.last_hidden_state", "same"
-        case ["pixel_decoder", "input_projection"]:
-            return "pixel.input_proj", "same"
-        case ["pixel_decoder", "layers", layer]:
-            return f"pixel.encoder{layer}", "states"
-        case ["pixel_decoder", "outputs", number]:
-            return f"pixel.layer_{4 - int(number)}", "relu"
-        case ["pixel_decoder", "laterals", number]:
-            return f"pixel.adapter_{3 - int(number)}", "same"
-        case ["pixel_decoder", "mask_features"]:
-            return "pixel.mask_features", "same"
-        case ["decoder", "layers", layer, ("cross_norm" | "self_norm") as norm]:
-            return f"decoder.layer{layer}.{norm.removesuffix('_norm')}", "states"
-        case ["decoder", "layers", layer]:
-            return f"decoder.layer{layer}.ffn", "states"
-        case _:
-            return None
-
-
 def _compare_backbone(comparison: Comparison, case: XDecoderCase) -> None:
     """Compare the image encoder alone."""
     encoder = FocalNetEncoder(case.focalnet()).eval()
@@ -223,43 +130,6 @@ def class_vectors(model: XDecoder, case: XDecoderCase, count: int | None = None)
         length = int(mask.sum(1).max())
         found.append(model.encode_text(ids[:, :length], mask[:, :length]).vectors)
     return mean_vectors(torch.stack(found))
-
-
-@contextmanager
-def on_bits(model: XDecoder, bits: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Let the layers of a pass read given attention masks; give our own masks."""
-    decoder, own = model.decoder, []
-    predict = decoder.predict
-
-    def replaced(states: Tensor, memory: Memory, level: int | None) -> Prediction:
-        prediction = predict(states, memory, level)
-        if prediction.hidden is None:
-            return prediction
-        own.append(prediction.hidden)
-        given = bits[len(own) - 1] if len(own) <= len(bits) else prediction.hidden
-        if given.numel() != prediction.hidden.numel():
-            return prediction
-        return prediction._replace(hidden=given.view(prediction.hidden.shape))
-
-    decoder.predict = replaced
-    try:
-        yield own
-    finally:
-        del decoder.predict
-
-
-def recorded_bits(case: XDecoderCase, prefix: str) -> list[Tensor]:
-    """Return the recorded attention masks of a pass."""
-    layers = range(case.xdecoder_config().decoder.num_layers)
-    names = [f"{prefix}.pred{number}.attn_mask" for number in layers]
-    return [case.stored(name) for name in names if name in case.records]
-
-
-def exact_bits(model: XDecoder, images: Tensor) -> list[Tensor]:
-    """Compute the attention masks of images in float64; those of captions were not recorded."""
-    double = copy.deepcopy(model).double()
-    predictions = double.decoder(double.read_image(images.double()))
-    return [each.hidden for each in predictions if each.hidden is not None]
 
 
 def _compare_model(comparison: Comparison, case: XDecoderCase, model: XDecoder) -> None:
@@ -325,23 +195,9 @@ def _compare_segments(
     found = run_predictions(model, memory, predictions, classes, "seg") | states
     compare_tensors(comparison, case, "segmentation", found, case.tolerances.tensors)
     logits = model.decoder.mask_logits(predictions[-1], memory, slice(None))
-    found = {
-        f"seg.image{number}.mask_logits": final_masks(case, logits[number : number + 1], number)[0]
-        for number in (0, 1)
-    }
-    compare_tensors(comparison, case, "final masks", found, case.tolerances.final_masks)
-
-
-def final_masks(case: XDecoderCase, logits: Tensor, number: int) -> Tensor:
-    """Resize masks of an image to its wanted size: first to its padded pixels, whose padding goes.
-
-    (1, R, H / 4, W / 4) -> (1, R, *wanted).
-    """
-    padded = (4 * logits.shape[-2], 4 * logits.shape[-1])
-    height, width = case.config["image"][number]
-    inside = resize_masks(logits, padded)[..., :height, :width]
-    out = case.config["out"][number]
-    return resize_masks(inside, (out[0], out[1]))
+    scores = model.class_logits(predictions[-1], classes)
+    for number in (0, 1):
+        compare_outputs(comparison, case, logits[number], scores[number], number)
 
 
 def _compare_phrases(
@@ -362,7 +218,7 @@ def _compare_phrases(
     with on_bits(model, bits):
         answer = model.phrase_masks(memory, texts, tokens)
     rows, logits = answer.best()
-    final = final_masks(case, logits, 0)[0]
+    final = final_size(case, logits[0], 0)
     found |= {"ground.similarity": answer.similarity[0], "ground.mask_logits": final}
     found["ground.mask"] = final > 0
     compare_tensors(comparison, case, "phrases", found, case.tolerances.phrases)

@@ -22,6 +22,7 @@ from fiber.models.xdecoder.keys import ignored_xdecoder_key, xdecoder_keys
 from fiber.models.xdecoder.segmenter import XDecoder
 from tests.golden import XDECODER
 from tests.parity.coarse_case import draw
+from tests.parity.comparison import Comparison
 from tests.parity.tolerances import XDecoderTolerances, xdecoder_tolerances
 
 #: Statistics that pixels are normalized by, in units of bytes.
@@ -213,3 +214,25 @@ class XDecoderCase:
         ignored = lambda name: ignored_xdecoder_key(name, config)  # noqa: E731
         load_mapped(model, self.published_state(), xdecoder_keys(config), ignored)
         return model.eval()
+
+
+def compare_tensors(
+    comparison: Comparison, case: XDecoderCase, group: str, found: dict[str, Tensor], allowed: float
+) -> None:
+    """Compare those of our tensors that were recorded."""
+    for name, value in found.items():
+        if name not in case.records or name in comparison.compared:
+            continue
+        record, stored, ours = case.records[name], case.stored(name), case.sample(name, value)
+        if not stored.numel():
+            comparison.compared.add(name)
+            comparison.group(group, allowed).add(name, float(value.numel()))
+            continue
+        if stored.dtype == torch.bool and ours.shape == stored.shape:
+            comparison.compared.add(name)
+            share = (ours != stored).sum().item() / max(1, stored.numel())
+            comparison.group(f"{group} (bits)", case.tolerances.bits).add(name, share)
+            continue
+        # Without maxima, errors are absolute below 1 and relative above.
+        absmax = record.get("absmax", stored.abs().max().item())
+        comparison.tensor(group, name, ours, stored, allowed, absmax)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Attention(nn.Module):
+class PackedAttention(nn.Module):
     """Multi-head attention.
 
     Shapes:

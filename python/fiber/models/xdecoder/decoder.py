@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.models.encoders.clip import PastKeys
-from fiber.models.xdecoder.attention import Attention, feed_forward
+from fiber.models.xdecoder.attention import PackedAttention, feed_forward
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.pixel_decoder import PixelFeatures, sine_positions
+from fiber.ops.masks import resize_masks
 
 #: Number of maps that the layers read in turn.
 NUM_LEVELS = 3
@@ -78,9 +79,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
         super().__init__()
-        self.cross_attention = Attention(width, num_heads)
+        self.cross_attention = PackedAttention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width)
-        self.self_attention = Attention(width, num_heads)
+        self.self_attention = PackedAttention(width, num_heads)
         self.self_norm = nn.LayerNorm(width)
         self.mlp = feed_forward(width, ffn_width)
         self.mlp_norm = nn.LayerNorm(width)
@@ -398,11 +399,3 @@ class XDecoderDecoder(nn.Module):
             captions = self.norm(states[:, count:]) @ self.caption_projection
             predictions[-1] = predictions[-1]._replace(captions=captions)
         return predictions
-
-
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize mask logits or features as published: bicubic with antialiasing.
-
-    (B, C, H, W) -> (B, C, *size).
-    """
-    return F.interpolate(masks, size, mode="bicubic", align_corners=False, antialias=True)

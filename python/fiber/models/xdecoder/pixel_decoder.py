@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fiber.models.xdecoder.attention import Attention, feed_forward
+from fiber.models.xdecoder.attention import PackedAttention, feed_forward
 from fiber.models.xdecoder.config import NORM_GROUPS, PixelDecoderConfig
 
 #: Longest wavelength of the position code, and what keeps its divisions finite.
@@ -59,7 +59,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, width: int, config: PixelDecoderConfig) -> None:
         super().__init__()
-        self.attention = Attention(width, config.num_heads)
+        self.attention = PackedAttention(width, config.num_heads)
         self.attention_norm = nn.LayerNorm(width)
         self.mlp = feed_forward(width, config.ffn_width)
         self.mlp_norm = nn.LayerNorm(width)
