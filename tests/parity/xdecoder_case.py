@@ -234,5 +234,5 @@ def compare_tensors(
             comparison.group(f"{group} (bits)", case.tolerances.bits).add(name, share)
             continue
         # Without maxima, errors are absolute below 1 and relative above.
-        absmax = record.get("absmax", stored.abs().max().item())
+        absmax = record.get("absmax", stored.double().abs().max().item())
         comparison.tensor(group, name, ours, stored, allowed, absmax)

@@ -131,7 +131,7 @@ def compare_post(path: Path) -> Comparison:
         absmax = record.get("absmax", 1.0)
         comparison.tensor("post-processing", name, ours, recorded, XDECODER_POST, absmax)
     comparison.compared |= {"post.low", "post.class_logits"}
-    for name in {*records, *content["scalars"]} - comparison.compared:
+    for name in sorted({*records, *content["scalars"]} - comparison.compared):
         waits = next((why for start, why in _PENDING.items() if name.startswith(start)), None)
         if waits is None:
             comparison.not_compared.append(name)
