@@ -168,3 +168,21 @@ def test_gradients_reach_every_parameter():
         n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
     }
     assert missing == set()
+
+
+@torch.no_grad()
+def test_every_tensor_is_made_on_the_device_of_the_model():
+    """Tensors of two devices in one operation are an error, also on the meta device."""
+    with torch.device("meta"):
+        model = XDecoder(TINY).eval()
+    images = torch.empty(2, 3, 64, 96, device="meta")
+    memory = model.read_image(images)
+    ids = torch.zeros(2, 6, dtype=torch.int64, device="meta")
+    mask = torch.ones(2, 6, dtype=torch.bool, device="meta")
+    texts = model.encode_text(ids, mask)
+    model.class_masks(memory, texts.vectors)
+    model.phrase_masks(memory, texts, texts.tokens, mask).best()
+    model.decoder.caption(memory, texts.tokens)
+    decoding = CaptionDecoding(model, memory)
+    found = [decoding.append(ids[:, 0]), decoding.append(ids[:, 1]), *model.image_vectors(images)]
+    assert {each.device.type for each in found} == {"meta"}
