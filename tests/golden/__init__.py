@@ -12,5 +12,7 @@ COARSE = GOLDEN / "coarse"
 FINE = GOLDEN / "fine"
 #: Cases of METER with either image encoder.
 METER = GOLDEN / "meter"
+#: Cases of X-Decoder (micro, tiny), the backbone of Focal-L's form, texts and post-processing.
+XDECODER = GOLDEN / "xdecoder"
 #: Names, shapes and types of the tensors of the published base checkpoints.
 KEYS = GOLDEN / "keys"

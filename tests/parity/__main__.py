@@ -1,4 +1,6 @@
-"""`python -m tests.parity coarse|fine|meter [DIR]`: compare with the recorded tensors of a folder.
+"""`python -m tests.parity KIND [DIR]`: compare with the recorded tensors of a folder.
+
+KIND is coarse, fine, meter or xdecoder.
 
 Without DIR the committed recordings of that kind under `tests/golden` are compared.
 
@@ -15,13 +17,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.golden import COARSE, FINE, METER
+from tests.golden import COARSE, FINE, METER, XDECODER
 from tests.parity.comparison import Comparison
 
 #: Cases that can be run without recordings: the published model, and the smallest recorded one.
 PRESETS = ("base", "micro")
 #: The recordings of the repository.
-COMMITTED = {"coarse": COARSE, "fine": FINE, "meter": METER}
+COMMITTED = {"coarse": COARSE, "fine": FINE, "meter": METER, "xdecoder": XDECODER}
 #: Modules that compare the benches' eager model of a kind.
 EAGER = {"coarse": "eager", "fine": "eager_detector", "meter": "eager_meter"}
 #: Suffixes of recorded files.
@@ -31,7 +33,7 @@ _RECORDED = (".json", ".safetensors")
 def main(arguments: list[str] | None = None) -> int:
     """Run every case of a folder and print its table; 0 only if all is compared and agrees."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("kind", choices=("coarse", "fine", "meter"))
+    parser.add_argument("kind", choices=tuple(COMMITTED))
     parser.add_argument(
         "directory",
         type=Path,
@@ -50,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="eager: the plain model of that stage that the benches time the package against",
     )
     parsed = parser.parse_args(arguments)
-    if parsed.kind == "meter" and parsed.preset is not None:
-        parser.error("meter has recorded cases only; expected no --preset")
+    if parsed.kind not in ("coarse", "fine") and parsed.preset is not None:
+        parser.error(f"{parsed.kind} has recorded cases only; expected no --preset")
+    if parsed.kind not in EAGER and parsed.model == "eager":
+        parser.error(f"{parsed.kind} has no eager model; expected --model fiber")
     if parsed.preset is not None:
         if parsed.directory is not None:
             parser.error("expected a folder or --preset, got both")
@@ -62,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not directory.is_dir():
         print(f"{directory}: no such folder", file=sys.stderr)
         return 2
-    cases = [path for path in sorted(directory.glob("*.json")) if _is_case(path)]
+    # The other kind's module need not be importable.
+    kind = importlib.import_module(f"tests.parity.{parsed.kind}")
+    is_own = getattr(kind, "is_case", lambda path: True)
+    cases = [p for p in sorted(directory.glob("*.json")) if _is_case(p) and is_own(p)]
     if not cases:
         print(
             f"{directory}: no case in it; a case is NAME.json with a top-level key 'config'"
@@ -72,8 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if parsed.model == "eager":
         return _compare_eager(parsed.kind, cases)
-    # The other kind's module need not be importable.
-    kind = importlib.import_module(f"tests.parity.{parsed.kind}")
     good = True
     for path in cases:
         try:
@@ -86,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             good = _print(compare(directory / name)) and good
     unread = files_not_compared(directory, [path.stem for path in cases], kind)
     for name in unread:
-        waits = kind.PENDING_FILES.get(name)
+        waits = next((why for end, why in kind.PENDING_FILES.items() if name.endswith(end)), None)
         print(f"{'NOT COMPARED' if waits is None else 'not compared'}: {name}", end="")
         print(f", waits for {waits}" if waits else "")
         good = good and waits is not None

@@ -1,0 +1,233 @@
+"""X-Decoder model: encoders, pixel decoder, and the decoder with its outputs. Returns raw logits.
+
+Shapes:
+    images: (B, 3, H, W) normalized pixels; H and W are multiples of 32. The padding of an image is
+        zero, and takes part in everything.
+    token_ids: (B, L) int64; text_mask: (B, L) bool, True = real token. Texts start and end with a
+        special token each.
+    Q queries, the last of which is the class query; K classes; D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fiber.models.architecture import Network
+from fiber.models.encoders.clip_text import ClipTextEncoder, last_tokens
+from fiber.models.encoders.focalnet import FocalNetEncoder
+from fiber.models.heads import need_head
+from fiber.models.xdecoder.config import XDecoderConfig
+from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
+from fiber.models.xdecoder.pixel_decoder import PixelDecoder
+
+#: Maximum of the exponential of the logit scale, for phrases. It is not limited for classes.
+MAX_SCALE = 100.0
+
+
+class TextFeatures(NamedTuple):
+    """Features of texts in the space of the queries."""
+
+    #: (B, L, D) of all tokens.
+    tokens: Tensor
+    #: (B, D) of the last token; not normalized.
+    vectors: Tensor
+
+
+class ClassMasks(NamedTuple):
+    """Masks of classes. The class query has one, too, though no mask loss trains it."""
+
+    #: (B, Q, K + 1) logits of the classes and, last, of the background.
+    class_logits: Tensor
+    #: (B, Q, H / 4, W / 4).
+    mask_logits: Tensor
+
+
+class PhraseMasks(NamedTuple):
+    """Masks that phrases are matched with."""
+
+    #: (B, Q - 1, n) scaled cosines of the rows and n phrases.
+    similarity: Tensor
+    #: (B, Q - 1, H / 4, W / 4) mask logits of the rows.
+    mask_logits: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Return the row of each phrase and its mask: (B, n) int64, (B, n, H / 4, W / 4)."""
+        rows = self.similarity.argmax(1)
+        images = torch.arange(len(rows), device=rows.device)[:, None]
+        return rows, self.mask_logits[images, rows]
+
+
+class ImageVectors(NamedTuple):
+    """Vectors of images in the space of text vectors; not normalized."""
+
+    #: (B, D) of the class query.
+    decoder: Tensor
+    #: (B, D) of the mean of the last map, padding included.
+    backbone: Tensor
+
+
+class XDecoderBackbone(nn.Module):
+    """Image encoder and text encoder, which do not see each other."""
+
+    def __init__(self, config: XDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image = FocalNetEncoder(config.focalnet)
+        self.text = ClipTextEncoder(config.clip_text)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Recompute activations of the encoders in the backward pass."""
+        return self.image.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        self.image.gradient_checkpointing = self.text.gradient_checkpointing = enabled
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the image encoder: four (B, C_s, H_s, W_s) maps from stride 4 to stride 32.
+
+        Raises:
+            ValueError: if the sides are not multiples of 32.
+        """
+        height, width = images.shape[-2:]
+        step = self.config.size_step
+        if height % step or width % step or not height or not width:
+            raise ValueError(
+                f"images: expected sides that are multiples of {step}, got {tuple(images.shape)}"
+            )
+        return tuple(each.permute(0, 3, 1, 2) for each in self.image(images))
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Run the text encoder: (B, L) -> (B, L, D)."""
+        return self.text(token_ids)
+
+
+class XDecoder(Network):
+    """X-Decoder model with the heads in `config.heads`.
+
+    Methods that need a missing head raise `MissingHeadError`.
+    """
+
+    def __init__(self, config: XDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.backbone = XDecoderBackbone(config)
+        self.pixel_decoder = PixelDecoder(
+            config.focalnet.channels, width, config.decoder.mask_width, config.pixel_decoder
+        )
+        self.decoder = XDecoderDecoder(config)
+        #: (D, D), applied from the right.
+        self.text_projection = nn.Parameter(torch.empty(width, width))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        nn.init.trunc_normal_(self.text_projection, std=0.02)
+        if "retrieval" in config.heads:
+            channels = config.focalnet.channels[-1]
+            self.image_projection = nn.Parameter(torch.empty(channels, width))
+            nn.init.trunc_normal_(self.image_projection, std=0.02)
+
+    def forward(self, images: Tensor, class_vectors: Tensor) -> ClassMasks:
+        """Segment images; see `class_masks`."""
+        return self.class_masks(self.read_image(images), class_vectors)
+
+    def read_image(self, images: Tensor) -> Memory:
+        """Compute what the decoder reads of images."""
+        return self.prepare(self.backbone.encode_image(images))
+
+    def prepare(self, maps: tuple[Tensor, ...]) -> Memory:
+        """Compute what the decoder reads, from the maps of the image encoder."""
+        return self.decoder.prepare(self.pixel_decoder(maps))
+
+    def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
+        """Encode phrases, captions or texts of classes."""
+        tokens = self.backbone.encode_text(token_ids) @ self.text_projection
+        return TextFeatures(tokens, last_tokens(tokens, text_mask))
+
+    def class_masks(self, memory: Memory, class_vectors: Tensor) -> ClassMasks:
+        """Compute masks and their classes.
+
+        Args:
+            memory: images.
+            class_vectors: (K + 1, D) unit vectors of the classes and of the background; see
+                `fiber.models.xdecoder.class_texts.mean_vectors`.
+        """
+        need_head(self.config, "mask", "segmentation")
+        last = self.decoder(memory)[-1]
+        masks = self.decoder.mask_logits(last, memory, slice(None))
+        return ClassMasks(self.class_logits(last, class_vectors), masks)
+
+    def class_logits(self, prediction: Prediction, class_vectors: Tensor) -> Tensor:
+        """Compute class logits of all rows: (B, R, K + 1).
+
+        The scale is not limited here, other than for phrases, as published.
+        """
+        embeddings = prediction.states @ self.decoder.class_projection
+        return self.logit_scale.exp() * normalized(embeddings) @ class_vectors.T
+
+    def phrase_masks(
+        self,
+        memory: Memory,
+        texts: TextFeatures,
+        phrase_tokens: Tensor,
+        phrase_mask: Tensor | None = None,
+    ) -> PhraseMasks:
+        """Compute masks for phrases.
+
+        Args:
+            memory: images.
+            texts: features of n phrases, which are compared with the masks of every image.
+            phrase_tokens: (B, g, D) features of the tokens that each image is asked about; see
+                `join_tokens`. Phrases that are asked together influence one another.
+            phrase_mask: (B, g) bool, True = real token; None if all are.
+        """
+        need_head(self.config, "mask", "segmentation")
+        last = self.decoder.refer(memory, phrase_tokens, phrase_mask)[-1]
+        copies = slice(self.decoder.num_queries, None)
+        similarity = self.phrase_similarity(last, texts.vectors)
+        return PhraseMasks(similarity, self.decoder.mask_logits(last, memory, copies))
+
+    def phrase_similarity(self, prediction: Prediction, vectors: Tensor) -> Tensor:
+        """Compare the copies of the latent queries with text vectors: (n, D) -> (B, Q - 1, n)."""
+        states = prediction.states[:, self.decoder.num_queries :]
+        embeddings = normalized(states @ self.decoder.class_projection)
+        return self.scale() * embeddings @ normalized(vectors).T
+
+    def image_vectors(self, images: Tensor) -> ImageVectors:
+        """Compute the vectors that texts search images by."""
+        need_head(self.config, "retrieval", "search")
+        maps = self.backbone.encode_image(images)
+        last = self.decoder(self.prepare(maps))[-1]
+        states = last.states[:, self.decoder.num_queries - 1]
+        pooled = maps[-1].mean((2, 3)) @ self.image_projection
+        return ImageVectors(states @ self.decoder.class_projection, pooled)
+
+    def caption_logits(self, states: Tensor) -> Tensor:
+        """Compute next-token logits by the word embeddings: (B, L, D) -> (B, L, V)."""
+        return states @ self.backbone.text.word_embedding.weight.T
+
+    def scale(self) -> Tensor:
+        """Return the scale of cosines of phrases."""
+        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+
+
+def normalized(vectors: Tensor) -> Tensor:
+    """Divide vectors by their L2 norm, which is kept from 0 as published."""
+    return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_EPS)
+
+
+def join_tokens(tokens: Tensor, text_mask: Tensor) -> Tensor:
+    """Join the real tokens of the phrases of one image: (n, L, D), (n, L) -> (1, g, D)."""
+    return tokens[text_mask][None]
+
+
+def retrieval_scores(images: ImageVectors, texts: Tensor) -> Tensor:
+    """Score images for texts: (B, D) each, (n, D) -> (B, n), from -1 to 1.
+
+    The mean of the cosines with both vectors of an image, without the scale of training.
+    """
+    unit = normalized(texts).T
+    return 0.5 * (normalized(images.decoder) @ unit) + 0.5 * (normalized(images.backbone) @ unit)

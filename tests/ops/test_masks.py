@@ -1,0 +1,23 @@
+import torch
+
+from fiber.ops.masks import mask_boxes, resize_masks
+
+
+def test_boxes_are_half_open_and_empty_masks_have_none():
+    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
+    masks[1, 2:5, 3:7] = True
+    masks[2, 0, 0] = masks[2, 5, 8] = True
+    masks[3, 4, 8] = True
+    expected = [[0, 0, 0, 0], [3, 2, 7, 5], [0, 0, 9, 6], [8, 4, 9, 5]]
+    assert mask_boxes(masks).tolist() == expected
+    assert mask_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_resizing_is_linear_and_keeps_constants():
+    torch.manual_seed(0)
+    features, weights = torch.randn(1, 5, 12, 16), torch.randn(3, 5)
+    product = torch.einsum("kc,bchw->bkhw", weights, features)
+    resized = torch.einsum("kc,bchw->bkhw", weights, resize_masks(features, (3, 4)))
+    torch.testing.assert_close(resize_masks(product, (3, 4)), resized, rtol=0, atol=1e-5)
+    constant = resize_masks(torch.full((1, 1, 7, 5), 0.3), (20, 11))
+    torch.testing.assert_close(constant, torch.full((1, 1, 20, 11), 0.3))
