@@ -134,8 +134,8 @@ _PLAIN = FineTolerances(2e-5, 3e-6, 1e-5, 1e-4, 1e-5, 0)
 # of stage 3 by 1.1e-2 (2.0e-5 of the largest norm) and AttnConv.1.bias of block 0 by 2.5e-3
 # (3.0e-5); our float32 is within 1.6e-4 of float64 there. Above 5e-5 of the largest norm,
 # `python -m tests.parity.fine_noise` gives: recorded 1.8e-3 (one gate) and 8.3e-4 (all others),
-# ours 5.3e-4 on an AMD EPYC and 1.5e-3 (that gate) on an Intel Xeon. The one gate is given twice the
-# recorded error: both sides are float32, and on every processor ours has to err less.
+# ours 5.3e-4 on an AMD EPYC and 1.5e-3 (that gate) on an Intel Xeon. The one gate is given twice
+# the recorded error: both sides are float32, and on every processor ours has to err less.
 _SHARP = FineTolerances(
     *(5e-4, 5e-4, 1e-5, 2e-3, 5e-5, 0),
     noisy_gradients={"fusion_backbone.backbone.body.layers.3.blocks.0.attn.alpha_i2t": 2 * 1.83e-3},
