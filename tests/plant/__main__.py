@@ -1,7 +1,7 @@
 """Plant known mistakes one by one; which test sees it: `python -m tests.plant KIND`.
 
-KIND is coarse, fine, meter, kernels, decoder or readers. Each mistake goes into a copy of the
-package, which is built again where it is one of the Rust code; tests run on the copy until one
+KIND is coarse, fine, meter, xdecoder, kernels, decoder or readers. Each mistake goes into a copy of
+the package, which is built again where it is one of the Rust code; tests run on the copy until one
 fails: those of `SUITES`, or of the one check that a mistake names. Exit code 0 only if the
 untouched copy passes and every mistake is seen.
 """
@@ -17,9 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.plant import meter_mistakes, xdecoder_mistakes
 from tests.plant.decoder_mistakes import DECODER
 from tests.plant.kernel_mistakes import KERNELS
-from tests.plant.meter_mistakes import METER, NOT_PLANTED, PARITY
+from tests.plant.meter_mistakes import METER, PARITY
 from tests.plant.mistakes import MISTAKES, Check, Mistake
 from tests.plant.reader_mistakes import READERS
 from tests.processes import run_python
@@ -38,6 +39,7 @@ SUITES = {
         ("tests/parity/test_fine.py", "-k", "test_the_committed_case_equals and not native"),
     ),
     "meter": PARITY["clip"],
+    "xdecoder": xdecoder_mistakes.MICRO,
     "decoder": Check("decoder", ("tests/rust/jpeg/test_decoder.py", "-k", "values or rows")),
     "readers": Check(
         "readers",
@@ -49,9 +51,16 @@ SUITES = {
 ALL: dict[str, tuple[Mistake, ...]] = {
     **MISTAKES,
     "meter": METER,
+    "xdecoder": xdecoder_mistakes.XDECODER,
     "kernels": KERNELS,
     "decoder": DECODER,
     "readers": READERS,
+}
+
+#: Mistakes that no change makes, with the reason.
+NOT_PLANTED = {
+    "meter": meter_mistakes.NOT_PLANTED,
+    "xdecoder": xdecoder_mistakes.NOT_PLANTED,
 }
 
 
@@ -83,8 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not _plant(copy, mistake, _check(mistake, options.kind))
         ]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mistakes are seen")
-    if options.kind == "meter" and not options.names:
-        for name, reason in NOT_PLANTED.items():
+    if not options.names:
+        for name, reason in NOT_PLANTED.get(options.kind, {}).items():
             print(f"not planted: {name}: {reason}")
     return 1 if survivors else 0
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import COARSE, FINE
+from tests.golden import COARSE, FINE, XDECODER
 from tests.golden import METER as METER_CASES
 from tests.plant import __main__ as plant
 from tests.plant.kernel_mistakes import ACCESSES, KERNELS
 from tests.plant.meter_mistakes import METER, NOT_PLANTED, RECORDED
 from tests.plant.mistakes import MISTAKES, Mistake
+from tests.plant.xdecoder_mistakes import RECORDED as RECORDED_XDECODER
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,15 @@ def test_every_recorded_fine_mistake_is_planted():
     recorded = {line.partition(" C3=")[0].strip() for line in lines}
     assert len(recorded) == 16
     assert recorded == {mistake.name for mistake in MISTAKES["fine"]}
+
+
+def test_every_recorded_mistake_of_xdecoder_is_planted():
+    recorded = json.loads((XDECODER / "micro_mutations.json").read_text())
+    # The README has one more.
+    assert {mistake.name for mistake in RECORDED_XDECODER} == {
+        *recorded,
+        "norm1 inside the branch (Focal-L's order)",
+    }
 
 
 def test_every_recorded_mistake_of_meter_is_planted():

@@ -61,8 +61,8 @@ class PackedAttention(nn.Module):
 
 def feed_forward(width: int, hidden: int) -> nn.Sequential:
     """Build a feed-forward layer with ReLU."""
-    layer = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
-    for part in (layer[0], layer[2]):
-        nn.init.xavier_uniform_(part.weight)
-        nn.init.zeros_(part.bias)
-    return layer
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    for layer in (first, last):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.ReLU(), last)
