@@ -236,12 +236,12 @@ class GraphImageText(GraphNetwork):
         prefix = self.image_prefix(images)
         return self._run("caption_image", {"tokens": prefix.tokens})["image_keys_values"]
 
-    def start_decoding(self, image_tokens: np.ndarray) -> Decoding:
+    def start_decoding(self, image_tokens: np.ndarray) -> GraphDecoding:
         """Start incremental decoding from the output of `image_tokens`."""
         inputs = {e.name: e.shape for e in self.graphs.metadata.graphs["caption_step"].inputs}
-        return Decoding(image_tokens, inputs["past"])
+        return GraphDecoding(image_tokens, inputs["past"])
 
-    def decode_next(self, decoding: Decoding, token_ids: np.ndarray) -> np.ndarray:
+    def decode_next(self, decoding: GraphDecoding, token_ids: np.ndarray) -> np.ndarray:
         """Process the next token of each text: (B, n) -> (B, n, V) logits of the one after it."""
         given = {"caption_ids": token_ids, **decoding.inputs()}
         found = self._run("caption_step", given)
@@ -253,7 +253,7 @@ class GraphImageText(GraphNetwork):
         return logits
 
 
-class Decoding:
+class GraphDecoding:
     """State of writing several texts for each image, token by token.
 
     Args:
