@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fiber.export.export import export_model
 from fiber.models.fiber.beam_search import beam_search
 from fiber.postprocess import FoundBoxes, detect_boxes, ground_phrases
 from fiber.runtime.graphs import Graphs
@@ -20,21 +19,6 @@ TOLERANCE = 1e-4
 ENGINES = (("onnx", "onnxruntime"), ("onnx", "openvino"), ("torch", "torch"))
 #: Number of images, in batches of 1 and 3.
 IMAGES, BATCHES = 20, (1, 3, 1, 3, 3, 3, 1, 1, 3, 1)
-
-
-@pytest.fixture(scope="session")
-def exported(made_once):
-    """A function that exports a network once and returns the folder of its graphs."""
-
-    def export(name: str, to: str):
-        def make(folder):
-            networks.save(name, folder / "model")
-            export_model(folder / "model", folder / "graphs", to)
-
-        key = f"export_{name}_{to}".replace(" ", "_")
-        return made_once(key, make) / "graphs"
-
-    return export
 
 
 def texts(config, batch, number):

@@ -14,13 +14,14 @@ PAGE = (
 )
 
 
-def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture):
+def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scenes):
     for stage in ("coarse", "fine"):
         shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
     shutil.copy(scene_picture, tmp_path / "photo.jpg")
+    (tmp_path / "data").symlink_to(small_scenes)
     monkeypatch.chdir(tmp_path)
     commands = commands_of(PAGE)
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         assert main(command) == 0
     code = "\n".join(block.text for block in blocks_of(PAGE) if block.language == "python")

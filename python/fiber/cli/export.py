@@ -35,6 +35,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             " the model's own)",
             "--weights": "weights to read if the file contains both: raw (as trained) or ema"
             " (exponential moving average); default: raw",
+            "--int8": "multiply by weights in 8-bit integers (onnx only); `fiber eval OUT` measures"
+            " what that costs",
         },
         target={"metavar": "OUT"},
         to={"default": "onnx", "choices": ("onnx", "torch", "openvino")},
@@ -56,7 +58,7 @@ def _heads(text: str) -> list[str]:
 def _export(options: argparse.Namespace) -> int:
     from fiber.export.export import export_model
 
-    settings = pick(options, "heads", "tokenizer", "answers", "image_size", "weights")
+    settings = pick(options, "heads", "tokenizer", "answers", "image_size", "weights", "int8")
     export_model(
         options.model,
         options.target,

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
     DEVICE,
@@ -28,8 +29,12 @@ from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
 from fiber.config_io import nearest
 from fiber.messages import printable
+from fiber.runtime.metadata import is_graphs
 from fiber.tasks import all_evaluations
 from fiber.terminal import is_terminal
+
+if TYPE_CHECKING:
+    from fiber.checkpoints.model_dir import StoredModel
 
 _DATA = (
     "dataset folder, URL of a packed dataset, or a single annotation file, such as a .jsonl file"
@@ -138,7 +143,8 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
     add_options(
         evaluate,
         {
-            "model MODEL": "model folder, checkpoint file, or scenes (the model in the package)",
+            "model MODEL": "model folder, checkpoint file, scenes (the model in the package), or a"
+            " folder of exported graphs",
             **VOCABULARIES,
             "task TASK": f"task to evaluate: one of {', '.join(all_evaluations())}, odinw",
             "--data DATA": _DATA,
@@ -230,6 +236,16 @@ def _cached(options: argparse.Namespace) -> dict[str, Any]:
     return {name: remote_pack(url, options.cache, options.cache_gb) for name, url in urls.items()}
 
 
+def _graphs(folder: str, loading: dict[str, Any]) -> StoredModel:
+    """Open exported graphs, to which nothing that `loading` sets applies."""
+    from fiber.export.network import load_graphs
+
+    given = [f"--{name.replace('_', '-')}" for name, value in loading.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: {folder} has exported graphs, which are as exported")
+    return load_graphs(folder)
+
+
 def _launch(options: argparse.Namespace) -> int:
     from fiber.training.distributed.launch import INTERRUPTED, Job, devices_on_node, launch
 
@@ -264,10 +280,12 @@ def _eval(options: argparse.Namespace) -> int:
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
 
-    # What the model knows is what its metrics tell.
-    model = load_quietly(
-        options.model, **pick(options, "tokenizer", "answers", "device", "image_size")
-    )
+    loading = pick(options, "tokenizer", "answers", "device", "image_size")
+    if is_graphs(Path(options.model)):
+        model = _graphs(options.model, loading)
+    else:
+        # What the model knows is what its metrics tell.
+        model = load_quietly(options.model, **loading)
     settings |= pick(
         options, "data", "split", "output", "classes_per_prompt", "batch_size", "threads"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,7 @@ from fiber.export.parts import (
     sample_sizes,
     sample_tensors,
 )
+from fiber.export.quantize import quantize
 from fiber.export.trace import ExportError, Shapes, infer_shapes, trace
 from fiber.messages import shown
 from fiber.models.fiber.beam_search import CAPTION_BEAMS, END_ID, PAD_ID, START_ID
@@ -40,7 +42,14 @@ from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime import metadata as stored_form
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import describe_transform
-from fiber.runtime.metadata import Dimension, Format, Graph, Metadata, describe_file
+from fiber.runtime.metadata import (
+    Dimension,
+    Format,
+    Graph,
+    Metadata,
+    Precision,
+    describe_file,
+)
 
 #: Largest difference of a graph's output from the network's, of the largest value of the output, or
 #: of 1 if all values are smaller.
@@ -57,6 +66,7 @@ def export_model(
     answers: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     weights: Weights = "raw",
+    int8: bool = False,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Path]:
     """Export a model to a new folder of graphs that run without this package.
@@ -75,6 +85,8 @@ def export_model(
         answers: replacement for the model's VQA answers, as in `fiber.load`.
         image_size: new input size in pixels, except for detectors.
         weights: "raw" or "ema", as in `fiber.load`.
+        int8: multiply by weights in 8-bit integers; for ONNX only. The graphs then differ from the
+            network, by as much as `progress` says; `fiber eval` measures what that costs.
         progress: called with a line about each graph.
 
     Returns:
@@ -91,16 +103,19 @@ def export_model(
     if to not in get_args(Format):
         expected = ", ".join(map(repr, get_args(Format)))
         raise ValueError(f"to: expected one of {expected}, got {shown(to)}")
+    if int8 and to != "onnx":
+        raise ValueError(f"int8: graphs in 8-bit integers are ONNX; got the format {shown(to)}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists; expected a new or empty folder")
     formats.need_packages(to)
+    precision: Precision = "int8" if int8 else "float32"
     found = model_path(source)
     stages = stage_folders(found)
     if not stages:
         options: dict[str, Any] = {"image_size": image_size, "weights": weights}
         stored = load_stored(found, tokenizer, answers, "cpu", **options)
         with new_directory(path) as part:
-            _export(stored, part, path, to, heads, progress)
+            _export(stored, part, path, to, heads, precision, progress)
         return [path]
     if answers is not None or image_size is not None or weights != "raw":
         raise ValueError(
@@ -112,7 +127,7 @@ def export_model(
     with new_directory(path) as part:
         for name, some in chosen.items():
             (part / name).mkdir()
-            _export(own[name], part / name, path / name, to, some, progress)
+            _export(own[name], part / name, path / name, to, some, precision, progress)
     return [path / name for name in chosen]
 
 
@@ -137,6 +152,7 @@ def _export(
     shown_as: Path,
     to: Format,
     heads: Sequence[str] | None,
+    precision: Precision,
     progress: Callable[[str], object],
 ) -> None:
     """Write the folder of a model; its later name is `shown_as`."""
@@ -150,7 +166,7 @@ def _export(
     shapes = infer_shapes(samples, sizes, dimensions)
     fingerprint = _fingerprint(network)
     progress(f"{shown_as}: {architecture_of(config).describe(config)}")
-    writer = _Writer(folder, to, fingerprint, shapes)
+    writer = _Writer(folder, to, precision, fingerprint, shapes)
     for part in plan.parts:
         writer.write(part, trace(part, samples[0], shapes, dimensions))
         progress(f"  {writer.graphs[part.name].file}: {_signature(part, shapes)}")
@@ -161,6 +177,7 @@ def _export(
     used = {size.split("/")[0] for shape in shapes.values() for size in shape if type(size) is str}
     metadata = Metadata(
         to=to,
+        precision=precision,
         made_with=_made_with(to),
         fingerprint=fingerprint,
         model=to_dict(config),
@@ -175,16 +192,17 @@ def _export(
         **_settings(network, plan, heads),
     )
     write_json(folder / stored_form.FILE, stored_form.to_json(metadata))
-    check_graphs(Graphs(folder), plan, samples)
-    progress(f"  checked at {len(samples)} sizes: {_largest(folder)}")
-
-
-def _largest(folder: Path) -> str:
+    differences = check_graphs(Graphs(folder), plan, samples)
     total = sum(path.stat().st_size for path in folder.iterdir())
-    return f"{total / 1e6:,.1f} MB in all"
+    progress(f"  checked at {len(samples)} sizes: {total / 1e6:,.1f} MB in all")
+    if precision == "int8":
+        each = ", ".join(f"{name} {value:.1%}" for name, value in differences.items())
+        progress(f"  int8: differences from the network, of the largest value: {each}")
 
 
-def check_graphs(graphs: Graphs, plan: ExportPlan, samples: Sequence[Mapping[str, Any]]) -> None:
+def check_graphs(
+    graphs: Graphs, plan: ExportPlan, samples: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
     """Compare the outputs of graphs with those of the network.
 
     Args:
@@ -192,14 +210,22 @@ def check_graphs(graphs: Graphs, plan: ExportPlan, samples: Sequence[Mapping[str
         plan: their parts.
         samples: tensors of all parts at several sizes, as the network computes them.
 
+    Returns:
+        Largest difference of each output, of the largest value, or of 1 if all are smaller.
+
     Raises:
-        ExportError: if an output differs by more than `TOLERANCE`.
+        ExportError: if an output has another shape or NaN, or that of a graph in float32 differs by
+            more than `TOLERANCE`.
     """
+    limit = TOLERANCE if graphs.metadata.precision == "float32" else math.inf
+    differences: dict[str, float] = {}
     for sample in samples:
         for part in plan.parts:
             inputs = {name: sample[name].numpy() for name in part.inputs}
             for name, found in graphs.run(part.name, inputs).items():
-                _compare(part, name, found, sample[name].numpy(), inputs)
+                difference = _compare(part, name, found, sample[name].numpy(), inputs, limit)
+                differences[name] = max(differences.get(name, 0.0), difference)
+    return differences
 
 
 def _compare(
@@ -208,7 +234,8 @@ def _compare(
     found: np.ndarray,
     expected: np.ndarray,
     inputs: Mapping[str, np.ndarray],
-) -> None:
+    limit: float,
+) -> float:
     shapes = ", ".join(f"{each} {array.shape}" for each, array in inputs.items())
     if found.shape != expected.shape:
         raise ExportError(
@@ -216,24 +243,28 @@ def _compare(
             f" for {shapes}"
         )
     if not expected.size:
-        return
+        return 0.0
     largest = max(1.0, float(np.abs(expected).max()))
     difference = float(np.abs(found - expected).max())
     # NaN is no difference that is small enough.
-    if not difference <= TOLERANCE * largest:
+    if not difference / largest <= limit:
         raise ExportError(
             f"graph {part.name}: {name} differs by {difference:.1e} from the network's, whose"
             f" largest value is {largest:.1e}, for {shapes}"
         )
+    return difference / largest
 
 
 class _Writer:
     """Writes the graphs of a folder in one format."""
 
-    def __init__(self, folder: Path, to: Format, fingerprint: str, shapes: Shapes) -> None:
+    def __init__(
+        self, folder: Path, to: Format, precision: Precision, fingerprint: str, shapes: Shapes
+    ) -> None:
         self.graphs: dict[str, Graph] = {}
         self._folder, self._shapes = folder, shapes
         self._to: Format = to
+        self._precision: Precision = precision
         self._fingerprint = fingerprint
         self._weights = formats.SharedWeights(folder) if to == "onnx" else None
 
@@ -244,6 +275,11 @@ class _Writer:
         path = self._folder / f"{part.name}{formats.SUFFIXES[self._to]}"
         if self._to == "torch":
             formats.write_torch(program, path, mark)
+        elif self._precision == "int8":
+            assert self._weights is not None
+            formats.write_onnx(part, program, path, self._shapes, mark, None)
+            quantize(path)
+            self._weights.move_from(path)
         elif self._to == "onnx":
             formats.write_onnx(part, program, path, self._shapes, mark, self._weights)
         else:

@@ -105,6 +105,15 @@ class SharedWeights:
             )
         self._file.flush()
 
+    def move_from(self, path: Path) -> None:
+        """Move the large initializers of an ONNX file to the file of all graphs."""
+        onnx_ir: Any = importlib.import_module("onnx_ir")
+        model = onnx_ir.load(path)
+        # What is not moved is in memory, too, when the file is overwritten.
+        onnx_ir.external_data.load_to_model(model)
+        self.move(model)
+        onnx_ir.save(model, path)
+
     def _store(self, content: bytes) -> int:
         """Return the place of some bytes in the file, to which new ones are added."""
         key = hashlib.sha256(content).digest()

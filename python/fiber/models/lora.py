@@ -141,7 +141,7 @@ def lora_config(
     )
 
 
-def add_adapters(network: Network, config: peft.LoraConfig, *, empty: bool = False) -> Any:
+def add_adapters(network: nn.Module, config: peft.LoraConfig, *, empty: bool = False) -> Any:
     """Add adapters in place, and freeze all other parameters.
 
     Args:
@@ -212,7 +212,7 @@ def merged_state(
     return merge(wrapped).state_dict()
 
 
-def merge(wrapped: Any) -> Network:
+def merge(wrapped: Any) -> Any:
     """Merge the adapters of what `add_adapters` returned, into new tensors.
 
     Raises:

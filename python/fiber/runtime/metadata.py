@@ -20,6 +20,8 @@ from fiber.messages import shown, shown_names
 
 #: Formats of graphs.
 Format = Literal["onnx", "torch", "openvino"]
+#: Types in which the products with weights are computed.
+Precision = Literal["float32", "int8"]
 FILE = "metadata.json"
 #: Version of the layout of the folder; a reader takes its own only.
 VERSION = 1
@@ -99,6 +101,8 @@ class Metadata:
     version: int = VERSION
     #: Format of the graphs.
     to: Format
+    #: Type of the products with weights; everything else is in float32.
+    precision: Precision = "float32"
     #: Versions of fiber and of the packages that wrote the graphs.
     made_with: dict[str, str] = field(default_factory=dict)
     #: Checksum of config and weights of the exported model.
@@ -187,6 +191,16 @@ def read_metadata(folder: Path) -> Metadata:
         return from_dict(Metadata, dict(values))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_graphs(folder: Path) -> bool:
+    """Return True if a folder has exported graphs, by its metadata.json."""
+    path = folder / FILE
+    try:
+        values = read_json(path, _MAX_BYTES) if path.is_file() else None
+    except (ValueError, OSError):
+        return False
+    return isinstance(values, Mapping) and values.get("kind") == KIND
 
 
 def describe_file(path: Path) -> StoredFile:

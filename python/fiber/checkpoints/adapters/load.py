@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from fiber.checkpoints.adapters.files import (
     ABOUT,
@@ -32,6 +33,9 @@ from fiber.models.registry import Network, architecture_of, build_model
 
 #: Maximum number of characters of a reason that PEFT gives.
 _MAX_REASON = 300
+#: Module of the models of `fiber.hf` that is the network, and how names of its adapters start.
+_NETWORK = "network"
+_OF_HF = f"{PREFIX}{_NETWORK}."
 
 
 class ReadBase(Protocol):
@@ -176,10 +180,14 @@ def _merged(
     folder: Path, network: Network, config: Any, tensors: dict[str, torch.Tensor]
 ) -> Network:
     """Merge an adapter into a network, strictly."""
+    owner: nn.Module = network
+    if tensors and all(name.startswith(_OF_HF) for name in tensors):
+        owner = nn.Module()
+        owner.add_module(_NETWORK, network)
     import_peft()
     from peft import set_peft_model_state_dict
 
-    targets, names = config.target_modules, [name for name, _ in network.named_modules()]
+    targets, names = config.target_modules, [name for name, _ in owner.named_modules()]
     if not isinstance(targets, str) and not any(
         f".{name}".endswith(tuple(f".{target}" for target in targets)) for name in names
     ):
@@ -189,7 +197,7 @@ def _merged(
         )
     try:
         # Without memory for adapters until their shapes are known to be those of the file.
-        wrapped = add_adapters(network, config, empty=True)
+        wrapped = add_adapters(owner, config, empty=True)
         result = set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
     except KeyError as error:
         raise ValueError(f"{folder / WEIGHTS} lacks {shown(error.args[0])}") from error
@@ -206,6 +214,7 @@ def _merged(
             f"{folder / WEIGHTS} does not fit {CONFIG} and the base:\n  {list_problems(faults)}"
         )
     try:
-        return merge(wrapped)
+        merged = merge(wrapped)
+        return merged if owner is network else merged.get_submodule(_NETWORK)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from error
