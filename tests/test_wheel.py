@@ -1,13 +1,18 @@
 """The built wheel: what it holds, where its names lie, and that it installs alone."""
 
+import base64
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+
+from fiber.distributions import TWO_DISTRIBUTIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +66,68 @@ def test_names(wheel):
     assert {f"fiber/{name}" for name in known} < own
     inside = {name for name in names if name.startswith("fiber/") and not name.endswith("/")}
     assert inside == own | {"fiber/_core.abi3.so"}
+
+
+@pytest.fixture(scope="module")
+def runtime_wheel(wheel, tmp_path_factory):
+    """The wheel of fiber-vl-runtime."""
+    folder = tmp_path_factory.mktemp("runtime_wheel")
+    script = ROOT / ".ci" / "runtime-wheel"
+    done = subprocess.run(
+        [sys.executable, script, wheel, folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("fiber_vl_runtime-*.whl")
+    assert done.stdout == f"{built}\n"
+    return built
+
+
+def test_the_runtime_has_the_same_files(wheel, runtime_wheel):
+    ours, theirs = (zipfile.ZipFile(each) for each in (runtime_wheel, wheel))
+    files = {name for name in theirs.namelist() if name.startswith("fiber/")}
+    assert files == {name for name in ours.namelist() if name.startswith("fiber/")}
+    assert all(ours.read(name) == theirs.read(name) for name in files if name[-1] != "/")
+    # RECORD names every file with its hash and size, but for itself.
+    (record,) = (name for name in ours.namelist() if name.endswith(".dist-info/RECORD"))
+    rows = [row.rsplit(",", 2) for row in ours.read(record).decode().splitlines()]
+    assert {name for name, _, _ in rows} == {n for n in ours.namelist() if n[-1] != "/"}
+    for name, digest, size in rows:
+        if name != record:
+            data = ours.read(name)
+            found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
+            assert (digest, int(size)) == (f"sha256={found.decode()}", len(data))
+
+
+def test_the_runtime_requires_no_torch(wheel, runtime_wheel):
+    def metadata(path):
+        archive = zipfile.ZipFile(path)
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return BytesParser().parsebytes(archive.read(name))
+
+    ours, theirs = metadata(runtime_wheel), metadata(wheel)
+    assert (ours["Name"], theirs["Name"]) == ("fiber-vl-runtime", "fiber-vl")
+    assert ours["Version"] == theirs["Version"]
+    needed = [line.partition(">=")[0].strip() for line in ours.get_all("Requires-Dist")]
+    assert needed == ["numpy", "onnxruntime", "pillow"]
+    assert ours.get_all("Provides-Extra") is None
+    for text in (ours.get_payload(), TWO_DISTRIBUTIONS):
+        assert "pip uninstall -y fiber-vl fiber-vl-runtime" in text
+    names = zipfile.ZipFile(runtime_wheel).namelist()
+    assert [name for name in names if name.endswith(".dist-info/entry_points.txt")]
+
+
+def test_both_distributions_at_once(wheel, runtime_wheel, tmp_path):
+    for each in (wheel, runtime_wheel):
+        zipfile.ZipFile(each).extractall(tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", "import fiber"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        assert (TWO_DISTRIBUTIONS in done.stderr) == (each == runtime_wheel)
 
 
 def test_size(wheel):

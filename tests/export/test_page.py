@@ -21,7 +21,7 @@ def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scen
     (tmp_path / "data").symlink_to(small_scenes)
     monkeypatch.chdir(tmp_path)
     commands = commands_of(PAGE)
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         assert main(command) == 0
     code = "\n".join(block.text for block in blocks_of(PAGE) if block.language == "python")

@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import fiber
 import fiber.runtime
 from fiber.checkpoints import model_dir
 from fiber.export.export import export_model
 from fiber.models.heads import MissingHeadError
+from fiber.models.registry import build_model
 from fiber.runtime import loading
 from tests.models import small_networks
 from tests.runtime.drawings import drawings
@@ -31,8 +33,10 @@ def exported(made_once):
     def make(folder):
         export_model("scenes", folder / "scenes")
         scenes = fiber.load("scenes/coarse", device="cpu")
-        network = small_networks.network("METER")
-        answers = [f"answer {number}" for number in range(network.config.num_answers)]
+        torch.manual_seed(0)
+        config = small_networks.network("METER").config
+        network = build_model(config.with_vocabulary(scenes.config.vocab_size))
+        answers = [f"answer {number}" for number in range(config.num_answers)]
         model_dir.save_model(network, folder / "meter", scenes.tokenizer, answers)
         export_model(folder / "meter", folder / "meter_graphs")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 
@@ -101,7 +101,7 @@ class Model(BoxMethods):
 
         `inputs.of(task)` prepares images as that task does.
         """
-        return self._inputs
+        return cast(Inputs, self._inputs)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Model(BoxMethods):
         """
         target = choose_device(device)
         self.network.to(target)
-        self.device = self._inputs.device = target
+        self.device = self.inputs.device = target
         return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -147,7 +147,7 @@ def match_images(
     pairs = [(number, 0) for number in range(len(images))]
     head = ranking_head(network)
     scores = score_pairs(
-        network, inputs, images, [text], pairs, lambda pooled: head(pooled).unsqueeze(1)
+        network, inputs, images, [text], pairs, lambda pooled: head(pooled)[:, None]
     )
     if network.scores_are_log_odds:
         return _by_matching(range(len(images)), scores[:, 0])

@@ -10,7 +10,7 @@ from fiber.data.loader_config import check_arguments
 from fiber.inference.suggestions import suggest_keywords
 from fiber.messages import shown
 from fiber.runtime.graphs import Engine, Graphs
-from fiber.runtime.metadata import FILE
+from fiber.runtime.metadata import FILE, is_graphs
 from fiber.runtime.model import GraphModel, StagedGraphModel
 
 #: Folders of a model in several stages, as in `fiber.checkpoints.model_dir`, which needs torch.
@@ -70,13 +70,10 @@ def load(
 def has_graphs(path: str | os.PathLike[str]) -> bool:
     """Return True if a path is a folder of exported graphs, or of stages of them."""
     folder = Path(path)
-    return is_graphs(folder) or any(is_graphs(folder / stage) for stage in STAGES)
-
-
-def is_graphs(folder: Path) -> bool:
-    """Return True if a folder has the metadata.json of exported graphs."""
     try:
-        return (folder / FILE).is_file()
+        # One that is damaged is opened as well, which says so, unless it is in a model folder.
+        is_damaged = (folder / FILE).is_file() and not (folder / "config.json").exists()
+        return is_damaged or any(map(is_graphs, (folder, *(folder / stage for stage in STAGES))))
     except (OSError, ValueError):
         # Too long for a name, or with a null character.
         return False

@@ -113,7 +113,8 @@ class GraphModel(BoxMethods):
         return nullcontext()
 
     def _caption_writer(self, *arguments: Any, sample: bool, **options: Any) -> Any:
-        if sample:
+        # Other types than bool are an error of their own.
+        if sample is True:
             raise ValueError(
                 "caption: exported graphs do not sample; leave sample out for beam search, or load"
                 " the model itself with fiber.load"

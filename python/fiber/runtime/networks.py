@@ -23,7 +23,7 @@ from fiber.runtime.metadata import terms
 Arrays = dict[str, np.ndarray]
 
 
-class GraphNetwork:
+class ArrayNetwork:
     """What graphs of detectors and of others have in common.
 
     Args:
@@ -70,7 +70,7 @@ class GraphNetwork:
         return size
 
 
-class GraphDetector(GraphNetwork):
+class GraphDetector(ArrayNetwork):
     """Graphs that find boxes: the ability `FindsBoxes`.
 
     Raises:
@@ -124,7 +124,7 @@ class GraphDetector(GraphNetwork):
         ]
 
 
-class GraphImageText(GraphNetwork):
+class GraphImageText(ArrayNetwork):
     """Graphs on images and texts: the abilities of their heads but `grounding`."""
 
     @property
@@ -236,12 +236,12 @@ class GraphImageText(GraphNetwork):
         prefix = self.image_prefix(images)
         return self._run("caption_image", {"tokens": prefix.tokens})["image_keys_values"]
 
-    def start_decoding(self, image_tokens: np.ndarray) -> GraphDecoding:
+    def start_decoding(self, image_tokens: np.ndarray) -> ArrayDecoding:
         """Start incremental decoding from the output of `image_tokens`."""
         inputs = {e.name: e.shape for e in self.graphs.metadata.graphs["caption_step"].inputs}
-        return GraphDecoding(image_tokens, inputs["past"])
+        return ArrayDecoding(image_tokens, inputs["past"])
 
-    def decode_next(self, decoding: GraphDecoding, token_ids: np.ndarray) -> np.ndarray:
+    def decode_next(self, decoding: ArrayDecoding, token_ids: np.ndarray) -> np.ndarray:
         """Process the next token of each text: (B, n) -> (B, n, V) logits of the one after it."""
         given = {"caption_ids": token_ids, **decoding.inputs()}
         found = self._run("caption_step", given)
@@ -253,7 +253,7 @@ class GraphImageText(GraphNetwork):
         return logits
 
 
-class GraphDecoding:
+class ArrayDecoding:
     """State of writing several texts for each image, token by token.
 
     Args:
