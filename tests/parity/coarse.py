@@ -36,7 +36,7 @@ NEVER_COMPARED = (
 )
 
 
-#: Ends of the names of files beside a case: what is read, and what is no output of the model.
+#: Ends of the names of files beside a case: what is read, and what is not an output of the model.
 READ_COMPANIONS = ("_weights_check.json",)
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
 #: Files of the folder that belong to no case.

@@ -34,7 +34,7 @@ from tests.parity.meter_case import (
 from tests.parity.meter_extras import compare_extras
 from tests.parity.tolerances import ABSOLUTE_MAXIMA, LEARNING_RATES, METER, WEIGHT_RULE
 
-#: Ends of the names of files beside a case: what is read, and what is no output of the model.
+#: Ends of the names of files beside a case: what is read, and what is not an output of the model.
 READ_COMPANIONS = ("_weights_check.json", "_optimizer_groups.json")
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
 UNIT_FILES = {"extras.json": compare_extras}

@@ -28,7 +28,7 @@ from tests.parity.xdecoder_post import compare_outputs, compare_post, final_size
 from tests.parity.xdecoder_runs import exact_bits, on_bits, recorded, recorded_bits
 from tests.parity.xdecoder_texts import compare_texts
 
-#: Ends of the names of files beside a case: what is read, and what is no output of the model.
+#: Ends of the names of files beside a case: what is read, and what is not an output of the model.
 READ_COMPANIONS = ("_weights_check.json",)
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
 UNIT_FILES = {"texts.json": compare_texts, "post.json": compare_post}

@@ -6,6 +6,8 @@ import functools
 from typing import Any
 
 from fiber.inference.boxes import BoxMethods
+from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
+from fiber.models.heads import MissingHeadError
 
 #: Heads of which each method needs one, the preferred one first.
 METHOD_HEADS = {
@@ -37,3 +39,60 @@ def by_head(method: str) -> Any:
         return getattr(self.with_head(head, method), method)(*arguments, **options)
 
     return run
+
+
+@suggest_keywords_of_methods
+class Stages:
+    """Methods of several models, `stages` by name: each runs on the first with a head for it."""
+
+    stages: dict[str, Any]
+    #: What messages call the models.
+    _called = "this model has"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of all stages."""
+        return tuple(dict.fromkeys(head for each in self.stages.values() for head in each.heads))
+
+    def with_head(self, head: str, asked: str) -> Any:
+        """Return the model of the first stage with a head.
+
+        Raises:
+            MissingHeadError: if no stage has it. The message names `asked`, a method or task.
+        """
+        for model in self.stages.values():
+            if head in model.heads:
+                return model
+        raise MissingHeadError(
+            f"{asked} needs the head {head!r}; {self._called} {', '.join(self.heads)}"
+        )
+
+    def need_head(self, head: str, asked: str) -> None:
+        """Raise MissingHeadError if no stage has a head; see `with_head`."""
+        self.with_head(head, asked)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.stages)}, heads={', '.join(self.heads)})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the stage that it belongs to."""
+        stages = self.__dict__.get("stages", {})
+        if name in OWNERS and OWNERS[name] in self.heads:
+            return getattr(self.with_head(OWNERS[name], name), name)
+        places = [f".stages[{stage!r}].{name}" for stage in stages if hasattr(stages[stage], name)]
+        if not places:
+            raise unknown_attribute(self, name)
+        raise AttributeError(
+            f"{name!r} belongs to the model of one stage; use {' or '.join(places)}", name=name
+        )
+
+    ground = by_head("ground")
+    detect = by_head("detect")
+    answer = by_head("answer")
+    caption = by_head("caption")
+    match = by_head("match")
+    reason = by_head("reason")
+    entail = by_head("entail")
+    embed_images = by_head("embed_images")
+    embed_texts = by_head("embed_texts")
+    search = by_head("search")

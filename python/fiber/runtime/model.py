@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
 from fiber.inference.boxes import BoxMethods
-from fiber.inference.by_head import OWNERS, by_head
+from fiber.inference.by_head import Stages
 from fiber.inference.inputs import ArrayInputs
 from fiber.inference.suggestions import (
     not_callable,
@@ -132,62 +132,17 @@ class GraphModel(BoxMethods):
 
 
 @suggest_keywords_of_methods
-class StagedGraphModel(GraphModel):
+class StagedGraphModel(Stages, GraphModel):
     """Graphs of several stages. Each method runs on the stage that has the head for it.
 
     Args:
         stages: model of each stage, by name.
     """
 
+    _called = "these graphs have"
+
     def __init__(self, stages: Mapping[str, GraphModel]) -> None:
         self.stages = dict(stages)
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Names of the heads of all stages."""
-        return tuple(dict.fromkeys(head for each in self.stages.values() for head in each.heads))
-
-    def __repr__(self) -> str:
-        return f"StagedGraphModel({', '.join(self.stages)}, heads={', '.join(self.heads)})"
-
-    def with_head(self, head: str, asked: str) -> GraphModel:
-        """Return the model of the first stage with a head.
-
-        Raises:
-            MissingHeadError: if no stage has it. The message names `asked`, a method.
-        """
-        for model in self.stages.values():
-            if head in model.heads:
-                return model
-        raise MissingHeadError(
-            f"{asked} needs the head {head!r}; these graphs have {', '.join(self.heads)}"
-        )
-
-    def need_head(self, head: str, asked: str) -> None:
-        """See `GraphModel.need_head`."""
-        self.with_head(head, asked)
-
-    def __getattr__(self, name: str) -> Any:
-        stages = self.__dict__.get("stages", {})
-        if name in OWNERS and OWNERS[name] in self.heads:
-            return getattr(self.with_head(OWNERS[name], name), name)
-        places = [f".stages[{stage!r}].{name}" for stage in stages if hasattr(stages[stage], name)]
-        if not places:
-            raise unknown_attribute(self, name)
-        raise AttributeError(
-            f"{name!r} belongs to the model of one stage; use {' or '.join(places)}", name=name
-        )
-
-    ground = by_head("ground")
-    detect = by_head("detect")
-    answer = by_head("answer")
-    caption = by_head("caption")
-    match = by_head("match")
-    reason = by_head("reason")
-    entail = by_head("entail")
-    embed_images = by_head("embed_images")
-    embed_texts = by_head("embed_texts")
-    search = by_head("search")
 
 
 def _config(about: Metadata, folder: Path) -> ModelConfig:

@@ -98,7 +98,7 @@ TEMPLATES = (
 #: Name of the last class, which stands for no object.
 BACKGROUND = "background"
 
-#: Ends of class names of COCO that are no words.
+#: Ends of class names of COCO that are not words.
 _SUFFIXES = ("-other", "-merged", "-stuff")
 
 
