@@ -34,14 +34,20 @@ def network(name: str) -> Any:
         return _with_nlvr2()
     if name == "fine two blocks":
         return _two_blocks()
+    if name == "METER":
+        return _with_words()
     return small_networks.network(name).eval()
 
 
 def save(name: str, folder: Path) -> None:
-    """Write a model folder of a network; those of the packaged model have its tokenizer."""
+    """Write a model folder of a network; three have the tokenizer of the packaged model."""
     if name in ("coarse", "fine"):
         packaged = fiber.load(f"scenes/{name}", device="cpu")
         save_model(network(name), folder, packaged.tokenizer, packaged.answers, packaged.classes)
+    elif name == "METER":
+        built, tokenizer = network(name), fiber.load("scenes/coarse", device="cpu").tokenizer
+        answers = [f"answer {number}" for number in range(built.config.num_answers)]
+        save_model(built, folder, tokenizer, answers)
     else:
         save_model(network(name), folder)
 
@@ -57,6 +63,14 @@ def _with_nlvr2() -> Any:
     assert not missing.unexpected_keys
     assert all(name.startswith("nlvr2_head") for name in missing.missing_keys)
     return built.eval()
+
+
+def _with_words() -> Any:
+    """Build a METER with the vocabulary of the packaged model."""
+    config = small_networks.network("METER").config
+    words = small_networks.network("coarse").config.vocab_size
+    torch.manual_seed(0)
+    return build_model(config.with_vocabulary(words)).eval()
 
 
 def _two_blocks() -> Any:

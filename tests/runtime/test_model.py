@@ -5,16 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 import fiber
 import fiber.runtime
 from fiber.checkpoints import model_dir
 from fiber.export.export import export_model
 from fiber.models.heads import MissingHeadError
-from fiber.models.registry import build_model
 from fiber.runtime import loading
-from tests.models import small_networks
 from tests.runtime.drawings import drawings
 
 pytestmark = pytest.mark.export
@@ -27,36 +24,29 @@ IMAGES = drawings()
 
 
 @pytest.fixture(scope="session")
-def exported(made_once):
-    """Graphs of both packaged stages, and of a METER with their tokenizer."""
-
-    def make(folder):
-        export_model("scenes", folder / "scenes")
-        scenes = fiber.load("scenes/coarse", device="cpu")
-        torch.manual_seed(0)
-        config = small_networks.network("METER").config
-        network = build_model(config.with_vocabulary(scenes.config.vocab_size))
-        answers = [f"answer {number}" for number in range(config.num_answers)]
-        model_dir.save_model(network, folder / "meter", scenes.tokenizer, answers)
-        export_model(folder / "meter", folder / "meter_graphs")
-
-    return made_once("runtime_graphs", make)
+def folders(exported, tmp_path_factory):
+    """Folder with `models`, and `graphs` of each: both stages of scenes, and a METER."""
+    folder = tmp_path_factory.mktemp("exported")
+    names = {"scenes/coarse": "coarse", "scenes/fine": "fine", "meter": "METER"}
+    for path, name in names.items():
+        graphs = exported(name, "onnx")
+        for kind, source in (("models", graphs.parent / "model"), ("graphs", graphs)):
+            shutil.copytree(source, folder / kind / path)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def networks(exported):
+def networks(folders):
     return {
-        "scenes": fiber.load("scenes", device="cpu"),
-        "meter": fiber.load(exported / "meter", device="cpu"),
+        name: fiber.load(folders / "models" / name, device="cpu") for name in ("scenes", "meter")
     }
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino"])
-def graphs(exported, request):
-    folders = {"scenes": exported / "scenes", "meter": exported / "meter_graphs"}
+def graphs(folders, request):
     return {
-        name: fiber.runtime.load(folder, request.param, threads=1)
-        for name, folder in folders.items()
+        name: fiber.runtime.load(folders / "graphs" / name, request.param, threads=1)
+        for name in ("scenes", "meter")
     }
 
 
@@ -172,11 +162,11 @@ def test_texts_that_are_too_long(graphs, networks):
     assert_close(graphs.pop("found"), networks.pop("found"))
 
 
-def test_heads_that_the_graphs_lack(graphs, exported, tmp_path):
+def test_heads_that_the_graphs_lack(graphs, tmp_path):
     scenes = graphs["scenes"]
-    assert scenes.heads == ("itc", "itm", "mlm", "vqa", "caption", "grounding")
-    with pytest.raises(MissingHeadError, match="reason needs the head 'nlvr2'; these graphs have"):
-        scenes.reason((IMAGES[0], IMAGES[1]), "both show a circle")
+    assert scenes.heads == ("itc", "itm", "mlm", "vqa", "caption", "nlvr2", "grounding")
+    with pytest.raises(MissingHeadError, match="entail needs the head 'snli'; these graphs have"):
+        scenes.entail(IMAGES[0], "there is a star")
     with pytest.raises(MissingHeadError, match="ground needs the head 'grounding'; this model has"):
         scenes.stages["coarse"].ground(IMAGES[0], "a circle")
     with pytest.raises(MissingHeadError, match=r"caption needs the head 'caption'"):
@@ -229,23 +219,25 @@ def edited(folder, target, **fields):
         ("fine", {"detector": {"strides": [8]}}, "detector: expected strides, anchor_scale"),
     ],
 )
-def test_other_metadata(exported, tmp_path, stage, fields, message):
-    folder = edited(exported / "scenes" / stage, tmp_path / "graphs", **fields)
+def test_other_metadata(folders, tmp_path, stage, fields, message):
+    folder = edited(folders / "graphs/scenes" / stage, tmp_path / "graphs", **fields)
     with pytest.raises(ValueError, match=message) as found:
         fiber.runtime.load(folder)
     assert str(folder) in str(found.value)
 
 
-def test_other_box_coding(exported, tmp_path):
-    about = json.loads((exported / "scenes/fine/metadata.json").read_text())["detector"]
+def test_other_box_coding(folders, tmp_path):
+    fine = folders / "graphs/scenes/fine"
+    about = json.loads((fine / "metadata.json").read_text())["detector"]
     about["delta_weights"] = [1, 1, 1, 1]
-    folder = edited(exported / "scenes/fine", tmp_path / "graphs", detector=about)
+    folder = edited(fine, tmp_path / "graphs", detector=about)
     with pytest.raises(ValueError, match="boxes are coded with"):
         fiber.runtime.load(folder)
 
 
-def test_graphs_without_a_vocabulary(exported, tmp_path):
-    folder = edited(exported / "scenes/coarse", tmp_path / "graphs", tokenizer=None, answers=[])
+def test_graphs_without_a_vocabulary(folders, tmp_path):
+    coarse = folders / "graphs/scenes/coarse"
+    folder = edited(coarse, tmp_path / "graphs", tokenizer=None, answers=[])
     model = fiber.runtime.load(folder)
     with pytest.raises(ValueError, match=r"have no answers; .*--answers FILE.*have no tokenizer"):
         model.answer(IMAGES[0], QUESTIONS[0])
@@ -257,14 +249,14 @@ def test_stages_are_those_of_models():
     assert tuple(model_dir.STAGES) == loading.STAGES
 
 
-def test_paths(exported, tmp_path):
+def test_paths(folders, tmp_path):
     with pytest.raises(TypeError, match="path: expected the path of a folder"):
         fiber.runtime.load(3)
     with pytest.raises(FileNotFoundError, match="absent does not exist"):
         fiber.runtime.load(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="contains no exported graphs"):
-        fiber.runtime.load(exported / "meter")
+        fiber.runtime.load(folders / "models/meter")
     with pytest.raises(ValueError, match="is a URL"):
         fiber.runtime.load("https://example.org/graphs")
     with pytest.raises(ValueError, match="does not run the format"):
-        fiber.runtime.load(exported / "scenes", "torch")
+        fiber.runtime.load(folders / "graphs/scenes", "torch")

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
@@ -29,7 +28,7 @@ from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
 from fiber.config_io import nearest
 from fiber.messages import printable
-from fiber.runtime.metadata import is_graphs
+from fiber.runtime.loading import has_graphs
 from fiber.tasks import all_evaluations
 from fiber.terminal import is_terminal
 
@@ -236,14 +235,15 @@ def _cached(options: argparse.Namespace) -> dict[str, Any]:
     return {name: remote_pack(url, options.cache, options.cache_gb) for name, url in urls.items()}
 
 
-def _graphs(folder: str, loading: dict[str, Any]) -> StoredModel:
-    """Open exported graphs, to which nothing that `loading` sets applies."""
+def _graphs(folder: str, task: str, loading: dict[str, Any]) -> StoredModel:
+    """Open the exported graphs for a task, to which nothing that `loading` sets applies."""
+    from fiber.evaluation.evaluate import heads_of
     from fiber.export.network import load_graphs
 
     given = [f"--{name.replace('_', '-')}" for name, value in loading.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)}: {folder} has exported graphs, which are as exported")
-    return load_graphs(folder)
+    return load_graphs(folder, heads_of(task))
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -281,8 +281,8 @@ def _eval(options: argparse.Namespace) -> int:
     import fiber
 
     loading = pick(options, "tokenizer", "answers", "device", "image_size")
-    if is_graphs(Path(options.model)):
-        model = _graphs(options.model, loading)
+    if has_graphs(options.model):
+        model = _graphs(options.model, options.task, loading)
     else:
         # What the model knows is what its metrics tell.
         model = load_quietly(options.model, **loading)

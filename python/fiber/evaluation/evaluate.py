@@ -115,13 +115,21 @@ def evaluate(
 
 def _model_of(model: EvalModel | EvalStages | str | os.PathLike[str], task: str) -> EvalModel:
     """Load the model if it is a path, and choose the stage that has a head for the task."""
-    # ODinW evaluates the task "coco" on several datasets.
-    task_of_head = "coco" if task == "odinw" else task
     if isinstance(model, EvalStages):
-        return model.with_head(needed_head(task_of_head, model.heads), f"task {task!r}")
+        return model.with_head(needed_head(_with_heads(task), model.heads), f"task {task!r}")
     if isinstance(model, EvalModel):
         return model
-    return load_stored(model, heads=find_evaluation(task_of_head).heads)
+    return load_stored(model, heads=heads_of(task))
+
+
+def heads_of(task: str) -> tuple[str, ...]:
+    """Return the heads of which a model needs one for a task of evaluation."""
+    return find_evaluation(_with_heads(task)).heads
+
+
+def _with_heads(task: str) -> str:
+    """Return the task whose heads a task needs: ODinW evaluates "coco" on several datasets."""
+    return "coco" if task == "odinw" else task
 
 
 def _check_heads(
@@ -131,7 +139,7 @@ def _check_heads(
     if task == "retrieval":
         ranking = choose_ranking_heads(config, rerank, candidates, f"task {task!r}", stacklevel=4)
         return ranking.candidates if "itc" in ranking.heads else sys.maxsize
-    head = needed_head("coco" if task == "odinw" else task, config.heads)
+    head = needed_head(_with_heads(task), config.heads)
     need_head(config, head, f"task {task!r}")
     if candidates is not None:
         raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,17 +17,24 @@ from fiber.models.architecture import Network
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, Wanted
 from fiber.models.image_text import ImageTextModel
 from fiber.runtime.graphs import Engine, Graphs
+from fiber.runtime.loading import graph_stages
+from fiber.runtime.metadata import read_metadata
 from fiber.runtime.model import GraphModel
 from fiber.runtime.networks import GraphDetector, GraphImageText
 
 
 def load_graphs(
-    folder: str | os.PathLike[str], *, engine: Engine | None = None, threads: int | None = None
+    folder: str | os.PathLike[str],
+    heads: Collection[str] = (),
+    *,
+    engine: Engine | None = None,
+    threads: int | None = None,
 ) -> StoredModel:
     """Open a folder that `fiber export` wrote, as a model that `fiber.evaluate` takes.
 
     Args:
-        folder: folder with metadata.json.
+        folder: folder with metadata.json, or with one such folder for each stage.
+        heads: heads of which the model needs one; choose the stage of a folder with several.
         engine: library that runs the graphs, as in `Graphs`.
         threads: maximum number of threads of a graph. Default: the engine's own.
 
@@ -35,7 +43,12 @@ def load_graphs(
         ValueError: if a file is invalid, damaged or of another model.
         ModuleNotFoundError: if the engine is not installed.
     """
-    model = GraphModel(Graphs(folder, engine=engine, threads=threads))
+    chosen = Path(folder)
+    for stage in graph_stages(chosen).values():
+        if not set(heads).isdisjoint(read_metadata(stage).heads):
+            chosen = stage
+            break
+    model = GraphModel(Graphs(chosen, engine=engine, threads=threads))
     return StoredModel(
         network=TorchGraphs(model.network),
         path=model.graphs.folder,

@@ -61,10 +61,17 @@ def load(
         graphs = Graphs(own, engine=engine, threads=threads)
         return GraphModel(graphs, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
 
-    stages = [] if is_graphs(folder) else [s for s in STAGES if is_graphs(folder / s)]
+    stages = graph_stages(folder)
     if not stages:
         return model(folder)
-    return StagedGraphModel({stage: model(folder / stage) for stage in stages})
+    return StagedGraphModel({stage: model(own) for stage, own in stages.items()})
+
+
+def graph_stages(folder: Path) -> dict[str, Path]:
+    """Return the folder of each stage by name; empty if `folder` has none or graphs of its own."""
+    if is_graphs(folder):
+        return {}
+    return {stage: folder / stage for stage in STAGES if is_graphs(folder / stage)}
 
 
 def has_graphs(path: str | os.PathLike[str]) -> bool:
@@ -73,7 +80,7 @@ def has_graphs(path: str | os.PathLike[str]) -> bool:
     try:
         # One that is damaged is opened as well, which says so, unless it is in a model folder.
         is_damaged = (folder / FILE).is_file() and not (folder / "config.json").exists()
-        return is_damaged or any(map(is_graphs, (folder, *(folder / stage for stage in STAGES))))
+        return is_damaged or is_graphs(folder) or bool(graph_stages(folder))
     except (OSError, ValueError):
         # Too long for a name, or with a null character.
         return False
