@@ -4,7 +4,7 @@ Shapes:
     mask_logits: (Q, H, W) at the wanted size; see `final_masks`.
     class_logits: (Q, K + 1), the background last.
 
-Source: Mask2Former (Cheng et al. 2022), as X-Decoder has it.
+Source: Mask2Former (Cheng et al. 2022), as in Zou et al. (CVPR 2023).
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from fiber.inference.suggestions import (
     suggest_keywords_of_methods,
     unknown_attribute,
 )
-from fiber.models.families import CONFIGS, read_config
 from fiber.models.heads import MissingHeadError, need_head
 from fiber.models.model_config import ModelConfig
+from fiber.models.registry import CONFIGS, read_config
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import read_transform
 from fiber.runtime.metadata import Metadata
