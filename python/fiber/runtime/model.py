@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
-from fiber.inference.boxes import BoxMethods
 from fiber.inference.by_head import Stages
 from fiber.inference.inputs import ArrayInputs
+from fiber.inference.masks.segment import MaskMethods
 from fiber.inference.suggestions import (
     not_callable,
     suggest_keywords_of_methods,
@@ -35,7 +35,7 @@ _EXPORT_AGAIN = (
 
 
 @suggest_keywords_of_methods
-class GraphModel(BoxMethods):
+class GraphModel(MaskMethods):
     """Exported graphs of a model, with the methods and the results of `fiber.Model`.
 
     Only `caption` differs: it does not sample. A method whose head the graphs lack raises

@@ -101,8 +101,11 @@ def test_commands_refuse_other_files_by_name(
 ):
     monkeypatch.chdir(tmp_path)
     torch.save(file[1] | {name: torch.zeros(shape)}, "other.pt")
-    for command in (["convert", "other.pt", "out"],):
-        (tmp_path / "image.jpg").touch()
+    (tmp_path / "image.jpg").touch()
+    for command in (
+        ["convert", "other.pt", "out"],
+        ["segment", "image.jpg", "--classes", "dog", "--model", "other.pt"],
+    ):
         assert main(command) == 2
         line = capsys.readouterr().err
         assert line.startswith("fiber: error: other.pt: ") and model in line and name in line
