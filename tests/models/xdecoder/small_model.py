@@ -2,10 +2,12 @@
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from fiber.checkpoints.export import write_published
 from fiber.data import Tokenizer
 from fiber.inference.model import Model
 from fiber.models.encoders.clip_text_config import ClipTextConfig
@@ -16,17 +18,20 @@ from fiber.models.xdecoder.config import DecoderConfig, PixelDecoderConfig, XDec
 
 CLASSES = ["red square", "grass", "sky", "blue circle"]
 STUFF = ["grass", "sky"]
+#: Classes of docs/segmentation.md.
+PAGE_CLASSES = ["zebra", "grass", "sky"]
 PHRASES = ["the red square", "a blue circle", "sky"]
 
 
 @cache
 def small_tokenizer() -> Tokenizer:
-    texts = [template.format(name) for template in TEMPLATES for name in (*CLASSES, "background")]
+    names = (*CLASSES, *PAGE_CLASSES, "background")
+    texts = [template.format(name) for template in TEMPLATES for name in names]
     return Tokenizer.train(texts, 400)
 
 
 @cache
-def small_config() -> XDecoderConfig:
+def small_config(num_queries: int = 12) -> XDecoderConfig:
     return XDecoderConfig(
         image_size=64,
         segment_size=64,
@@ -41,7 +46,7 @@ def small_config() -> XDecoderConfig:
         ),
         pixel_decoder=PixelDecoderConfig(num_layers=1, num_heads=2, ffn_width=48),
         decoder=DecoderConfig(
-            num_queries=12, num_layers=4, num_heads=2, ffn_width=48, mask_width=24
+            num_queries=num_queries, num_layers=4, num_heads=2, ffn_width=48, mask_width=24
         ),
     )
 
@@ -75,6 +80,15 @@ def small_model(*heads: str, seed: int = 3) -> Model:
                 parameter.copy_(0.05 * own)
         network.logit_scale.fill_(4.0)
     return Model(network, small_tokenizer())
+
+
+def write_small_xdecoder_file(path: Path, tokenizer: Path) -> None:
+    """Write a small model as a published file, and its tokenizer unless it is there."""
+    # The published code needs as many queries as a caption has tokens.
+    torch.manual_seed(0)
+    write_published(build_model(small_config(num_queries=40)), path)
+    if not tokenizer.exists():
+        small_tokenizer().save(tokenizer)
 
 
 def some_images() -> list[np.ndarray]:
