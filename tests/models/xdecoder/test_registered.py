@@ -24,6 +24,7 @@ from fiber.models.registry import (
 )
 from fiber.models.xdecoder.keys import CLASS_WEIGHTS, DECODER, LANGUAGE, SELF_MASK, is_unicl
 from fiber.models.xdecoder.preprocess import check_tokenizer
+from tests.models.xdecoder.small_model import small_model
 from tests.models.xdecoder.test_network import TINY
 from tests.models.xdecoder.test_published import key_list, small_shapes, written
 
@@ -218,3 +219,21 @@ def test_lora_adapts_every_part():
 def test_doctor_lists_the_family(capsys):
     main(["doctor"])
     assert "meter, fiber, xdecoder" in capsys.readouterr().out
+
+
+def test_the_card_says_how_the_model_is_asked():
+    card = small_model()._card("you/masks", None, None)
+    assert "pipeline_tag: image-segmentation" in card
+    for call in ("model.segment(", "model.caption(", "model.search("):
+        assert call in card
+
+
+def test_classes_of_transformers_say_that_they_do_not_run_such_models(tmp_path):
+    pytest.importorskip("transformers")
+    small_model().save(tmp_path / "model")
+    from transformers import AutoModel
+
+    import fiber.hf  # noqa: F401
+
+    with pytest.raises(MissingHeadError, match=r"does not run the head 'mask'.*fiber\.load"):
+        AutoModel.from_pretrained(tmp_path / "model")
