@@ -24,6 +24,7 @@ from fiber.data import Tokenizer
 from fiber.synthetic import scenes, stamps
 from fiber.training.run_dir import RunFolder
 from tests.hub import stub as hub
+from tests.models.xdecoder.small_model import write_small_xdecoder_file
 from tests.processes import run_python
 from tests.published_keys import METER_FILES, write_small_meter_file
 
@@ -163,6 +164,18 @@ def write_photograph_files(folder):
     (folder / "flickr30k" / "dataset_flickr30k.json").write_text(json.dumps(annotations))
 
 
+@pytest.fixture(scope="session")
+def segmentation_files(made_once):
+    """What docs/segmentation.md names: released files in small, and a tokenizer."""
+    return made_once("segmentation_files", write_segmentation_files)
+
+
+def write_segmentation_files(folder):
+    (folder / "clip").mkdir()
+    for name in ("xdecoder_focalt_last.pt", "xdecoder_focalt_last_novg.pt"):
+        write_small_xdecoder_file(folder / name, folder / "clip" / "tokenizer.json")
+
+
 @pytest.fixture
 def page_folder(request, page, reader_folder):
     """`reader_folder`, with what the page alone needs."""
@@ -171,6 +184,9 @@ def page_folder(request, page, reader_folder):
             (reader_folder / path.name).symlink_to(path)
         for name in ("one", "two", "three"):
             shutil.copy(reader_folder / "photo.jpg", reader_folder / f"{name}.jpg")
+    if page.name == "segmentation.md":
+        for path in request.getfixturevalue("segmentation_files").iterdir():
+            (reader_folder / path.name).symlink_to(path)
     return reader_folder
 
 

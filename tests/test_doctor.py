@@ -7,7 +7,7 @@ import pytest
 from fiber import doctor
 from fiber.doctor import Requirement
 from fiber.kernels.runtime import dispatch
-from fiber.models import families
+from fiber.models import registry
 from fiber.models.architecture import Architecture
 
 
@@ -117,7 +117,7 @@ def test_model_families_of_other_packages_are_listed(tmp_path, monkeypatch, caps
     folder.mkdir()
     (folder / "METADATA").write_text("Name: other_package\nVersion: 2.0\n")
     (folder / "entry_points.txt").write_text(
-        f"[{families.GROUP}]\n"
+        f"[{registry.GROUP}]\n"
         "absent = no_such_package.family:ARCHITECTURES\n"
         f"toy = {__name__}:families_of_a_test\n"
     )
@@ -125,13 +125,13 @@ def test_model_families_of_other_packages_are_listed(tmp_path, monkeypatch, caps
     toy = Architecture.__new__(Architecture)
     object.__setattr__(toy, "family", "toy")
     monkeypatch.setattr(sys.modules[__name__], "families_of_a_test", (toy,), raising=False)
-    families.installed_families.cache_clear()
+    registry.installed_families.cache_clear()
     try:
         assert doctor.main() == 1
     finally:
-        families.installed_families.cache_clear()
+        registry.installed_families.cache_clear()
     out = capsys.readouterr().out
-    assert "  built in       meter, fiber\n" in out
+    assert "  built in       meter, fiber, xdecoder\n" in out
     assert f"  toy            other_package 2.0 ({__name__}:families_of_a_test)\n" in out
     assert "! absent       other_package 2.0 (no_such_package.family:ARCHITECTURES): Module" in out
     assert "model family 'absent' of other_package 2.0" in out

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from fiber.config import FiberConfig
     from fiber.evaluation.evaluate import evaluate
     from fiber.inference.load import load
+    from fiber.inference.masks.class_vectors import ClassVectors
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
     from fiber.models.heads import MissingHeadError
+    from fiber.postprocess.segmentation import Segmentation
     from fiber.training.tracking.callback import Callback
     from fiber.training.train import train
 
@@ -23,12 +25,14 @@ __version__ = _core.__version__
 
 __all__ = [
     "Callback",
+    "ClassVectors",
     "DecodeError",
     "FiberBackbone",
     "FiberConfig",
     "FiberDetector",
     "FiberImageText",
     "MissingHeadError",
+    "Segmentation",
     "__version__",
     "evaluate",
     "load",
@@ -38,18 +42,22 @@ __all__ = [
 # Module of each public name, imported on first use so that `import fiber` does not load torch.
 _HOMES = {
     "Callback": "fiber.training.tracking.callback",
+    "ClassVectors": "fiber.inference.masks.class_vectors",
     "FiberBackbone": "fiber.models.fiber.backbone",
     "FiberConfig": "fiber.config",
     "FiberDetector": "fiber.models.fiber.detector",
     "FiberImageText": "fiber.models.fiber.image_text",
     "MissingHeadError": "fiber.models.heads",
+    "Segmentation": "fiber.postprocess.segmentation",
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config", "runtime"}
 # Names that new users expect here.
-_METHODS = {"ground", "detect", "answer", "caption", "match", "reason", "entail", "search"}
+_METHODS = {
+    *("ground", "detect", "segment", "answer", "caption", "match", "reason", "entail", "search")
+}
 _LOADERS = {"Model", "AutoModel", "FIBER", "METER", "from_pretrained", "load_model", "pipeline"}
 
 if _core.build_profile == "debug":

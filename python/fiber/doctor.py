@@ -22,7 +22,7 @@ from fiber import _core, tasks
 from fiber.distributions import DISTRIBUTIONS, TWO_DISTRIBUTIONS
 from fiber.env import usable_cores
 from fiber.messages import printable
-from fiber.models import families
+from fiber.models import registry
 from fiber.tasks.lazy import package_of
 
 #: Purpose of each extra, in listing order.
@@ -190,16 +190,16 @@ def _torch_rows() -> str | None:
 
 def _family_rows() -> list[str]:
     """Print the model families, and describe those of other packages that cannot be used."""
-    _row("built in", ", ".join(families.FAMILIES))
+    _row("built in", ", ".join(registry.FAMILIES))
     if "torch" not in sys.modules:
-        for entry in families.entry_points():
+        for entry in registry.entry_points():
             package, target = package_of(entry), printable(entry.value, 200)
             _row(printable(entry.name, 60), f"{package} ({target}), not imported without torch")
         return []
     with warnings.catch_warnings():
         # The rows name what the warnings do.
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = families.installed_families()
+        found = registry.installed_families()
     for each in found:
         text = f"{each.package} ({each.target}){f': {each.error}' if each.error else ''}"
         _row(printable(each.name, 60), text, not each.error)

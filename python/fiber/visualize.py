@@ -47,6 +47,8 @@ _FONT_FILES = (
 #: A private-use character, rendered as a missing glyph.
 _MISSING = "\ue123"
 _GAP = 12
+#: Share of a mask's color in the pixels that it covers.
+_OPACITY = 0.45
 
 
 @functools.lru_cache(64)
@@ -252,6 +254,49 @@ def draw_boxes(
         # ITU-R BT.601 luma.
         is_light = np.dot(color, (0.299, 0.587, 0.114)) > 150
         draw.text((x0 + margin, y0 + margin // 2), text, "black" if is_light else "white", font)
+
+
+def draw_masks(
+    image: Image, masks: np.ndarray, labels: Sequence[str], colors: Sequence[int]
+) -> Image:
+    """Return a copy of an RGB image with n masks and their labels, the first mask on top.
+
+    Args:
+        image: the image.
+        masks: (n, H, W) bool.
+        labels: "" for a mask without a label. An empty mask has none.
+        colors: indices into `COLORS`, modulo its length.
+    """
+    from PIL import Image as PilImage
+
+    pixels = np.asarray(image).astype(np.float32)
+    for mask, index in reversed(list(zip(masks, colors, strict=True))):
+        shade = np.array(COLORS[index % len(COLORS)], np.float32)
+        pixels[mask] += _OPACITY * (shade - pixels[mask])
+        pixels[_outline(mask)] = shade
+    drawn = PilImage.fromarray(pixels.round().astype(np.uint8))
+    places, texts, shades = [], [], []
+    for mask, label, index in zip(masks, labels, colors, strict=True):
+        rows, columns = np.nonzero(mask)
+        if label and len(rows):
+            # A pixel of the mask itself, whatever its form: the middle one of the middle row.
+            row = int(np.median(rows))
+            row = int(rows[np.abs(rows - row).argmin()])
+            column = int(np.median(columns[rows == row]))
+            places.append((column, row, column + 1, row + 1))
+            texts.append(label)
+            shades.append(index)
+    draw_boxes(drawn, places, texts, shades, 1)
+    return drawn
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask with a neighbor outside of it, or at the border of the image."""
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = (
+        mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    )
+    return mask & ~inner
 
 
 def _around(

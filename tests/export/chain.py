@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fiber.models.families import read_config
 from fiber.models.features import DetectorOutput
 from fiber.models.fiber.beam_search import Captions, beam_search
+from fiber.models.registry import read_config
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.networks import GraphDetector, GraphImageText
 

@@ -83,7 +83,7 @@ def test_a_head_without_its_methods_is_named_with_recipes():
     with pytest.raises(MissingAbilityError, match=asked) as error:
         model.answer(image, "what?")
     assert "pooled" not in str(error.value)
-    with pytest.raises(MissingAbilityError, match=r"embed_images .*EmbedsAlone.*temperature"):
+    with pytest.raises(MissingAbilityError, match=r"embed_images .*Embeds; .*embed_images"):
         model.embed_images(image)
     with pytest.raises(MissingAbilityError, match=r"caption .*WritesCaptions.*start_decoding"):
         model.caption(image)

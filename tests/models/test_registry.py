@@ -17,7 +17,7 @@ from fiber.checkpoints.model_dir import StoredModel, load_model, save_model
 from fiber.config import preset
 from fiber.config_io import from_dict, to_dict
 from fiber.data import ImageTransform
-from fiber.models import families
+from fiber.models import registry
 from fiber.models.encoders.keys import EncoderFormat, EncoderLayout, weight_and_bias
 from fiber.models.registry import (
     Architecture,
@@ -146,14 +146,14 @@ def install(tmp_path, monkeypatch):
         folder = tmp_path / "packages" / f"{package}-1.5.dist-info"
         folder.mkdir(parents=True)
         (folder / "METADATA").write_text(f"Name: {package}\nVersion: 1.5\n")
-        lines = [f"[{families.GROUP}]", *(f"{name} = {target}" for name, target in targets.items())]
+        lines = [f"[{registry.GROUP}]", *(f"{name} = {target}" for name, target in targets.items())]
         (folder / "entry_points.txt").write_text("\n".join(lines))
         monkeypatch.syspath_prepend(folder.parent)
-        families.installed_families.cache_clear()
+        registry.installed_families.cache_clear()
 
     yield put
     monkeypatch.undo()
-    families.installed_families.cache_clear()
+    registry.installed_families.cache_clear()
 
 
 @pytest.fixture
@@ -213,8 +213,8 @@ def test_entry_points_are_not_read_for_models_of_this_package(tmp_path, monkeypa
     def read():
         raise AssertionError("entry points were read")
 
-    families.installed_families.cache_clear()
-    monkeypatch.setattr(families, "entry_points", read)
+    registry.installed_families.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", read)
     micro = build_model(preset("micro"))
     save_model(micro, tmp_path / "micro")
     assert architecture_of(load_model(tmp_path / "micro").config).stage == "coarse"
@@ -227,23 +227,23 @@ def test_entry_points_are_not_read_for_models_of_this_package(tmp_path, monkeypa
 
 
 def test_configs_of_this_package_are_read_without_their_networks(toy):
-    assert list(families.CONFIGS) == list(families.FAMILIES)
-    for name in families.FAMILIES:
-        for entry in families.own_architectures(name):
+    assert list(registry.CONFIGS) == list(registry.FAMILIES)
+    for name in registry.FAMILIES:
+        for entry in registry.own_architectures(name):
             assert entry.family == name
-            config = families.read_config({} if name == "fiber" else {"family": name})
+            config = registry.read_config({} if name == "fiber" else {"family": name})
             assert type(config) is entry.config_class
-    assert families.read_config(to_dict(toy.config)) == toy.config
-    assert families.read_config(toy.config) is toy.config
+    assert registry.read_config(to_dict(toy.config)) == toy.config
+    assert registry.read_config(toy.config) is toy.config
     for value, shown in ((7, "7"), ("toy", "'toy'"), (ToyConfig, "<type>")):
         with pytest.raises(ValueError, match=rf"run\.model: .*{shown}"):
-            families.read_config(value, "run.model")
+            registry.read_config(value, "run.model")
 
 
 def test_unknown_family_is_rejected(toy, tmp_path, monkeypatch):
     save_model(toy, tmp_path / "toy")
     monkeypatch.undo()
-    families.installed_families.cache_clear()
+    registry.installed_families.cache_clear()
     with pytest.raises(ValueError, match=r"'toy'.*fiber"):
         load_model(tmp_path / "toy")
 

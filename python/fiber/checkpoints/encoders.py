@@ -83,7 +83,9 @@ def load_encoder(
             f"expected the keys of an image or text encoder ({titles}), got keys such as"
             f" {', '.join(sorted(state)[:4])}"
         )
-    keys = encoder.keys(config, layout)
+    keys = dict(encoder.keys(config, layout))
+    optional = encoder.optional(config)
+    keys |= {ours: theirs for ours, theirs in optional.items() if set(theirs) <= state.keys()}
     _check_sizes(model, encoder, keys, state, _settings_of(encoder, settings))
     state = dict(architecture.resize(state, config))
     if config.channel_order == "bgr":
@@ -239,4 +241,5 @@ def encoder_states(
         weights[first] = weights[first].flip(1)
     keys_of = EncoderLayout(merging_in_next_stage=layout == "timm")
     keys = {each.name: each.keys(config, keys_of) for each in architecture.encoders}
-    return {name: unstack(weights, each) for name, each in keys.items() if each}
+    more = {each.name: each.optional(config) for each in architecture.encoders}
+    return {name: unstack(weights, each | more[name]) for name, each in keys.items() if each}

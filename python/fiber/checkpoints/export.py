@@ -15,17 +15,18 @@ from fiber.atomic_io import made_folder, whole_or_none, write_file
 from fiber.checkpoints.encoders import SwinLayout, encoder_states
 from fiber.checkpoints.model_dir import write_tensors
 from fiber.checkpoints.published import published_state
-from fiber.checkpoints.torch_file import SETTINGS, SUFFIXES
+from fiber.checkpoints.torch_file import SETTINGS, SUFFIXES, settings_tensor
 from fiber.messages import shown
-from fiber.models.registry import Network, architecture_of
+from fiber.models.registry import Architecture, Network, architecture_of
 
 
 def write_published(model: Network, path: Path) -> dict[str, Tensor]:
     """Write a checkpoint for the published code, including the config.
 
     The suffix selects safetensors or torch.save. The config is stored under Lightning's key, with
-    both published and our own field names. Loading the file restores the same model, but with the
-    published order of input channels.
+    both published and our own field names. A family whose files hold nothing but tensors has it as
+    a tensor of bytes, and only if the others do not determine it. Loading the file restores the
+    same model, but with the published order of input channels.
 
     Returns:
         The written tensors, by published key.
@@ -58,9 +59,25 @@ def write_published(model: Network, path: Path) -> dict[str, Tensor]:
             metadata = {SETTINGS: json.dumps(settings)}
             write_file(path, lambda part: write_tensors(state, part, metadata))
         else:
-            content = {architecture.published_key: state, SETTINGS: settings}
+            content = _torch_content(architecture, state, config, settings)
             write_file(path, lambda part: _save(content, part))
     return state
+
+
+def _torch_content(
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    config: Any,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    if architecture.published_key is not None:
+        return {architecture.published_key: state, SETTINGS: settings}
+    try:
+        is_determined = architecture.infer_config(state, {}) == config
+    except ValueError:
+        is_determined = False
+    # The published code takes every value for a tensor.
+    return {**state} if is_determined else {**state, SETTINGS: settings_tensor(settings)}
 
 
 def write_encoders(

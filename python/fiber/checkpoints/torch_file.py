@@ -32,6 +32,7 @@ from fiber.checkpoints.mapped_file import (
     read_safetensors,
 )
 from fiber.checkpoints.torch_archive import FilePart, NotACheckpointError, read_archive
+from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES
 from fiber.inert_pickle import (
     HostileFileError,
     Inert,
@@ -104,7 +105,7 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
     Tensors are looked up under "state_dict", then under "model", then at the top level. The moving
     average is looked up under "model_ema". A `module.` prefix shared by all names is removed. The
     config is read from "config" in "hyper_parameters", which safetensors files store as JSON in
-    their metadata.
+    their metadata, and files of nothing but tensors as a tensor of bytes (`settings_tensor`).
 
     Args:
         path: checkpoint file; the format is detected automatically.
@@ -136,6 +137,8 @@ def read_checkpoint(path: Path, weights: Weights = "raw") -> Checkpoint:
         mapped = MappedFile(path)
         state = _make_tensors(torch_file, mapped, _choose_tensors(path, content, weights))
         release = mapped.release
+        if isinstance(state.get(SETTINGS), Tensor):
+            settings = _read_settings_tensor(path, state.pop(SETTINGS))
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     config = settings.get("config") if isinstance(settings, Mapping) else None
@@ -149,6 +152,23 @@ def _read_settings(path: Path, metadata: Mapping[str, str]) -> Any:
         raise ValueError(
             f"{path}: {SETTINGS} in the metadata is not valid JSON: {error}"
         ) from error
+
+
+def settings_tensor(settings: Mapping[str, Any]) -> Tensor:
+    """Return settings as JSON in UTF-8: a (n,) uint8 tensor."""
+    return torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+
+
+def _read_settings_tensor(path: Path, tensor: Tensor) -> Any:
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1 or len(tensor) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path}: {SETTINGS} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected"
+            f" at most {MAX_JSON_BYTES} bytes of JSON as a uint8 tensor"
+        )
+    try:
+        return json.loads(tensor.numpy().tobytes())
+    except JSON_ERRORS as error:
+        raise ValueError(f"{path}: {SETTINGS} is not valid JSON: {error}") from error
 
 
 def _read_torch_file(path: Path, start: bytes) -> _TorchFile:

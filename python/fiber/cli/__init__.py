@@ -22,7 +22,7 @@ from types import TracebackType
 import fiber
 from fiber.atomic_io import full_disk_advice
 from fiber.bad_input import EXIT_CODE, is_bad_input
-from fiber.cli import bench, convert, data, export, launched, plan, runs, tune
+from fiber.cli import bench, convert, data, export, launched, plan, runs, segment, tune
 from fiber.cli.arguments import MAX_MESSAGE, CommandParser
 from fiber.data.storage.remote import RemoteError
 from fiber.messages import printable
@@ -31,7 +31,9 @@ from fiber.tasks.lazy import load
 from fiber.terminal import escaping
 
 #: Commands of tasks in the order of the help; those that are not listed follow.
-_TASK_COMMANDS = ("ground", "detect", "answer", "caption", "match", "reason", "entail", "search")
+_TASK_COMMANDS = (
+    *("ground", "detect", "segment", "answer", "caption", "match", "reason", "entail", "search"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_task_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this package's tasks to the end of the table."""
     earlier = list(commands.choices)
+    segment.add_command(commands)
     for name in TASKS:
         if (path := find_task(name).command) is not None:
             load(path)(commands)

@@ -54,6 +54,11 @@ class FiberVLForImageText(FiberVLPreTrainedModel):
                 f"{cls.__name__} is for heads of images and texts; this model has"
                 f" {', '.join(heads)}: load it by AutoModelForZeroShotObjectDetection"
             )
+        if own := [head for head in heads if head in ("mask", "retrieval")]:
+            raise MissingHeadError(
+                f"{cls.__name__} does not run the head {own[0]!r}; this model has"
+                f" {', '.join(heads)}: load it by fiber.load"
+            )
 
     def forward(
         self,

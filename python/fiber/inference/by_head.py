@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from fiber.inference.boxes import BoxMethods
+from fiber.inference.masks.segment import MaskMethods
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
-from fiber.models.heads import MissingHeadError
+from fiber.models.heads import EMBEDDING_HEADS, MissingHeadError
 
 #: Heads of which each method needs one, the preferred one first.
 METHOD_HEADS = {
@@ -18,9 +18,11 @@ METHOD_HEADS = {
     "match": ("itm",),
     "reason": ("nlvr2",),
     "entail": ("snli",),
-    "embed_images": ("itc",),
-    "embed_texts": ("itc",),
-    "search": ("itc", "rank", "itm"),
+    "segment": ("mask",),
+    "class_vectors": ("mask",),
+    "embed_images": EMBEDDING_HEADS,
+    "embed_texts": EMBEDDING_HEADS,
+    "search": (*EMBEDDING_HEADS, "rank", "itm"),
 }
 #: Head that decides which stage an attribute belongs to.
 OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding"}
@@ -33,7 +35,7 @@ def by_head(method: str) -> Any:
     """
     heads = METHOD_HEADS[method]
 
-    @functools.wraps(getattr(BoxMethods, method))
+    @functools.wraps(getattr(MaskMethods, method))
     def run(self: Any, *arguments: Any, **options: Any) -> Any:
         head = next((head for head in heads if head in self.heads), heads[0])
         return getattr(self.with_head(head, method), method)(*arguments, **options)
@@ -88,6 +90,8 @@ class Stages:
 
     ground = by_head("ground")
     detect = by_head("detect")
+    segment = by_head("segment")
+    class_vectors = by_head("class_vectors")
     answer = by_head("answer")
     caption = by_head("caption")
     match = by_head("match")

@@ -14,6 +14,7 @@ import numpy as np
 
 from fiber.checkpoints.vocabulary.files import NO_ANSWERS
 from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.inference.caption_writer import caption_writer
 from fiber.inference.inputs import (
     ArrayInputs,
     ImageInput,
@@ -26,19 +27,31 @@ from fiber.inference.inputs import (
     not_empty,
     one_for_each,
 )
+from fiber.inference.masks.region_captions import as_regions, caption_regions
 from fiber.inference.options import CaptionOptions
-from fiber.inference.pairs import PAIRS_AT_ONCE, Hit, match_images, rank_images, score_pairs
+from fiber.inference.pairs import (
+    PAIRS_AT_ONCE,
+    Hit,
+    match_images,
+    rank_by_vectors,
+    rank_images,
+    score_pairs,
+)
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.messages import caller_level, shown
 from fiber.models.abilities import (
     AbilityT,
     ClassifiesEntailment,
+    Embeds,
     EmbedsAlone,
     ScoresPairs,
     WritesCaptions,
+    WritesRegionCaptions,
+    has_ability,
     need_ability,
 )
-from fiber.models.fiber.beam_search import CAPTION_BEAMS, beam_search, written_tokens
+from fiber.models.fiber.beam_search import written_tokens
+from fiber.models.heads import EMBEDDING_HEADS
 from fiber.models.model_config import ModelConfig
 from fiber.models.ranking_heads import choose_ranking_heads
 from fiber.ops.arrays import functions_of
@@ -123,15 +136,20 @@ class ImageTextMethods:
         self,
         images: ImageInput | Images,
         *,
+        region: Any = None,
         num_beams: int | None = None,
         max_tokens: int | None = None,
         sample: bool = False,
         seed: int = 0,
     ) -> str | list[str]:
-        """Generate a caption for each image.
+        """Generate a caption for each image, or for a region in it.
+
+        Models that caption regions decode greedily, and compute each image alone.
 
         Args:
             images: an image or a list of images.
+            region: (H, W) array of bools of the size of the image, True = the caption is of what is
+                there; a list of them for a list of images. For models that caption regions.
             num_beams: number of beams in beam search (default: 5). 1 is greedy decoding.
             max_tokens: maximum number of tokens per caption. Default: the model's maximum.
             sample: sample tokens instead of using beam search.
@@ -140,9 +158,12 @@ class ImageTextMethods:
 
         Raises:
             TypeError: if `sample` is not a bool, or `seed` is not an int.
-            ValueError: if `num_beams` is combined with `sample` or is less than 1, or `seed` is out
-                of range.
+            ValueError: if `num_beams` is combined with `sample` or is less than 1, `seed` is out of
+                range, or a region is empty or has another size than its image.
         """
+        if region is not None or has_ability(self.network, WritesRegionCaptions):
+            greedy = (num_beams in (None, 1), sample is False)
+            return self._caption_regions(images, region, max_tokens, all(greedy))
         network = self._able(WritesCaptions, "caption", "caption")
         write = self._caption_writer(
             network, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
@@ -254,12 +275,12 @@ class ImageTextMethods:
         return found[0] if single else found
 
     def embed_images(self, images: ImageInput | Images) -> np.ndarray:
-        """Embed images with the ITC head.
+        """Embed images with the ITC or retrieval head.
 
         Returns:
             (n, D) float32 unit vectors, or (D,) for one image.
         """
-        network = self._able(EmbedsAlone, "itc", "embed_images")
+        network = self._embeds("embed_images")
         given, single = as_list(images)
         vectors = np.zeros((len(given), network.embedding_width), np.float32)
         with self._computing():
@@ -270,12 +291,12 @@ class ImageTextMethods:
         return vectors[0] if single else vectors
 
     def embed_texts(self, texts: Texts) -> np.ndarray:
-        """Embed texts with the ITC head.
+        """Embed texts with the ITC or retrieval head.
 
         Returns:
             (n, D) float32 unit vectors, or (D,) for one text.
         """
-        network = self._able(EmbedsAlone, "itc", "embed_texts")
+        network = self._embeds("embed_texts")
         given_texts = not_empty(as_texts(texts, "text"), "text")
         vectors = np.zeros((len(given_texts), network.embedding_width), np.float32)
         with self._computing():
@@ -300,7 +321,7 @@ class ImageTextMethods:
         ITC ranks all images, and ITM reranks the best ones. If the model has only one of these
         heads, that head ranks all images. This issues a warning, unless the head is ITC and
         reranking was not requested. METER has no ITC: its ranking head scores every image, or else
-        the "match" logit of ITM, as in its published evaluation.
+        the "match" logit of ITM, as in its published evaluation. The retrieval head ranks alone.
 
         Args:
             text: query.
@@ -330,7 +351,10 @@ class ImageTextMethods:
         ranking = choose_ranking_heads(self.config, rerank, candidates, "search", stacklevel=level)
         inputs = self._inputs.of("image_text")
         with self._computing():
-            if "itc" not in ranking.heads:
+            if ranking.heads[0] in EMBEDDING_HEADS[1:]:
+                network = self._able(Embeds, ranking.heads[0], "search")
+                ranked = rank_by_vectors(network, inputs, wanted, given)
+            elif "itc" not in ranking.heads:
                 network = self._able(ScoresPairs, ranking.heads[0], "search")
                 ranked = match_images(network, inputs, wanted, given)
             else:
@@ -342,6 +366,41 @@ class ImageTextMethods:
                 ranked = rank_images(embeds, inputs, wanted, given, reranked, pairs)
         return [Hit(index, score) for index, score in ranked[:top_k]]
 
+    def _caption_regions(
+        self, images: Any, region: Any, max_tokens: int | None, is_greedy: bool
+    ) -> str | list[str]:
+        """Caption images or regions by a network that has its own way to do so."""
+        asked = "caption" if region is None else "caption of a region"
+        self.need_head("caption", asked)
+        # Graphs, too, have no regions.
+        network = need_ability(self.network, WritesRegionCaptions, asked, "caption")
+        if not is_greedy:
+            raise ValueError(
+                f"caption: {type(network).__name__} writes greedily; expected num_beams=1 or None,"
+                " and sample=False"
+            )
+        steps = network.caption_steps
+        if max_tokens is not None:
+            if not hasattr(max_tokens, "__index__"):
+                raise TypeError(f"caption: max_tokens must be an integer, got {shown(max_tokens)}")
+            if not 2 <= max_tokens <= self.config.max_tokens:
+                raise ValueError(
+                    f"caption: max_tokens must be between 2 and {self.config.max_tokens}, got"
+                    f" {max_tokens}"
+                )
+            steps = int(max_tokens) - 1
+        given, single = as_list(images)
+        regions = None if region is None else as_regions(region, len(given), single)
+        with self._computing():
+            inputs = self._inputs.of("caption")
+            texts = caption_regions(network, inputs, given, regions, steps)
+        return texts[0] if single else texts
+
+    def _embeds(self, asked: str) -> Embeds:
+        """Return the network as one that embeds."""
+        own = (head for head in EMBEDDING_HEADS if head in self.config.heads)
+        return self._able(Embeds, next(own, EMBEDDING_HEADS[0]), asked)
+
     def _caption_writer(
         self,
         network: WritesCaptions,
@@ -351,7 +410,7 @@ class ImageTextMethods:
         sample: bool,
         seed: int,
     ) -> Callable[[Tensor], Tensor]:
-        return _caption_writer(network, num_beams, max_tokens, sample=sample, seed=seed)
+        return caption_writer(network, num_beams, max_tokens, sample=sample, seed=seed)
 
     def _able(self, ability: type[AbilityT], head: str, asked: str) -> AbilityT:
         """Return the network as one with an ability, for a head."""
@@ -372,39 +431,3 @@ class ImageTextMethods:
             return score_pairs(
                 network, self._inputs.of(task), images, texts, pairs, head, right=right
             )
-
-
-def _caption_writer(
-    model: WritesCaptions, num_beams: int | None, max_tokens: int, *, sample: bool, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """Return a function that maps (B, H, W, C) image tokens to (B, n) int64 ids without <s>.
-
-    Takes the same arguments and raises the same exceptions as `Model.caption`.
-    """
-    for name, value, kind in (("sample", sample, bool), ("seed", seed, int)):
-        if type(value) is not kind:
-            raise TypeError(f"caption: {name} must be {kind.__name__}, got {shown(value)}")
-    for name, value in (("num_beams", num_beams), ("max_tokens", max_tokens)):
-        if value is not None and not hasattr(value, "__index__"):
-            raise TypeError(f"caption: {name} must be an integer, got {shown(value)}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
-    if not sample:
-        beams = CAPTION_BEAMS if num_beams is None else num_beams
-        return lambda tokens: (
-            beam_search(model, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
-        )
-    if num_beams is not None:
-        raise ValueError(f"caption: num_beams={num_beams} cannot be combined with sample=True")
-
-    # Sampling is what torch's generators do, so exported graphs have no part in it.
-    import torch
-
-    from fiber.models.fiber.captioner import sample_captions
-
-    def draw(tokens: Tensor) -> Tensor:
-        generators = [torch.Generator(tokens.device).manual_seed(seed) for _ in tokens]
-        found = sample_captions(model, tokens, max_tokens=max_tokens, generator=generators)
-        return found.token_ids[:, 0]
-
-    return draw

@@ -20,7 +20,7 @@ from fiber.data import ImageTransform, Tokenizer, load_image
 from fiber.data.image import EXPECTED, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
-from fiber.data.text_lengths import has_words
+from fiber.data.text_lengths import has_words, is_longer
 from fiber.messages import caller_level, shown
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def not_empty(texts: Sequence[str], what: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
+def naming(place: str) -> Iterator[None]:
     """Begin the message of an error with the place of an image among several, unless empty."""
     try:
         yield
@@ -268,7 +268,7 @@ class ArrayInputs:
                 for index, image in enumerate(images[start : start + IMAGES_AT_ONCE], start):
                     places.append(place.format(index // 2, index % 2, index))
                     # Here, since threads cannot read one file at the same time.
-                    with _naming(places[-1]):
+                    with naming(places[-1]):
                         some.append(read_open_file(image))
                 for index, prepared in enumerate(pool.map(self._prepare, some, places), start):
                     by_size.setdefault(prepared[1].shape, []).append((index, prepared))
@@ -282,6 +282,24 @@ class ArrayInputs:
                         original_sizes=convert_sizes(originals),
                         originals=list(arrays),
                     )
+
+    def cleaned(self, text: str) -> str:
+        """Return a text as it is tokenized."""
+        return text
+
+    def check_length(self, text: str, what: str) -> None:
+        """Check that a text is not truncated.
+
+        Raises:
+            ValueError: if it has more tokens than the model takes; the message starts with `what`.
+        """
+        tokenizer, cleaned = self.needed_tokenizer(), self.cleaned(text)
+        if is_longer(cleaned, tokenizer, self.max_tokens):
+            count = len(tokenizer.encode(cleaned)[0])
+            raise ValueError(
+                f"{what} {shown(text)} has {count} tokens; expected at most {self.max_tokens},"
+                " those of the text encoder"
+            )
 
     def texts(self, texts: Sequence[str], *, warn_truncated: bool = True) -> TextBatch:
         """Tokenize texts and truncate long ones, by default with a warning.
@@ -339,7 +357,7 @@ class ArrayInputs:
         the image for messages, or empty.
         """
         keep_alpha = self.transform.keeps_alpha
-        with _naming(place):
+        with naming(place):
             array = load_image(image, keep_alpha=keep_alpha, **self.limits._asdict())
             if not array.size:
                 raise ValueError(

@@ -21,7 +21,7 @@ from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
-from fiber.inference.boxes import BoxMethods
+from fiber.inference.masks.segment import MaskMethods
 from fiber.inference.suggestions import (
     not_callable,
     suggest_keywords_of_methods,
@@ -50,7 +50,7 @@ class Origin(NamedTuple):
 
 
 @suggest_keywords_of_methods
-class Model(BoxMethods):
+class Model(MaskMethods):
     """A network with its tokenizer, answers and classes.
 
     An image is a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)
@@ -61,9 +61,9 @@ class Model(BoxMethods):
     Args:
         network: network to run. It is set to evaluation mode and stays on its device; see `to`.
         tokenizer: required by every method that reads or generates text. Special tokens must have
-            RoBERTa's ids.
+            the ids that the network was trained with, mostly RoBERTa's.
         answers: answers in the order of the VQA head's logits; required by `answer`.
-        classes: default classes of `detect`.
+        classes: default classes of `detect` and `segment`.
         dtype: compute dtype. The dtype of the weights does not change.
         trained_on: training data, if known. `fiber.evaluate` warns if a model is evaluated on it.
         origin: where the model was loaded from; str(model.origin) is a path or, for a model on

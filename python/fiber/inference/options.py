@@ -1,4 +1,4 @@
-"""Argument types for the overloads of `Model.ground`, `detect` and `caption`."""
+"""Argument types for the overloads of `Model.ground`, `detect`, `segment` and `caption`."""
 
 from __future__ import annotations
 
@@ -34,9 +34,22 @@ class DetectOptions(BoxOptions, total=False):
     classes_per_prompt: int | None
 
 
+class SegmentOptions(TypedDict, total=False):
+    """Options of `Model.segment`."""
+
+    stuff: str | Sequence[str] | None
+    kind: str | None
+    phrases: Phrases
+    together: bool
+    score_threshold: float | None
+    overlap_threshold: float | None
+    max_instances: int | None
+
+
 class CaptionOptions(TypedDict, total=False):
     """Options of `Model.caption`."""
 
+    region: Any
     num_beams: int | None
     max_tokens: int | None
     sample: bool

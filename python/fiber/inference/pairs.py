@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiber.inference.inputs import ArrayInputs
-from fiber.models.abilities import EmbedsAlone, ScoresPairs
+from fiber.models.abilities import Embeds, EmbedsAlone, ScoresPairs
 from fiber.models.features import ImagePrefix
 from fiber.models.pair_scoring import TextFeatureStore, match_log_odds, ranking_head, run_pairs
 from fiber.ops.arrays import functions_of
@@ -27,8 +27,8 @@ class Hit:
 
     #: Index into the searched images.
     index: int
-    #: ITM probability, ITC cosine similarity without reranking, or for METER the logit of its
-    #: ranking head, or else of a match by ITM, which is what METER ranks by.
+    #: ITM probability; cosine similarity of the ITC or retrieval head without reranking; or for
+    #: METER the logit of its ranking head, or else of a match by ITM, which METER ranks by.
     score: float
 
 
@@ -130,6 +130,25 @@ def rank_images(
         pairs_at_once=PAIRS_AT_ONCE,
     )
     return _by_matching(list(kept), log_odds)
+
+
+def rank_by_vectors(
+    network: Embeds, inputs: ArrayInputs, text: str, images: Sequence[Any]
+) -> list[tuple[int, float]]:
+    """Rank images for a text by the products of their vectors.
+
+    Returns:
+        (image index, score) pairs, best first, with scores from -1 to 1.
+    """
+    words = inputs.texts([text])
+    f = functions_of(words.token_ids)
+    vector = f.as_numpy(f.float32(network.embed_texts(words.token_ids, words.text_mask)[0]))
+    scored: list[tuple[int, float]] = []
+    for batch in inputs.images(images):
+        vectors = f.as_numpy(f.float32(network.embed_images(batch.images)))
+        scored += zip(batch.indices, (vectors @ vector).tolist(), strict=True)
+    # Images of one size are together.
+    return _best_first(sorted(scored))
 
 
 def match_images(

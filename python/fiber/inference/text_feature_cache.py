@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,12 +87,20 @@ class TextPrefixes:
         if self._backbone.text is None:
             # Weights of exported graphs do not change.
             return None
-        if not all(map(_is_plain, self._backbone.text.modules())):
-            return object()
-        parameters = list(self._backbone.text.parameters())
-        # Inference tensors have no version counter.
-        version = sum(each._version for each in parameters if not each.is_inference())
-        return version, parameters[0].device, parameters[0].dtype
+        text = self._backbone.text
+        return weights_fingerprint(list(text.parameters()), text.modules())
+
+
+def weights_fingerprint(weights: Sequence[Tensor], modules: Iterable[nn.Module]) -> object:
+    """Return what names weights: version counter, device and dtype.
+
+    No two are equal if a module may compute something else without a change of its weights.
+    """
+    if not all(map(_is_plain, modules)):
+        return object()
+    # Inference tensors have no version counter.
+    version = sum(each._version for each in weights if not each.is_inference())
+    return version, weights[0].device, weights[0].dtype
 
 
 def _is_plain(module: nn.Module) -> bool:

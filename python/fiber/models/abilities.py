@@ -17,8 +17,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
+from fiber.models.caption_abilities import (
+    StepsCaptions,
+    WritesCaptions,
+    WritesRegionCaptions,
+)
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes, Wanted
-from fiber.models.heads import HEAD_RECIPES, MissingHeadError, need_head
+from fiber.models.heads import (
+    EMBEDDING_HEADS,
+    HEAD_RECIPES,
+    HasConfig,
+    MissingHeadError,
+    need_head,
+)
+from fiber.models.mask_abilities import SegmentsMasks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,15 +94,6 @@ class FusesSizes(FusesPairs, Protocol):
     @property
     def text(self) -> nn.Module | None:
         """The text encoder, whose weights tell whether kept features are current, or None."""
-        ...
-
-
-class HasConfig(Protocol):
-    """Network of any family, as `fiber.models.registry.Network`."""
-
-    @property
-    def config(self) -> Any:
-        """The `ModelConfig`."""
         ...
 
 
@@ -172,18 +175,8 @@ class ClassifiesEntailment(ScoresPairs, Protocol):
         ...
 
 
-class EmbedsAlone(HasConfig, Protocol):
-    """Embeds images and texts without fusion, in one space (ITC)."""
-
-    @property
-    def backbone(self) -> EncodesAlone:
-        """Encoders and fusion."""
-        ...
-
-    @property
-    def temperature(self) -> Tensor:
-        """Learned scalar by which similarities are divided."""
-        ...
+class Embeds(HasConfig, Protocol):
+    """Embeds images and texts without fusion, in one space."""
 
     @property
     def embedding_width(self) -> int:
@@ -198,101 +191,26 @@ class EmbedsAlone(HasConfig, Protocol):
         """Embed texts: (B, E) unit vectors."""
         ...
 
+
+class EmbedsAlone(Embeds, Protocol):
+    """Embeds images and texts by its encoders, as ITC trains them."""
+
+    @property
+    def backbone(self) -> EncodesAlone:
+        """Encoders and fusion."""
+        ...
+
+    @property
+    def temperature(self) -> Tensor:
+        """Learned scalar by which similarities are divided."""
+        ...
+
     def image_vectors(self, output: BackboneOutput) -> Tensor:
         """Embed images from the output of `encode_image` or `complete_image`."""
         ...
 
     def text_vectors(self, text: Tensor) -> Tensor:
         """Embed texts from the output of `complete_text`."""
-        ...
-
-
-class Decodes(Protocol):
-    """State of writing several texts for each image, token by token."""
-
-    def select(self, sources: Tensor) -> None:
-        """Select the texts to continue for each image, by (B, m) int64 indices."""
-        ...
-
-
-class WritesCaptions(HasConfig, Protocol):
-    """Writes captions of images, token by token."""
-
-    @property
-    def mask_id(self) -> int:
-        """Id of <mask>, which is never written."""
-        ...
-
-    @property
-    def longest_caption(self) -> int:
-        """Maximum number of tokens, including <s> and </s>."""
-        ...
-
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode images for the decoder: (B, H, W, C)."""
-        ...
-
-    def next_token_logits(self, images: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute logits of each next token from the image and previous tokens: (B, L, V)."""
-        ...
-
-    def decode_text(self, image_tokens: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Compute features (B n, L, D) of n texts per image; position t reads tokens 0 to t."""
-        ...
-
-    def caption_logits(self, text: Tensor) -> Tensor:
-        """Compute next-token logits from the output of `decode_text`: (..., L, V)."""
-        ...
-
-    def mlm_logits(self, text: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Compute next-token logits of chosen tokens only, see `ScoresPairs.mlm_logits`."""
-        ...
-
-    def start_decoding(self, image_tokens: Tensor) -> Decodes:
-        """Start incremental decoding from the output of `image_tokens`."""
-        ...
-
-    def decode_next(self, decoding: Any, token_ids: Tensor) -> Tensor:
-        """Process the next token of each text as `decode_text` does: (B, n) -> (B, n, D)."""
-        ...
-
-
-class StepsCaptions(WritesCaptions, Protocol):
-    """Writes captions by a function of tensors, which keeps no state and can be exported.
-
-    B images, n texts of each, T image tokens, P tokens so far of all texts of an image.
-    """
-
-    @property
-    def past_sizes(self) -> tuple[int, int, int]:
-        """Number of layers, heads h, and channels d of a head, of the decoder's self-attention."""
-        ...
-
-    def decoder_keys_values(self, image_tokens: Tensor) -> Tensor:
-        """Compute keys and values of images: (B, H, W, C) -> (B, fused layers, 2, T, h, d)."""
-        ...
-
-    def decode_step(
-        self,
-        token_ids: Tensor,
-        tokens_before: Tensor,
-        own_tokens: Tensor,
-        past: Tensor,
-        image_keys_values: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Process the next token of each text as `decode_next` does.
-
-        Args:
-            token_ids: (B, n) int64.
-            tokens_before: () int64, number of earlier tokens of each text.
-            own_tokens: (B, n, P) bool, True = the earlier token belongs to this text.
-            past: (B, layers, 2, h, P, d) keys and values of the earlier tokens.
-            image_keys_values: see `decoder_keys_values`.
-
-        Returns:
-            Logits of the next token (B, n, V), and keys and values of `token_ids`,
-            (B, layers, 2, h, n, d).
-        """
         ...
 
 
@@ -379,11 +297,14 @@ _HEADS: dict[Any, tuple[str, ...]] = {
     ScoresPairs: ("itm", "mlm", "vqa", "nlvr2", "rank", "snli"),
     RanksCaptions: ("rank",),
     ClassifiesEntailment: ("snli",),
+    Embeds: EMBEDDING_HEADS,
     EmbedsAlone: ("itc",),
     WritesCaptions: ("caption",),
     StepsCaptions: ("caption",),
     FindsBoxes: ("grounding",),
     PredictsTensors: ("grounding",),
+    SegmentsMasks: ("mask",),
+    WritesRegionCaptions: ("caption",),
 }
 
 AbilityT = TypeVar("AbilityT")
@@ -413,12 +334,7 @@ def need_ability(
     heads = _HEADS.get(ability, ()) if head is None else (head,)
     if heads:
         need_head(network.config, heads, asked)
-    # Properties of the class are not evaluated.
-    missing = [
-        name
-        for name in _members(ability)
-        if not hasattr(type(network), name) and not hasattr(network, name)
-    ]
+    missing = _missing(network, ability)
     if not missing:
         return cast(AbilityT, network)
     own = " or ".join(repr(each) for each in heads if each in network.config.heads)
@@ -436,6 +352,21 @@ def need_ability(
     if trained:
         message += f" To train a model that has them, run {' or '.join(trained)}."
     raise MissingAbilityError(message)
+
+
+def has_ability(network: Any, ability: type) -> bool:
+    """Return True if a network has all methods of an ability, whatever its heads."""
+    return not _missing(network, ability)
+
+
+def _missing(network: Any, ability: type) -> list[str]:
+    """Return the names of a protocol's methods and properties that a network lacks."""
+    # Properties of the class are not evaluated.
+    return [
+        name
+        for name in _members(ability)
+        if not hasattr(type(network), name) and not hasattr(network, name)
+    ]
 
 
 def _members(ability: type) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -33,6 +33,24 @@ class Network(nn.Module):
     parts: ClassVar[Mapping[str, Part]] = {}
 
 
+class CleanedText(Protocol):
+    """A text that was cleaned before it is tokenized."""
+
+    @property
+    def text(self) -> str:
+        """The cleaned text."""
+        ...
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """Half-open span in the text as given of each of its characters."""
+        ...
+
+    def original_span(self, span: tuple[int, int]) -> tuple[int, int]:
+        """Return the span of the text as given that a span of the cleaned text comes from."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Registry entry of an architecture."""
@@ -48,8 +66,8 @@ class Architecture:
     network: Callable[[Any], Any]
     #: Recognizes keys of the architecture's published checkpoints.
     recognizes: Callable[[Collection[str]], bool]
-    #: Key of the state dict in published files.
-    published_key: Literal["state_dict", "model"] = "model"
+    #: Key of the state dict in published files; None if they hold nothing else.
+    published_key: Literal["state_dict", "model"] | None = "model"
     #: Input channel order of published files, and our key of the weight that depends on it.
     published_channel_order: Literal["rgb", "bgr"] = "rgb"
     first_convolution: str
@@ -88,5 +106,7 @@ class Architecture:
     check_tokenizer: Callable[[Tokenizer, Any], None] = lambda tokenizer, config: (
         tokenizer.check_for_models()
     )
+    #: Cleans a text before it is tokenized, if published models do.
+    clean_text: Callable[[str], CleanedText] | None = None
     #: Describes a config in one line.
     describe: Callable[[Any], str]

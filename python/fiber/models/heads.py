@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fiber.config import FiberConfig, preset
 
@@ -38,6 +38,10 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
 }
 
 
+#: Heads whose vectors of images and texts are compared without fusion, the preferred one first.
+EMBEDDING_HEADS = ("itc", "retrieval")
+
+
 class MissingHeadError(ValueError):
     """Raised if the model lacks the head that a task or method needs."""
 
@@ -48,6 +52,15 @@ class HasHeads(Protocol):
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads."""
+        ...
+
+
+class HasConfig(Protocol):
+    """Network of any family, as `fiber.models.registry.Network`."""
+
+    @property
+    def config(self) -> Any:
+        """The `ModelConfig`."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fiber.models.heads import HintsAtHeads, need_head
+from fiber.models.heads import EMBEDDING_HEADS, HintsAtHeads, need_head
 
 if TYPE_CHECKING:
     from fiber.models.model_config import ModelConfig
@@ -19,7 +19,8 @@ RERANKED = 32
 class RankingHeads(NamedTuple):
     """Heads that rank images and texts."""
 
-    #: ("itc",), ("itm",), ("rank",), or ("itc", "itm") to rerank the best ITC candidates with ITM.
+    #: One of `EMBEDDING_HEADS`, "itm" or "rank"; or ("itc", "itm") to rerank the best ITC
+    #: candidates with ITM.
     heads: tuple[str, ...]
     #: Number of candidates per query to rerank; 0 if only one head ranks.
     candidates: int
@@ -58,20 +59,21 @@ def choose_ranking_heads(
     if candidates is not None and candidates < 1:
         raise ValueError(f"{caller}: candidates is {candidates}; expected 1 or more")
     wanted = rerank is None or bool(rerank)
+    alone = next((head for head in EMBEDDING_HEADS if head in config.heads), "itc")
     if wanted and isinstance(config, HintsAtHeads):
-        # METER has no ITC, and scores every pair.
+        # Families without ITC; METER scores every pair.
         need_head(config, config.pair_heads, caller)
         best = next(head for head in config.pair_heads if head in config.heads)
         return RankingHeads((best,), 0)
     if not wanted or "itm" not in config.heads:
-        need_head(config, "itc", caller)
+        need_head(config, alone, caller)
         if wanted and not (rerank is None and candidates is None):
             warnings.warn(
-                f"{caller}: the model has no head 'itm' to rerank candidates; ranking with 'itc'"
-                " only",
+                f"{caller}: the model has no head 'itm' to rerank candidates; ranking with"
+                f" {alone!r} only",
                 stacklevel=stacklevel,
             )
-        return RankingHeads(("itc",), 0)
+        return RankingHeads((alone,), 0)
     if "itc" not in config.heads:
         warnings.warn(
             f"{caller}: the model has no head 'itc' to select candidates; ranking with 'itm' only,"

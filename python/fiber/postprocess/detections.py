@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -12,22 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiber.config_io import nearest
-from fiber.data import load_image
 from fiber.messages import printable
 from fiber.ops.arrays import functions_of
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
+from fiber.postprocess.pictures import Picture, enlarged, open_picture
 from fiber.visualize import draw_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Shorter side, in pixels, to which small images are enlarged before drawing.
-MIN_DRAWN_SIDE = 384
 #: Maximum number of characters of a label in `repr`.
 _MAX_LABEL = 240
-#: Maximum longer side of enlarged images, in pixels.
-MAX_DRAWN_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Detections:
     #: (height, width) in pixels.
     image_size: tuple[int, int]
     #: Path, encoded bytes or uint8 array (H, W, 3) of the image, for `draw` and `save`.
-    picture: str | os.PathLike[str] | bytes | np.ndarray | None = field(default=None, repr=False)
+    picture: Picture | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -69,7 +63,7 @@ class Detections:
         found: FoundBoxes,
         labels: Sequence[str],
         image_size: tuple[int, int],
-        picture: str | os.PathLike[str] | bytes | np.ndarray | None = None,
+        picture: Picture | None = None,
     ) -> Detections:
         """Attach labels to the boxes of `detect_boxes` or `ground_phrases`."""
         f = functions_of(found.scores)
@@ -131,10 +125,7 @@ class Detections:
         Raises:
             ValueError: if the image is missing or its size is wrong.
         """
-        image = self._open()
-        scale = math.ceil(MIN_DRAWN_SIDE / min(image.size))
-        scale = max(1, min(scale, MAX_DRAWN_SIDE // max(image.size)))
-        image = image.resize((image.width * scale, image.height * scale))
+        image, scale = enlarged(open_picture("Detections", self.picture, self.image_size))
         draw_boxes(
             image,
             [[float(number) * scale for number in box] for box in self.boxes_xyxy],
@@ -151,26 +142,6 @@ class Detections:
             OSError: if the file cannot be written; an existing file is unchanged.
         """
         save_image(self.draw, path)
-
-    def _open(self) -> Image:
-        from PIL import Image as PilImage
-        from PIL import ImageOps
-
-        if self.picture is None:
-            raise ValueError("Detections: no image to draw on; pass picture= when creating it")
-        if isinstance(self.picture, np.ndarray):
-            image = PilImage.fromarray(self.picture)
-        else:
-            source = io.BytesIO(self.picture) if isinstance(self.picture, bytes) else self.picture
-            image = PilImage.open(source)
-            ImageOps.exif_transpose(image, in_place=True)
-        if (image.height, image.width) != self.image_size:
-            raise ValueError(
-                f"Detections: the image has {image.width} x {image.height} pixels; expected"
-                f" {self.image_size[1]} x {self.image_size[0]}, the image size of the boxes"
-            )
-        # `convert` would clip 16-bit values.
-        return PilImage.fromarray(load_image(image))
 
 
 #: Fields and methods, for errors.

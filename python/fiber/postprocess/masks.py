@@ -4,7 +4,7 @@ Shapes:
     mask_logits: (Q, H, W) at the wanted size; see `final_masks`.
     class_logits: (Q, K + 1), the background last.
 
-Source: Mask2Former (Cheng et al. 2022), as X-Decoder has it.
+Source: Mask2Former (Cheng et al. 2022), as in Zou et al. (CVPR 2023).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from fiber.ops.masks import mask_boxes, resize_masks
 
 #: Added to the number of pixels of a mask before dividing by it, as published.
 _AREA_EPS = 1e-6
+#: Number of masks that are resized to the size of the output at once.
+_MASKS_AT_ONCE = 8
 #: Probability from which on a pixel belongs to a mask.
 _FOREGROUND = 0.5
 
@@ -53,6 +55,16 @@ class Instances(NamedTuple):
     masks: Tensor
     #: (N, 4) half-open xyxy pixels.
     boxes: Tensor
+
+
+class MaskSizes(NamedTuple):
+    """Sizes of an image, as (height, width) in pixels."""
+
+    #: Of the input with its padding, and without it.
+    padded: tuple[int, int]
+    inside: tuple[int, int]
+    #: Of the output.
+    wanted: tuple[int, int]
 
 
 def final_masks(
@@ -164,3 +176,85 @@ def instance_masks(
     order = scores.argsort(descending=True, stable=True)
     masks = masks[order]
     return Instances(scores[order], labels[order], masks, mask_boxes(masks))
+
+
+def final_semantic(mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes) -> Tensor:
+    """Compute `semantic_scores` at the size of the output, from masks at that of the model.
+
+    Masks are resized and summed some at a time.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, K + 1).
+        sizes: sizes of the image.
+    """
+    scores = mask_logits.new_zeros(class_logits.shape[1] - 1, *sizes.wanted, dtype=torch.float32)
+    for start in range(0, len(mask_logits), _MASKS_AT_ONCE):
+        some = slice(start, start + _MASKS_AT_ONCE)
+        masks = final_masks(mask_logits[some].float(), *sizes)
+        scores += semantic_scores(masks, class_logits[some].float())
+    return scores
+
+
+def final_panoptic(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    sizes: MaskSizes,
+    is_thing: Sequence[bool],
+    *,
+    score_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+) -> Panoptic:
+    """Compute `panoptic_segments` at the size of the output, from masks at that of the model.
+
+    Only masks whose class has the score are resized.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, K + 1).
+        sizes: sizes of the image.
+        is_thing: for each class, True if it has instances, False if it is stuff.
+        score_threshold: see `panoptic_segments`.
+        overlap_threshold: see `panoptic_segments`.
+    """
+    class_logits = class_logits.float()
+    scores, labels = class_logits.softmax(-1).max(-1)
+    kept = (labels != len(is_thing)) & (scores > score_threshold)
+    masks = mask_logits[kept].float()
+    # A resize of no masks is an error of torch.
+    masks = final_masks(masks, *sizes) if len(masks) else masks.new_zeros(0, *sizes.wanted)
+    return panoptic_segments(
+        masks,
+        class_logits[kept],
+        is_thing,
+        score_threshold=score_threshold,
+        overlap_threshold=overlap_threshold,
+    )
+
+
+def final_instances(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    sizes: MaskSizes,
+    is_thing: Sequence[bool] | None = None,
+    *,
+    max_instances: int = 100,
+) -> Instances:
+    """Compute `instance_masks` at the size of the output, from masks at that of the model.
+
+    Only masks of the best pairs are resized.
+
+    Args:
+        mask_logits: (Q, h, w).
+        class_logits: (Q, K + 1).
+        sizes: sizes of the image.
+        is_thing: see `instance_masks`.
+        max_instances: see `instance_masks`.
+    """
+    class_logits = class_logits.float()
+    probabilities = class_logits.softmax(-1)[:, :-1].flatten()
+    _, index = probabilities.topk(min(max_instances, len(probabilities)))
+    # In order, so that the same pair is first where two are equal.
+    rows = (index // (class_logits.shape[1] - 1)).unique()
+    masks = final_masks(mask_logits[rows].float(), *sizes)
+    return instance_masks(masks, class_logits[rows], is_thing, max_instances=max_instances)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fiber.data import Tokenizer
 from fiber.data.image_file import MAX_PIXELS, DecodeLimits
-from fiber.inference.boxes import BoxMethods
 from fiber.inference.by_head import Stages
 from fiber.inference.inputs import ArrayInputs
+from fiber.inference.masks.segment import MaskMethods
 from fiber.inference.suggestions import (
     not_callable,
     suggest_keywords_of_methods,
     unknown_attribute,
 )
-from fiber.models.families import CONFIGS, read_config
 from fiber.models.heads import MissingHeadError, need_head
 from fiber.models.model_config import ModelConfig
+from fiber.models.registry import CONFIGS, read_config
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import read_transform
 from fiber.runtime.metadata import Metadata
@@ -35,7 +35,7 @@ _EXPORT_AGAIN = (
 
 
 @suggest_keywords_of_methods
-class GraphModel(BoxMethods):
+class GraphModel(MaskMethods):
     """Exported graphs of a model, with the methods and the results of `fiber.Model`.
 
     Only `caption` differs: it does not sample. A method whose head the graphs lack raises

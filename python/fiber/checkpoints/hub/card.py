@@ -14,6 +14,7 @@ from fiber.messages import printable, shown
 #: The Hub's name of the task of a head; the first head of a model that has one decides.
 _PIPELINES = {
     "grounding": "zero-shot-object-detection",
+    "mask": "image-segmentation",
     "vqa": "visual-question-answering",
     "caption": "image-to-text",
 }
@@ -21,9 +22,11 @@ _PIPELINES = {
 _CALLS = {
     "grounding": 'model.ground("photo.jpg", ["a red mug", "the laptop"])',
     "vqa": 'model.answer("photo.jpg", "what is on the table?")',
+    "mask": 'model.segment("photo.jpg", classes=["zebra", "grass"], stuff=["grass"])',
     "caption": 'model.caption("photo.jpg")',
     "itm": 'model.match("photo.jpg", "a red mug")',
     "itc": 'model.search("a red mug", ["a.jpg", "b.jpg"])',
+    "retrieval": 'model.search("a red mug", ["a.jpg", "b.jpg"])',
     "nlvr2": 'model.reason(("left.jpg", "right.jpg"), "both show a dog")',
     "snli": 'model.entail("photo.jpg", "two people are cooking")',
 }

@@ -11,7 +11,7 @@ from fiber.config_io import check_ranges, require
 class ClipTextConfig:
     """Hyperparameters of the text encoder of CLIP, a causal Transformer.
 
-    The defaults are those of X-Decoder, which was not trained from OpenAI's weights.
+    The defaults are those of Zou et al. (CVPR 2023), who did not start from OpenAI's weights.
     """
 
     #: Vocabulary size.

@@ -3,7 +3,7 @@
 Feature maps are (B, H, W, C). Every output depends on the whole map, padding included, since the
 last context of the modulation is a mean over it.
 
-Source: FocalNet (Yang et al. 2022), in the two forms that X-Decoder was published with.
+Source: FocalNet (Yang et al. 2022), in the two forms of Zou et al. (CVPR 2023).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ NUM_STAGES = 4
 class FocalNetConfig:
     """Hyperparameters of the image encoder FocalNet.
 
-    The defaults are those of Focal-T as X-Decoder has it.
+    The defaults are those of Focal-T as in Zou et al. (CVPR 2023).
     """
 
     #: Order of the blocks, of which two are published under one name. "norm_after": a depthwise

@@ -86,6 +86,8 @@ class EncoderFormat:
     keys: Callable[[Any, EncoderLayout], KeyMap]
     #: Returns the published keys to ignore, given the config of the whole model.
     ignored: Callable[[Any], IgnoredKeys]
+    #: Returns the mapping of tensors that a file may lack, given the config of the whole model.
+    optional: Callable[[Any], KeyMap] = lambda config: {}
     #: Sizes to compare with the model's before tensors are.
     sizes: tuple[Size, ...] = ()
     #: Values of `model_type` in transformers' config.json, and fields of that file to compare.

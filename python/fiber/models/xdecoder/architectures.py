@@ -1,11 +1,12 @@
-"""Registry entry of X-Decoder. It is not in `fiber.models.families` yet: no task can use it."""
+"""Registry entry of X-Decoder."""
 
 from __future__ import annotations
 
 from fiber.models.architecture import Architecture
+from fiber.models.encoders.clip_tokens import clean_text
 from fiber.models.xdecoder import infer_config, keys
 from fiber.models.xdecoder.config import XDecoderConfig
-from fiber.models.xdecoder.preprocess import check_tokenizer, square_transform
+from fiber.models.xdecoder.preprocess import check_tokenizer, xdecoder_transform
 from fiber.models.xdecoder.segmenter import XDecoder
 
 ARCHITECTURES = (
@@ -15,6 +16,7 @@ ARCHITECTURES = (
         config_class=XDecoderConfig,
         network=XDecoder,
         recognizes=keys.is_xdecoder,
+        published_key=None,
         published_channel_order="rgb",
         first_convolution=keys.FIRST_CONVOLUTION,
         infer_config=infer_config.xdecoder_config,
@@ -26,9 +28,11 @@ ARCHITECTURES = (
         lora_targets=("*.mlp.*", "*.output", "backbone.text.blocks.*.qkv"),
         ignored_key=keys.ignored_xdecoder_key,
         to_published=keys.with_buffers,
+        encoders=(keys.UNICL,),
         main_sizes=infer_config.main_sizes,
-        transform=lambda config, task: square_transform(config),
+        transform=xdecoder_transform,
         check_tokenizer=check_tokenizer,
+        clean_text=clean_text,
         describe=infer_config.describe,
     ),
 )

@@ -6,13 +6,15 @@ image are decoded once, and then one token at a time.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fiber.data import Tokenizer
 from fiber.models.heads import need_head
-from fiber.models.xdecoder.decoder import Memory
-from fiber.models.xdecoder.segmenter import XDecoder
+from fiber.models.xdecoder.config import XDecoderConfig
+from fiber.models.xdecoder.decoder import Memory, XDecoderDecoder
 
 #: Tokens that the published code appends to the start, whatever they are.
 CAPTION_STEPS = 50
@@ -20,10 +22,23 @@ CAPTION_STEPS = 50
 _END_OF_WORD = "</w>"
 
 
+class Captions(Protocol):
+    """What captions need of a model."""
+
+    config: XDecoderConfig
+    backbone: Any
+    decoder: XDecoderDecoder
+    text_projection: nn.Parameter
+
+    def caption_logits(self, states: Tensor) -> Tensor:
+        """Compute next-token logits."""
+        ...
+
+
 class CaptionDecoding:
     """Captions of images, continued by one token at a time."""
 
-    def __init__(self, model: XDecoder, memory: Memory, region: Tensor | None = None) -> None:
+    def __init__(self, model: Captions, memory: Memory, region: Tensor | None = None) -> None:
         need_head(model.config, "caption", "captioning")
         self._model, self.length = model, 0
         self._text = model.backbone.text.start_decoding()
@@ -41,7 +56,7 @@ class CaptionDecoding:
 
 @torch.no_grad()
 def greedy_captions(
-    model: XDecoder,
+    model: Captions,
     memory: Memory,
     *,
     start_id: int,

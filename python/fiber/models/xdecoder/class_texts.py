@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fiber.messages import shown
+
 #: Templates that the vectors of a class are the mean over; the first is the bare name.
 TEMPLATES = (
     "{}.",
@@ -128,7 +130,7 @@ def with_background(names: Sequence[str]) -> tuple[str, ...]:
         if not name.strip():
             raise ValueError(f"classes: name {number} is empty")
         if name in names[:number]:
-            raise ValueError(f"classes: {name!r} is there twice")
+            raise ValueError(f"classes: {shown(name)} is there twice")
         if name == BACKGROUND:
-            raise ValueError(f"classes: {name!r} is added as the last class; leave it out")
+            raise ValueError(f"classes: {shown(name)} is added as the last class; leave it out")
     return (*names, BACKGROUND)

@@ -10,10 +10,7 @@ from fiber.config_io import check_ranges, nearest, require
 from fiber.messages import shown
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 from fiber.models.encoders.focalnet_config import FocalNetConfig
-
-#: Heads of an X-Decoder model. "mask": masks of classes and phrases; "caption": captions of images
-#: and regions; "retrieval": vectors of images that texts are searched by.
-XDECODER_HEADS = ("mask", "caption", "retrieval")
+from fiber.models.xdecoder.released import XDECODER_HEADS, head_hint
 
 #: Groups of every GroupNorm of the pixel decoder.
 NORM_GROUPS = 32
@@ -72,8 +69,9 @@ class XDecoderConfig:
     family: Literal["xdecoder"] = "xdecoder"
     #: Height and width in pixels of the images that are captioned or searched.
     image_size: int = 224
-    #: Shorter side in pixels of images that are segmented.
+    #: Shorter side in pixels of images that are segmented, and of those whose instances are.
     segment_size: int = 512
+    instance_size: int = 800
     focalnet: FocalNetConfig = field(default_factory=FocalNetConfig)
     clip_text: ClipTextConfig = field(default_factory=ClipTextConfig)
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
@@ -94,6 +92,7 @@ class XDecoderConfig:
         ranges = {
             "image_size": (1, 2**16),
             "segment_size": (1, 2**16),
+            "instance_size": (1, 2**16),
             "num_classes": (1, 2**24),
         }
         check_ranges(self, "", ranges)
@@ -150,6 +149,15 @@ class XDecoderConfig:
     def mlm_units(self) -> tuple[str, ...]:
         """No units: a causal text encoder has no masked tokens."""
         return ()
+
+    @property
+    def pair_heads(self) -> tuple[str, ...]:
+        """Heads that rank images for a text."""
+        return ("retrieval",)
+
+    def head_hint(self, head: str) -> str:
+        """Return a sentence about a head that the model lacks."""
+        return head_hint(head)
 
     @property
     def has_row_draws(self) -> bool:

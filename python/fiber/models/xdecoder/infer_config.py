@@ -74,9 +74,10 @@ def xdecoder_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> X
         num_classes=_num_classes(state, own),
     )
     _check_mask(state, config)
+    if "caption" in (own or config).heads:
+        _check_queries(config)
     if own is None:
         _check_released_sizes(config)
-        _check_queries(config)
         return config
     check_fields(own, config, _DETERMINED)
     return own

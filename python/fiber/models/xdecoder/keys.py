@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from fiber.models.encoders.focalnet_config import NUM_STAGES, FocalNetConfig
-from fiber.models.encoders.keys import IgnoredKeys, KeyMap, weight_and_bias
+from fiber.models.encoders.keys import (
+    EncoderFormat,
+    EncoderLayout,
+    IgnoredKeys,
+    KeyMap,
+    weight_and_bias,
+)
 from fiber.models.xdecoder.config import XDecoderConfig
 
 #: Prefixes of the parts.
@@ -42,7 +48,17 @@ _ATTENTION = {"in_weight": "in_proj_weight", "in_bias": "in_proj_bias"}
 
 def is_xdecoder(names: Collection[str]) -> bool:
     """Return whether published keys are those of an X-Decoder model, even if parts are missing."""
-    return any(name.startswith(DECODER) for name in names)
+    return not is_unicl(names) and any(name.startswith(DECODER) for name in names)
+
+
+def is_unicl(names: Collection[str]) -> bool:
+    """Return whether published keys are those of the two encoders alone."""
+    heads = [name for name in names if name.startswith("sem_seg_head.")]
+    return (
+        f"{IMAGE}patch_embed.proj.weight" in names
+        and bool(heads)
+        and all(name.startswith(LANGUAGE) for name in heads)
+    )
 
 
 def xdecoder_keys(config: XDecoderConfig) -> KeyMap:
@@ -58,6 +74,27 @@ def xdecoder_keys(config: XDecoderConfig) -> KeyMap:
     if "retrieval" in config.heads:
         keys["image_projection"] = ("backbone_proj",)
     return keys
+
+
+def _unicl_keys(config: XDecoderConfig, layout: EncoderLayout) -> KeyMap:
+    return {**focalnet_keys(config.focalnet, "backbone.image", IMAGE), **_text_keys(config)}
+
+
+#: Both encoders in one file, from which published models were trained. It has the names of the
+#: whole model, and half precision.
+UNICL = EncoderFormat(
+    name="unicl",
+    title="UniCL",
+    side="image",
+    layout=lambda names: EncoderLayout() if is_unicl(names) else None,
+    keys=_unicl_keys,
+    ignored=lambda config: (),
+    optional=lambda config: {
+        ours: theirs
+        for ours, theirs in xdecoder_keys(config).items()
+        if ours in ("text_projection", "logit_scale", "image_projection")
+    },
+)
 
 
 def focalnet_keys(config: FocalNetConfig, ours: str, theirs: str) -> KeyMap:

@@ -5,10 +5,28 @@ from __future__ import annotations
 from fiber.data import ImageTransform, Tokenizer
 from fiber.models.xdecoder.config import XDecoderConfig
 
+#: Tasks whose images are squares: captions and search.
+_SQUARE_TASKS = ("caption", "image_text")
+#: Task whose images have a size of their own.
+INSTANCES = "instances"
+#: Maximum ratio of the longer side to the wanted shorter side. The published code has no limit, so
+#: that a narrow image takes any amount of memory.
+_MAX_RATIO = 8
 
-def square_transform(config: XDecoderConfig) -> ImageTransform:
-    """Build the transform of captions and search: a square, whatever the shape of the image."""
-    return ImageTransform.squash(config.image_size, filter="bilinear")
+
+def xdecoder_transform(config: XDecoderConfig, task: str | None) -> ImageTransform:
+    """Build the transform of a task, or by default of segmentation.
+
+    Captions and search see a square, whatever the shape of the image, as in the published
+    evaluation. Masks are found in images whose shorter side has the size of the published
+    demonstration, and whose other side is rounded down.
+    """
+    if task in _SQUARE_TASKS:
+        return ImageTransform.squash(config.image_size, filter="bilinear")
+    size = config.instance_size if task == INSTANCES else config.segment_size
+    return ImageTransform.shorter_side(
+        [size], _MAX_RATIO * size, divisor=config.size_step, filter="bicubic"
+    )
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: XDecoderConfig) -> None:

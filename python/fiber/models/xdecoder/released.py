@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+#: Heads of an X-Decoder model. "mask": masks of classes and phrases; "caption": captions of images
+#: and regions; "retrieval": vectors of images that texts are searched by.
+XDECODER_HEADS = ("mask", "caption", "retrieval")
+
 #: Released files and what each is for.
 RELEASED: dict[str, str] = {
     "xdecoder_focalt_last.pt": "Focal-T, masks of classes and phrases",
@@ -48,3 +52,23 @@ def check_released(names: Collection[str]) -> None:
                 f"the file is {model} (it has {found}): {instead}; expected one of"
                 f" {', '.join(RELEASED)}"
             )
+
+
+#: Heads of other families, and what to use instead.
+_OTHER_HEADS = {
+    "itc": "X-Decoder searches with the head 'retrieval'",
+    "itm": "X-Decoder scores no pairs; it searches with the head 'retrieval'",
+    "vqa": "X-Decoder's VQA head is not supported; FIBER and METER answer questions",
+    "grounding": (
+        "X-Decoder finds masks of phrases, which have boxes: model.segment(images, phrases=[...])"
+    ),
+}
+
+
+def head_hint(head: str) -> str:
+    """Say that released files have a head, or what to use instead of one that the family lacks."""
+    if head in _OTHER_HEADS:
+        return f"{_OTHER_HEADS[head]}."
+    if head in XDECODER_HEADS:
+        return f"All released files of X-Decoder have the head {head!r}."
+    return f"X-Decoder has no head {head!r}."

@@ -10,15 +10,20 @@ Shapes:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fiber.data import Tokenizer
 from fiber.models.architecture import Network
 from fiber.models.encoders.clip_text import ClipTextEncoder, last_tokens
 from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.heads import need_head
+from fiber.models.xdecoder.captioner import CAPTION_STEPS, caption_text, greedy_captions
+from fiber.models.xdecoder.class_texts import class_texts, mean_vectors, with_background
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
 from fiber.models.xdecoder.pixel_decoder import PixelDecoder
@@ -205,6 +210,88 @@ class XDecoder(Network):
         pooled = maps[-1].mean((2, 3)) @ self.image_projection
         return ImageVectors(states @ self.decoder.class_projection, pooled)
 
+    def class_prompts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the texts of each class and, last, of the background.
+
+        Raises:
+            ValueError: if there are no names, or a name is empty, there twice, or the background's.
+        """
+        return [class_texts(name) for name in with_background(names)]
+
+    def prompt_vectors(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Encode texts of classes: (B, L) -> (B, D)."""
+        return self.encode_text(token_ids, text_mask).vectors
+
+    def class_vectors(self, vectors: Tensor) -> Tensor:
+        """Average the vectors of each class: (K + 1, T, D) -> (K + 1, D) unit vectors."""
+        return mean_vectors(vectors)
+
+    def text_weights(self) -> Iterator[Tensor]:
+        """Yield the tensors that vectors of texts depend on."""
+        yield from self.backbone.text.parameters()
+        yield self.text_projection
+
+    def find_phrases(
+        self, memory: Memory, token_ids: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Find the best mask for each of n phrases, which are asked about each image together.
+
+        Args:
+            memory: images.
+            token_ids: (n, L) int64.
+            text_mask: (n, L) bool, True = real token.
+
+        Returns:
+            (B, n) probabilities of the masks among all masks of their phrase, as grounding is
+            trained, and (B, n, H / 4, W / 4) mask logits.
+        """
+        texts = self.encode_text(token_ids, text_mask)
+        tokens = join_tokens(texts.tokens, text_mask).expand(memory.batch_size, -1, -1)
+        found = self.phrase_masks(memory, texts, tokens)
+        return found.similarity.float().softmax(1).amax(1), found.best()[1]
+
+    @property
+    def embedding_width(self) -> int:
+        """Number of channels of an embedding: both vectors of an image."""
+        return 2 * self.config.width
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed images: (B, 2 D) unit vectors of both vectors of each image.
+
+        The product with those of texts is that of `retrieval_scores`.
+        """
+        vectors = self.image_vectors(images)
+        return _side_by_side(vectors.decoder, vectors.backbone)
+
+    def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Embed texts: (B, 2 D) unit vectors, the vector of each text twice."""
+        need_head(self.config, "retrieval", "search")
+        vectors = self.encode_text(token_ids, text_mask).vectors
+        return _side_by_side(vectors, vectors)
+
+    @property
+    def caption_steps(self) -> int:
+        """Number of tokens of a caption after the first, unless its end comes earlier."""
+        return min(CAPTION_STEPS, self.config.max_tokens - 1)
+
+    def write_captions(
+        self,
+        memory: Memory,
+        *,
+        start_id: int,
+        end_id: int,
+        steps: int,
+        region: Tensor | None = None,
+    ) -> Tensor:
+        """Write captions; see `greedy_captions`."""
+        return greedy_captions(
+            self, memory, start_id=start_id, end_id=end_id, region=region, steps=steps
+        )
+
+    def caption_text(self, tokenizer: Tokenizer, token_ids: list[int], end_id: int) -> str:
+        """Decode a caption: up to the end token and, as published, up to the first period."""
+        return caption_text(tokenizer, token_ids, end_id)
+
     def caption_logits(self, states: Tensor) -> Tensor:
         """Compute next-token logits by the word embeddings: (B, L, D) -> (B, L, V)."""
         return states @ self.backbone.text.word_embedding.weight.T
@@ -217,6 +304,11 @@ class XDecoder(Network):
 def normalized(vectors: Tensor) -> Tensor:
     """Divide vectors by their L2 norm, which is kept from 0 as published."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_EPS)
+
+
+def _side_by_side(first: Tensor, second: Tensor) -> Tensor:
+    """Join two vectors of each row as a unit vector: 2 x (B, D) -> (B, 2 D)."""
+    return torch.cat((normalized(first), normalized(second)), -1) * math.sqrt(0.5)
 
 
 def join_tokens(tokens: Tensor, text_mask: Tensor) -> Tensor:

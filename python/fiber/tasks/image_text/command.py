@@ -45,7 +45,7 @@ def _match(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     rerank = not options.no_rerank
-    heads = ("itc", "itm") if rerank else ("itc",)
+    heads = ("itc", "retrieval", "itm") if rerank else ("itc", "retrieval")
     hint = order_hint(options.text, "TEXT IMAGE")
     session = AskingSession(options, options.images, *heads, hint=hint)
     files = [str(path) for path in session.paths]

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from fiber.config import FiberConfig
 from fiber.config_io import READ, field_names, nearest, require
 from fiber.messages import shown
-from fiber.models.families import read_config
 from fiber.models.model_config import ModelConfig
+from fiber.models.registry import read_config
 from fiber.tasks import all_evaluations
 from fiber.tasks.transform import TransformConfig
 from fiber.training.config.lora import LoraConfig

@@ -1,0 +1,1 @@
+"""Masks of classes and phrases, and captions of regions."""

@@ -1,0 +1,79 @@
+"""What networks with masks can do, as protocols; see `fiber.models.abilities`.
+
+Shapes:
+    images: (B, 3, H, W) normalized pixels; H and W are multiples of the transform's divisor.
+    memory: what a network reads of images, computed once for all that is asked about them.
+    Q: number of masks that are proposed for an image.
+    K: number of classes, without the background, which is the last class.
+    n: number of phrases.
+    D: width of vectors of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fiber.models.heads import HasConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ReadsImages(HasConfig, Protocol):
+    """Computes what it reads of images once."""
+
+    def read_image(self, images: Tensor) -> Any:
+        """Compute the memory of images."""
+        ...
+
+
+class SegmentsMasks(ReadsImages, Protocol):
+    """Finds masks of classes and of phrases."""
+
+    def class_prompts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the texts of each class and, last, of the background: K + 1 tuples of T texts.
+
+        Raises:
+            ValueError: if there are no names, or a name is empty, there twice, or reserved.
+        """
+        ...
+
+    def prompt_vectors(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Encode texts of classes: (B, L) -> (B, D)."""
+        ...
+
+    def class_vectors(self, vectors: Tensor) -> Tensor:
+        """Combine the vectors of each class: (K + 1, T, D) -> (K + 1, D)."""
+        ...
+
+    def text_weights(self) -> Iterator[Tensor]:
+        """Yield the tensors that vectors of texts depend on."""
+        ...
+
+    def class_masks(self, memory: Any, class_vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute masks and their classes.
+
+        Args:
+            memory: images.
+            class_vectors: (K + 1, D).
+
+        Returns:
+            (B, Q, K + 1) class logits, and (B, Q, H / s, W / s) mask logits.
+        """
+        ...
+
+    def find_phrases(
+        self, memory: Any, token_ids: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Find the best mask for each of n phrases, which are asked about each image together.
+
+        Args:
+            memory: images.
+            token_ids: (n, L) int64.
+            text_mask: (n, L) bool, True = real token.
+
+        Returns:
+            (B, n) scores in [0, 1], and (B, n, H / s, W / s) mask logits.
+        """
+        ...
