@@ -59,6 +59,20 @@ class ImagePrefix(NamedTuple):
         )
 
 
+class MaskPrediction(NamedTuple):
+    """Predictions of Q queries with a mask each, from one layer of a decoder."""
+
+    #: (B, Q, K + 1) logits of the classes and, last, of the background.
+    class_logits: Tensor
+    #: (B, Q, h, w).
+    mask_logits: Tensor
+    #: (B, Q, D) in the space of text vectors; not normalized.
+    vectors: Tensor
+    #: (B, R, h, w) and (B, R, D) of the rows that phrases are matched with; None without phrases.
+    phrase_mask_logits: Tensor | None = None
+    phrase_vectors: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class DetectorOutput:
     """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
