@@ -82,10 +82,10 @@ def test_flipped_bits_are_counted(case, model):
     own = [each.clone() for each in bits]
     own[2][:40] ^= True
     comparison = Comparison("flipped")
-    xdecoder._compare_bits(comparison, case, "seg", own, bits)
+    xdecoder.compare_bits(comparison, case, "seg", own, bits)
     (failure,) = comparison.groups["attention masks"].failures
     assert failure.startswith("seg: error")
-    xdecoder._compare_bits(comparison, case, "seg", own[:3], bits)
+    xdecoder.compare_bits(comparison, case, "seg", own[:3], bits)
     assert "masks of other sizes" in comparison.groups["attention masks"].failures[1]
 
 

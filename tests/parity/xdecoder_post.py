@@ -22,6 +22,7 @@ from fiber.postprocess.masks import (
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import XDECODER_POST
 from tests.parity.xdecoder_case import XDecoderCase, compare_tensors
+from tests.parity.xdecoder_losses import compare_units
 
 #: Thresholds of the recorded maps, by the end of their names: of the score and of the overlap.
 _THRESHOLDS = {"": (0.8, 0.8), "_0.3_0.02": (0.3, 0.02), "_0.5_0.1": (0.5, 0.1)}
@@ -30,7 +31,6 @@ _INSTANCE_MASKS = 12
 #: What waits in post.json, by the start of the name.
 _PENDING = {
     "metrics.": "metrics of masks",
-    "unit.": "losses and matching",
     "sizes": "the transforms of segmentation",
 }
 
@@ -131,6 +131,7 @@ def compare_post(path: Path) -> Comparison:
         absmax = record.get("absmax", 1.0)
         comparison.tensor("post-processing", name, ours, recorded, XDECODER_POST, absmax)
     comparison.compared |= {"post.low", "post.class_logits"}
+    compare_units(comparison, records, stored, content["scalars"])
     for name in sorted({*records, *content["scalars"]} - comparison.compared):
         waits = next((why for start, why in _PENDING.items() if name.startswith(start)), None)
         if waits is None:

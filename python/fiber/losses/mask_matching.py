@@ -36,6 +36,9 @@ class MatchingWeights(NamedTuple):
     dice: float = 5.0
 
 
+PUBLISHED_WEIGHTS = MatchingWeights()
+
+
 def linear_sum_assignment(costs: Tensor) -> Matches:
     """Choose pairs of the least total cost, as many as the fewer of rows and columns: (Q, M).
 
@@ -71,7 +74,7 @@ def match_masks(
     mask_logits: Tensor,
     masks: Tensor,
     points: Tensor,
-    weights: MatchingWeights = MatchingWeights(),
+    weights: MatchingWeights = PUBLISHED_WEIGHTS,
 ) -> Matches:
     """Match the masks of an image with queries.
 

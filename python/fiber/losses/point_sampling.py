@@ -73,9 +73,7 @@ def seeded_points(seed: int, images: Sequence[int], device: torch.device | str) 
         images: number of each image, as in the batch of all ranks.
         device: where the points are.
     """
-    generators = [
-        torch.Generator().manual_seed(_mixed(seed, number)) for number in images
-    ]
+    generators = [torch.Generator().manual_seed(_mixed(seed, number)) for number in images]
 
     def draw(counts: Sequence[int], num_points: int) -> Tensor:
         drawn = [

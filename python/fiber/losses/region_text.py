@@ -64,7 +64,10 @@ def region_text_loss(
     counts = row_counts(region_vectors)
     if not sum(counts):
         return region_vectors.sum() + text_vectors.sum()
-    regions, texts = gather_rows(unit(region_vectors), counts), gather_rows(unit(text_vectors), counts)
+    regions, texts = (
+        gather_rows(unit(region_vectors), counts),
+        gather_rows(unit(text_vectors), counts),
+    )
     ids = gather_rows(text_ids, counts)
     distinct, which = ids.unique(return_inverse=True)
     # The first of equal texts stands for all.
@@ -89,7 +92,10 @@ def pair_contrast(image_vectors: Tensor, text_vectors: Tensor, scale: Tensor) ->
         scale: factor of the cosines.
     """
     counts = row_counts(image_vectors)
-    images, texts = gather_rows(unit(image_vectors), counts), gather_rows(unit(text_vectors), counts)
+    images, texts = (
+        gather_rows(unit(image_vectors), counts),
+        gather_rows(unit(text_vectors), counts),
+    )
     logits = scale * images @ texts.T
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -18,6 +18,7 @@ from torch import Tensor
 from fiber.losses.distributed import all_rank_sum, rank_mean, wide, world_size
 from fiber.losses.mask_losses import mask_bce, mask_dice, query_class_loss
 from fiber.losses.mask_matching import (
+    PUBLISHED_WEIGHTS,
     Matches,
     MatchingWeights,
     class_costs,
@@ -80,10 +81,13 @@ class LossOptions:
     #: Points of a mask in matching and in losses.
     num_points: int = NUM_POINTS
     #: Weights of the costs of matching.
-    matching: MatchingWeights = MatchingWeights()
+    matching: MatchingWeights = PUBLISHED_WEIGHTS
     #: Number of last layers with each loss; masks and classes have all.
     region_layers: int = 3
     phrase_layers: int = 6
+
+
+PUBLISHED = LossOptions()
 
 
 def _matched_masks(
@@ -127,7 +131,7 @@ def mask_losses(
     targets: MaskTargets,
     masks: Sequence[Tensor],
     random_points: RandomPoints,
-    options: LossOptions = LossOptions(),
+    options: LossOptions = PUBLISHED,
 ) -> tuple[dict[str, Tensor], list[Matches]]:
     """Match the masks of each image with queries, and compute the losses of masks and classes.
 
@@ -238,7 +242,7 @@ def phrase_losses(
     phrase_ids: Tensor,
     scale: Tensor,
     random_points: RandomPoints,
-    options: LossOptions = LossOptions(),
+    options: LossOptions = PUBLISHED,
     weights: Sequence[float] | None = None,
 ) -> tuple[dict[str, Tensor], list[Matches]]:
     """Match phrases with the rows that read them, and compute the losses of their masks.
@@ -273,7 +277,9 @@ def phrase_losses(
             points = random_points([int(n == image) for n in range(len(masks))], options.num_points)
             costs = phrase_costs(similarity.detach())
             similarities.append(similarity)
-            matches.append(match_masks(costs, logits[image], masks[image], points, options.matching))
+            matches.append(
+                match_masks(costs, logits[image], masks[image], points, options.matching)
+            )
         sampled, wanted = _matched_masks(logits, masks, matches, options.num_points, random_points)
         count = torch.tensor(len(sampled), device=sampled.device)
         alignment = phrase_alignment_loss(

@@ -21,6 +21,7 @@ from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.heads import need_head
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
+from fiber.models.xdecoder.parameter_parts import DECAY, PARTS
 from fiber.models.xdecoder.pixel_decoder import PixelDecoder
 
 #: Maximum of the exponential of the logit scale, for phrases. It is not limited for classes.
@@ -111,6 +112,9 @@ class XDecoder(Network):
 
     Methods that need a missing head raise `MissingHeadError`.
     """
+
+    parts = PARTS
+    published_decay = DECAY
 
     def __init__(self, config: XDecoderConfig) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from fiber.models.xdecoder.segmenter import TextFeatures, XDecoder
 class CaptionPrediction(NamedTuple):
     """Predictions of one layer for images with captions."""
 
-    #: (B, L, V) next-token logits.
-    caption_logits: Tensor
+    #: (B, L, D) states of caption tokens; see `XDecoder.caption_logits`.
+    caption_states: Tensor
     #: (B, D) of the class query and (B, Q - 1, D) of the others; not normalized.
     image_vectors: Tensor
     query_vectors: Tensor
@@ -84,7 +84,7 @@ def mask_predictions(
 def caption_predictions(
     model: XDecoder, images: Tensor, tokens: Tensor, layers: int
 ) -> tuple[list[CaptionPrediction], Tensor]:
-    """Predict next tokens of captions and vectors of images.
+    """Compute states of caption tokens and vectors of images.
 
     Args:
         model: network with the heads "caption" and "retrieval".
@@ -102,10 +102,5 @@ def caption_predictions(
     for each in predictions[: -layers - 1 : -1]:
         assert each.captions is not None
         vectors = each.states @ model.decoder.class_projection
-        found.append(
-            CaptionPrediction(
-                model.caption_logits(each.captions), vectors[:, last], vectors[:, :last]
-            )
-        )
+        found.append(CaptionPrediction(each.captions, vectors[:, last], vectors[:, :last]))
     return found, maps[-1].mean((2, 3)) @ model.image_projection
-
