@@ -15,7 +15,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fiber.losses.distributed import all_rank_sum, rank_mean, wide, world_size
+from fiber.losses.distributed import (
+    all_rank_sum,
+    gather_rows,
+    rank,
+    rank_mean,
+    row_counts,
+    wide,
+    world_size,
+)
 from fiber.losses.mask_losses import mask_bce, mask_dice, query_class_loss
 from fiber.losses.mask_matching import (
     PUBLISHED_WEIGHTS,
@@ -201,8 +209,11 @@ def region_losses(
         The loss, and the pairs of the queries without a mask, as numbered among themselves, with
         the texts of each image.
     """
-    candidates = torch.cat([each.vectors for each in texts])
-    starts = [0]
+    own_candidates = unit(torch.cat([each.vectors for each in texts]).detach())
+    counts = row_counts(own_candidates)
+    # As in one process, a text of any rank takes part in the softmax.
+    candidates = gather_rows(own_candidates, counts)
+    starts = [sum(counts[: rank()])]
     for each in texts:
         starts.append(starts[-1] + len(each.vectors))
     regions, vectors, ids, pairs = [], [], [], []
@@ -214,8 +225,8 @@ def region_losses(
         # As published, queries without a mask get no gradient: only the texts do.
         found = prediction.vectors[image][free].detach()
         with torch.no_grad():
-            similarity = scale * unit(found) @ unit(candidates).T
-            # The softmax is over the texts of all images of this rank, as published.
+            similarity = scale * unit(found) @ candidates.T
+            # The softmax is over the texts of all images, as published.
             probabilities = similarity.softmax(-1)[:, starts[image] : starts[image + 1]]
             pair = linear_sum_assignment(-TEXT_COST * probabilities)
         pairs.append(pair)
@@ -268,7 +279,7 @@ def phrase_losses(
     if logits is None or vectors is None:
         raise ValueError("the prediction has no rows for phrases; expected phrase_mask_logits")
     if not have_all(targets.phrases_per_image):
-        nothing = 0.0 * (logits.sum() + vectors.sum())
+        nothing = 0.0 * (logits.sum() + vectors.sum() + phrase_vectors.sum())
         return dict.fromkeys(("phrase_bce", "phrase_dice", "phrase_alignment"), nothing), []
     with torch.autocast(logits.device.type, enabled=False):
         similarities, matches = [], []
