@@ -30,11 +30,12 @@ from fiber.losses.segmentation import (
     phrase_losses,
     region_losses,
 )
+from fiber.models.features import PhraseTexts
 from fiber.models.xdecoder.class_texts import class_texts, with_background
 from fiber.models.xdecoder.config import xdecoder_preset
 from fiber.models.xdecoder.keys import xdecoder_keys
 from fiber.models.xdecoder.segmenter import TextFeatures, XDecoder
-from fiber.models.xdecoder.training import caption_predictions, mask_predictions, phrase_tokens
+from fiber.models.xdecoder.training import joined_tokens
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import build_optimizer
 from tests.golden import XDECODER
@@ -180,11 +181,11 @@ def _segmentation(
     phrases = [text for own in config["grounding_texts"] for text in own]
     phrase_ids = _number(phrases)
     texts, mask = _encode(case, model, phrases)
-    tokens = phrase_tokens(texts, mask, phrase_ids, recorded.phrases_per_image)
+    named = PhraseTexts(texts.tokens, mask, phrase_ids, recorded.phrases_per_image)
     images = recorded.inputs("image", recorded.images)
-    bits = exact_bits(model, images, tokens)
+    bits = exact_bits(model, images, joined_tokens(named))
     with on_bits(model, bits) as own_bits:
-        predictions = mask_predictions(model, images, class_vectors, tokens)
+        predictions = model.predict_masks(images, class_vectors, named)
     compare_bits(comparison, case, "training", own_bits, bits)
     _compare_tensor(comparison, recorded, case, "train.classes", class_vectors)
     first = predictions[0]
@@ -271,9 +272,7 @@ def _captions(
     images = recorded.inputs("vlp", count)
     bits = exact_bits(model, images)
     with on_bits(model, bits) as own_bits:
-        predictions, encoder_vectors = caption_predictions(
-            model, images, texts.tokens, _CAPTION_LAYERS
-        )
+        predictions, encoder_vectors = model.predict_captions(images, texts.tokens, _CAPTION_LAYERS)
     compare_bits(comparison, case, "training of captions", own_bits, bits)
     first = predictions[0]
     _compare_tensor(comparison, recorded, case, "train.vlp.captioning", first.caption_states)

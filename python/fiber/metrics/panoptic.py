@@ -89,6 +89,13 @@ class PanopticCounts:
         ):
             counts += np.bincount(labels, minlength=self.num_classes)
 
+    def join(self, other: PanopticCounts) -> None:
+        """Add the counts of other images."""
+        self.overlap += other.overlap
+        self.matched += other.matched
+        self.wrong += other.wrong
+        self.missed += other.missed
+
     def _numbered(
         self, ids: ArrayLike, labels: Mapping[int, int], name: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -53,6 +53,10 @@ class SemanticCounts:
         size = self.num_classes
         self.pixels += np.bincount(size * real + own, minlength=size**2).reshape(size, size)
 
+    def join(self, other: SemanticCounts) -> None:
+        """Add the counts of other images."""
+        self.pixels += other.pixels
+
     def iou_by_class(self) -> NDArray[np.float64]:
         """Return the IoU of each class: (K,), NaN for classes that are not in the truth."""
         right, true, found = self._areas()

@@ -59,6 +59,18 @@ class ImagePrefix(NamedTuple):
         )
 
 
+class PhraseTexts(NamedTuple):
+    """Features of the P phrases of B images, ordered by image."""
+
+    #: (P, L, D) of all tokens, and (P, L) bool, True = real token.
+    tokens: Tensor
+    mask: Tensor
+    #: (P,) int64, equal for equal phrases.
+    ids: Tensor
+    #: (B,) int64: number of phrases of each image.
+    per_image: Tensor
+
+
 class MaskPrediction(NamedTuple):
     """Predictions of Q queries with a mask each, from one layer of a decoder."""
 

@@ -1,14 +1,18 @@
-"""Forward passes of training: the predictions of every layer, last first."""
+"""Forward passes of training: the predictions of every layer, the last first."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fiber.models.features import MaskPrediction
-from fiber.models.xdecoder.segmenter import TextFeatures, XDecoder
+from fiber.models.architecture import Network
+from fiber.models.features import MaskPrediction, PhraseTexts
+from fiber.models.heads import need_head
+
+if TYPE_CHECKING:
+    from fiber.models.xdecoder.decoder import Memory, Prediction, XDecoderDecoder
 
 
 class CaptionPrediction(NamedTuple):
@@ -21,86 +25,100 @@ class CaptionPrediction(NamedTuple):
     query_vectors: Tensor
 
 
-def phrase_tokens(
-    texts: TextFeatures, text_mask: Tensor, phrase_ids: Tensor, phrases_per_image: Tensor
-) -> Tensor:
-    """Join the tokens of the distinct phrases of each image, padded with zeros.
+class TrainedNetwork(Network):
+    """Passes of training; base class of the network, which has the layers."""
+
+    decoder: XDecoderDecoder
+    image_projection: Any
+
+    def predict_masks(
+        self, images: Tensor, class_vectors: Tensor, phrases: PhraseTexts | None = None
+    ) -> list[MaskPrediction]:
+        """Predict masks of classes and, if there are any, of phrases, from every layer.
+
+        The class query has no mask loss: it is left out.
+
+        Args:
+            images: (B, 3, H, W).
+            class_vectors: (K + 1, D) unit vectors of the classes and of the background.
+            phrases: phrases of the images.
+
+        Returns:
+            Predictions of the last layer first, those of the start last.
+        """
+        need_head(self.config, "mask", "training on masks")
+        decoder, memory = self.decoder, self.read_image(images)
+        tokens = None if phrases is None else joined_tokens(phrases)
+        predictions = decoder(memory) if tokens is None else decoder.refer(memory, tokens)
+        latent = slice(0, decoder.num_queries - 1)
+        copies = slice(decoder.num_queries, None)
+        found = []
+        for each in reversed(predictions):
+            vectors = each.states @ decoder.class_projection
+            found.append(
+                MaskPrediction(
+                    self.class_logits(each, class_vectors)[:, latent],
+                    decoder.mask_logits(each, memory, latent),
+                    vectors[:, latent],
+                    None if tokens is None else decoder.mask_logits(each, memory, copies),
+                    None if tokens is None else vectors[:, copies],
+                )
+            )
+        return found
+
+    def predict_captions(
+        self, images: Tensor, tokens: Tensor, layers: int
+    ) -> tuple[list[CaptionPrediction], Tensor]:
+        """Compute states of caption tokens and vectors of images.
+
+        Args:
+            images: (B, 3, H, W).
+            tokens: (B, L, D) projected features of the captions' tokens.
+            layers: number of last layers.
+
+        Returns:
+            Predictions of the last layers, the last first, and (B, D) vectors of the image encoder.
+        """
+        maps = self.backbone.encode_image(images)
+        predictions = self.decoder.caption(self.prepare(maps), tokens)
+        last = self.decoder.num_queries - 1
+        found = []
+        for each in predictions[: -layers - 1 : -1]:
+            assert each.captions is not None
+            vectors = each.states @ self.decoder.class_projection
+            found.append(CaptionPrediction(each.captions, vectors[:, last], vectors[:, :last]))
+        return found, maps[-1].mean((2, 3)) @ self.image_projection
+
+    # Methods of the network.
+    if TYPE_CHECKING:
+
+        def read_image(self, images: Tensor) -> Memory:
+            """See `XDecoder`."""
+            ...
+
+        def prepare(self, maps: tuple[Tensor, ...]) -> Memory:
+            """See `XDecoder`."""
+            ...
+
+        def class_logits(self, prediction: Prediction, class_vectors: Tensor) -> Tensor:
+            """See `XDecoder`."""
+            ...
+
+
+def joined_tokens(phrases: PhraseTexts) -> Tensor:
+    """Join the tokens of the distinct phrases of each image, padded with zeros: (B, g, D).
 
     As published, zeros that pad an image's tokens take part in the decoder's attention.
-
-    Args:
-        texts: features of P phrases, ordered by image.
-        text_mask: (P, L) bool, True = real token.
-        phrase_ids: (P,) int64, equal for equal phrases of an image.
-        phrases_per_image: (B,) int64.
-
-    Returns:
-        (B, g, D).
     """
-    counts = phrases_per_image.tolist()
+    counts = phrases.per_image.tolist()
     rows = []
     for tokens, mask, ids in zip(
-        texts.tokens.split(counts), text_mask.split(counts), phrase_ids.split(counts), strict=True
+        phrases.tokens.split(counts),
+        phrases.mask.split(counts),
+        phrases.ids.split(counts),
+        strict=True,
     ):
         same = ids[:, None] == ids
         is_first = ~same.tril(-1).any(1)
         rows.append(tokens[is_first][mask[is_first]])
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def mask_predictions(
-    model: XDecoder, images: Tensor, class_vectors: Tensor, tokens: Tensor | None = None
-) -> list[MaskPrediction]:
-    """Predict masks of classes and, with tokens of phrases, of phrases, from every layer.
-
-    Args:
-        model: network with the head "mask".
-        images: (B, 3, H, W).
-        class_vectors: (K + 1, D) unit vectors of the classes and of the background.
-        tokens: of `phrase_tokens`.
-
-    Returns:
-        Predictions of the last layer first, those of the start last.
-    """
-    memory, decoder = model.read_image(images), model.decoder
-    predictions = decoder(memory) if tokens is None else decoder.refer(memory, tokens)
-    latent = slice(0, decoder.num_queries - 1)
-    copies = slice(decoder.num_queries, None)
-    found = []
-    for each in reversed(predictions):
-        vectors = each.states @ decoder.class_projection
-        found.append(
-            MaskPrediction(
-                model.class_logits(each, class_vectors)[:, latent],
-                decoder.mask_logits(each, memory, latent),
-                vectors[:, latent],
-                None if tokens is None else decoder.mask_logits(each, memory, copies),
-                None if tokens is None else vectors[:, copies],
-            )
-        )
-    return found
-
-
-def caption_predictions(
-    model: XDecoder, images: Tensor, tokens: Tensor, layers: int
-) -> tuple[list[CaptionPrediction], Tensor]:
-    """Compute states of caption tokens and vectors of images.
-
-    Args:
-        model: network with the heads "caption" and "retrieval".
-        images: (B, 3, H, W).
-        tokens: (B, L, D) projected features of the captions' tokens.
-        layers: number of last layers.
-
-    Returns:
-        Predictions of the last layers, the last first, and (B, D) vectors of the image encoder.
-    """
-    maps = model.backbone.encode_image(images)
-    predictions = model.decoder.caption(model.prepare(maps), tokens)
-    last = model.decoder.num_queries - 1
-    found = []
-    for each in predictions[: -layers - 1 : -1]:
-        assert each.captions is not None
-        vectors = each.states @ model.decoder.class_projection
-        found.append(CaptionPrediction(each.captions, vectors[:, last], vectors[:, :last]))
-    return found, maps[-1].mean((2, 3)) @ model.image_projection
