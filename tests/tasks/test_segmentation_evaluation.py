@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core.mask import decode
 
 from fiber.data import ImageTransform
 from fiber.evaluation.context import EvalContext
@@ -150,13 +151,12 @@ def test_a_class_that_is_taken_for_another(records):
 
 
 def test_predictions_are_those_of_official_formats(records):
-    masks = pytest.importorskip("pycocotools.mask")
     panoptic, semantic, instance, refseg = (run(kind, records).predictions for kind in KINDS)
     for number, record in enumerate(records):
         own = panoptic[number]
         assert own["image_id"] == number
         things = {
-            (entry["category_id"], entry["isthing"]): masks.decode(entry["segmentation"])
+            (entry["category_id"], entry["isthing"]): decode(entry["segmentation"])
             for entry in own["segments_info"]
         }
         assert set(things) == {(11 + label, int(label < 2)) for label in record.mask_labels}
