@@ -305,7 +305,7 @@ TRAINING = (
     ),
     Mistake(
         "tokens of equal phrases twice",
-        _TRAINING,
+        "python/fiber/models/features.py",
         "is_first = ~same.tril(-1).any(1)",
         "is_first = same.any(1)",
     ),

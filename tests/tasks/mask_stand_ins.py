@@ -25,7 +25,7 @@ SMALL = dataclasses.replace(
     TINY,
     focalnet=dataclasses.replace(TINY.focalnet, drop_path=0.0),
     clip_text=dataclasses.replace(
-        TINY.clip_text, vocab_size=TOKENIZER.vocab_size, max_positions=24
+        TINY.clip_text, vocab_size=TOKENIZER.vocab_size, max_positions=30
     ),
     decoder=dataclasses.replace(TINY.decoder, num_queries=12, num_layers=2),
 )

@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_is_named():
         task.check_records("segmentation", [record, other])
     with pytest.raises(ValueError, match=r"the first one, 'c', has none"):
         task.check_records("segmentation", [SimpleNamespace(key="c", labels=())])
-    with pytest.raises(ValueError, match=r"the text .* has \d+ tokens; expected at most 24"):
+    with pytest.raises(ValueError, match=r"the text .* has \d+ tokens; expected at most 30"):
         task.read_classes(segmenter(), ("x" * 90,), TOKENIZER)
     with pytest.raises(RuntimeError, match="read_classes"):
         next(task.branches(segmenter(), batch(1, (1,)), Draw(seed=0, number=0)))

@@ -69,6 +69,19 @@ class PhraseTexts(NamedTuple):
     ids: Tensor
     #: (B,) int64: number of phrases of each image.
     per_image: Tensor
+    #: Least number of tokens g that the distinct phrases of an image are padded to.
+    least_tokens: int = 0
+
+    def distinct(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (n, L, D) tokens and (n, L) masks of the distinct phrases of each image."""
+        counts, found = self.per_image.tolist(), []
+        for tokens, mask, ids in zip(
+            self.tokens.split(counts), self.mask.split(counts), self.ids.split(counts), strict=True
+        ):
+            same = ids[:, None] == ids
+            is_first = ~same.tril(-1).any(1)
+            found.append((tokens[is_first], mask[is_first]))
+        return found
 
 
 class MaskPrediction(NamedTuple):

@@ -110,15 +110,7 @@ def joined_tokens(phrases: PhraseTexts) -> Tensor:
 
     As published, zeros that pad an image's tokens take part in the decoder's attention.
     """
-    counts = phrases.per_image.tolist()
-    rows = []
-    for tokens, mask, ids in zip(
-        phrases.tokens.split(counts),
-        phrases.mask.split(counts),
-        phrases.ids.split(counts),
-        strict=True,
-    ):
-        same = ids[:, None] == ids
-        is_first = ~same.tril(-1).any(1)
-        rows.append(tokens[is_first][mask[is_first]])
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    rows = [tokens[mask] for tokens, mask in phrases.distinct()]
+    joined = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    missing = max(0, phrases.least_tokens - joined.shape[1])
+    return torch.nn.functional.pad(joined, (0, 0, 0, missing))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
+from fiber.losses.distributed import all_rank_max
 from fiber.losses.itc import text_fingerprints
 from fiber.losses.point_sampling import seeded_points
 from fiber.losses.region_text import have_all, unit
@@ -23,6 +24,7 @@ from fiber.losses.segmentation import (
     phrase_losses,
 )
 from fiber.messages import shown
+from fiber.models.abilities import need_ability
 from fiber.models.features import PhraseTexts
 from fiber.models.registry import build_empty
 from fiber.tasks.segmentation.ability import ReadsClassNames, TrainsMasks
@@ -82,6 +84,9 @@ class _Asked(NamedTuple):
         """Encode phrases."""
         encoded, ids = model.encode_text(*phrases.texts), text_fingerprints(*phrases.texts)
         texts = PhraseTexts(encoded.tokens, phrases.texts.text_mask, ids, phrases.per_image)
+        # Padding takes part in attention, so that of an image must not depend on its rank.
+        longest = max(int(mask.sum()) for _, mask in texts.distinct())
+        texts = texts._replace(least_tokens=all_rank_max(longest, ids.device))
         return cls(texts, encoded.vectors, model.scale())
 
 
@@ -113,6 +118,9 @@ class SegmentationTraining(TaskTraining):
     #: Texts of all classes and of the background, T of each in turn, and T.
     class_texts: Texts | None = None
     texts_per_class: int = 0
+
+    def check_model(self, model: Any) -> None:
+        need_ability(model, TrainsMasks, f"tasks.{self.task.name}", "mask")
 
     def check_records(self, name: str, records: RecordSet) -> None:
         labels = records[0].labels
