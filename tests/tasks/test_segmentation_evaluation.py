@@ -194,6 +194,15 @@ def test_two_processes_have_the_metrics_of_one(kind, records):
     assert again.predictions == alone.predictions
 
 
+def test_options_of_classes(records):
+    again = run("semantic", records, classes=list(NAMES))
+    assert again.metrics == run("semantic", records).metrics
+    with pytest.raises(ValueError, match="got 1 classes that are names, expected 3"):
+        run("panoptic", records, classes=["red"])
+    with pytest.raises(ValueError, match="classes_per_prompt is 4"):
+        run("panoptic", records, classes_per_prompt=4)
+
+
 def test_bad_records_are_named(records):
     other = dataclasses.replace(records[1], labels=("a",))
     with pytest.raises(ValueError, match="'generated/0' and 'generated/1' have different labels"):

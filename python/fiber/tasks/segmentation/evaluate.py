@@ -244,8 +244,25 @@ def _ready(context: EvalContext, names: Sequence[str]) -> tuple[FindsMasks, Tens
     """Return the network, and the vectors of the classes and of the background: (K + 1, D).
 
     Names are those of `context.classes`, if given.
+
+    Raises:
+        ValueError: if their number is wrong, or one has words around the name, or there is a number
+            of classes for a prompt, which such networks do not have.
     """
     network = context.able(FindsMasks, ASKED, "mask")
+    if context.classes_per_prompt is not None:
+        raise ValueError(
+            f"classes_per_prompt is {context.classes_per_prompt}; expected None: each class has"
+            " texts of its own"
+        )
+    if context.classes is not None:
+        given = [name for name in context.classes if isinstance(name, str)]
+        if len(given) != len(names) or len(context.classes) != len(names):
+            raise ValueError(
+                f"got {len(given)} classes that are names, expected {len(names)}, one for each"
+                f" class of the data: {', '.join(names)[:200]}"
+            )
+        names = given
     prompts, inputs = network.class_prompts(names), _inputs(context)
     texts = [text for own in prompts for text in own]
     found = []
