@@ -276,8 +276,9 @@ TRAINING = (
     Mistake(
         "targets of tokens normalized",
         _REGION_TEXT,
-        "soft_cross_entropy(logits.T, targets.T).mean()",
-        "soft_cross_entropy(logits.T, targets.T / targets.T.sum(1, keepdim=True)).mean()",
+        "to_region = soft_cross_entropy(logits.T, targets.T).mean()",
+        "weights = targets.T / targets.T.sum(1, keepdim=True)\n"
+        "    to_region = soft_cross_entropy(logits.T, weights).mean()",
     ),
     Mistake(
         "captions divided by their tokens",
