@@ -8,6 +8,7 @@
 // Some functions are used only by the bindings.
 #![cfg_attr(not(feature = "python"), allow(dead_code))]
 
+pub mod assignment;
 pub mod attention;
 pub mod boxes;
 pub mod cpu_features;

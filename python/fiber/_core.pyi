@@ -791,6 +791,16 @@ def mirror_words(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Swap "left" and "right" (also in compounds) in a text, and shift its code point spans."""
 
+def linear_sum_assignment(costs: np.ndarray) -> Buffer:
+    """Assign rows to columns of a float64 (rows, columns) matrix at the least total cost.
+
+    Return (2, n) int64 indices of rows, ascending, and of their columns; n is the fewer of both. Of
+    equal totals, the choice is that of `scipy.optimize.linear_sum_assignment`.
+
+    Raises:
+        ValueError: if a cost is NaN or negative infinity, or every assignment has an infinite cost.
+    """
+
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
     """Return a random integer in [0, bound), determined by the other arguments."""
 

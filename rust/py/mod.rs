@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod arrays;
+mod assignment;
 mod attention;
 mod boxes;
 mod color_jitter;
@@ -57,6 +58,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(attention::cross_attention, module)?)?;
     module.add_function(wrap_pyfunction!(
         attention::cross_attention_backward,
+        module
+    )?)?;
+    module.add_function(wrap_pyfunction!(
+        assignment::linear_sum_assignment,
         module
     )?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;

@@ -13,6 +13,7 @@ from tests.parity.__main__ import files_not_compared
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import xdecoder_tolerances
 from tests.parity.xdecoder_case import XDecoderCase
+from tests.parity.xdecoder_losses import compare_groups, compare_losses
 
 #: What is compared of a whole model.
 GROUPS = {
@@ -20,6 +21,7 @@ GROUPS = {
     *("attention masks", "segmentation", "final masks", "phrases", "phrases (bits)"),
     *("segments", "panoptic pixels", "instances", "instances (integers)", "instances (bits)"),
     *("ids (integers)", "retrieval", "captions", "caption states"),
+    *("training tensors", "matchings", "losses", "gradients"),
 }
 
 
@@ -82,10 +84,10 @@ def test_flipped_bits_are_counted(case, model):
     own = [each.clone() for each in bits]
     own[2][:40] ^= True
     comparison = Comparison("flipped")
-    xdecoder._compare_bits(comparison, case, "seg", own, bits)
+    xdecoder.compare_bits(comparison, case, "seg", own, bits)
     (failure,) = comparison.groups["attention masks"].failures
     assert failure.startswith("seg: error")
-    xdecoder._compare_bits(comparison, case, "seg", own[:3], bits)
+    xdecoder.compare_bits(comparison, case, "seg", own[:3], bits)
     assert "masks of other sizes" in comparison.groups["attention masks"].failures[1]
 
 
@@ -126,9 +128,10 @@ def test_weights_of_an_unknown_deviation():
 def test_post_processing_equals_and_names_what_waits():
     comparison = xdecoder.compare_post(XDECODER / "post.json")
     assert comparison.ok, str(comparison)
-    assert {name.split(".")[0] for name in comparison.set_aside} == {"metrics", "unit", "sizes"}
+    assert set(comparison.set_aside) == {"sizes"}
     counts = {name: group.count for name, group in comparison.groups.items()}
-    assert counts == {"segments": 3, "post-processing": 9, "post-processing (integers)": 7}
+    own = {"segments": 3, "post-processing": 9, "post-processing (integers)": 7}
+    assert counts == own | {"losses": 7, "metrics": 17}
 
 
 def test_every_changed_output_of_post_processing_is_found(tmp_path):
@@ -142,3 +145,55 @@ def test_every_changed_output_of_post_processing_is_found(tmp_path):
     save_file(tensors, tmp_path / "post.safetensors")
     comparison = xdecoder.compare_post(tmp_path / "post.json")
     assert changed_names(comparison) == set(outputs)
+
+
+def test_parameter_groups_equal():
+    comparison = compare_groups(XDECODER / "focalt_param_groups.json")
+    assert comparison.ok, str(comparison)
+    counts = {name: group.count for name, group in comparison.groups.items()}
+    assert counts == {"learning rates": 724, "decay": 724}
+
+
+def test_every_changed_parameter_group_is_found(tmp_path):
+    content = json.loads((XDECODER / "focalt_param_groups.json").read_text())
+    groups = content["groups"]
+    groups["backbone_proj"][0] *= 10
+    groups["backbone.norm0.weight"][1] = 0.05
+    groups["unheard"] = groups.pop("backbone.norm1.weight")
+    (tmp_path / "groups.json").write_text(json.dumps(content))
+    comparison = compare_groups(tmp_path / "groups.json")
+    changed = {"backbone_proj", "backbone.norm0.weight"}
+    lacking = {"unheard is not trained", "backbone.norm1.weight is trained"}
+    assert changed_names(comparison) == changed | lacking
+
+
+def test_every_changed_part_of_training_is_found(tmp_path, case, model):
+    for path in XDECODER.glob("micro*"):
+        shutil.copy(path, tmp_path / path.name)
+    path = tmp_path / "micro_losses.json"
+    content = json.loads(path.read_text())
+    scalars = content["scalars"]
+    scalars["raw"]["loss_mask_bce_1"] *= 1.001
+    scalars["weighted"]["loss_caption_2"] *= 1.001
+    scalars["raw"]["loss_caption_3"] = 0.5
+    del scalars["raw"]["loss_grounding_ce_0"]
+    scalars["total"] *= 1.001
+    pair = scalars["matcher"]["grounding"][2][1]
+    pair[0] = pair[0][::-1]
+    scalars["matcher"]["default"].pop()
+    scalars["unheard"] = 1.0
+    path.write_text(json.dumps(content))
+    gradients = tmp_path / "micro_grad_l2.json"
+    content = json.loads(gradients.read_text())
+    content["backbone_proj"][0] *= 1.01
+    content["backbone.norm0.weight"][1] += content["backbone.norm0.weight"][0]
+    content["unheard"] = content.pop("backbone.norm0.bias")
+    gradients.write_text(json.dumps(content))
+    comparison = Comparison("changed")
+    compare_losses(comparison, XDecoderCase(tmp_path / "micro.json"), model)
+    assert changed_names(comparison) == {
+        *("losses.loss_mask_bce_1", "losses.weighted.loss_caption_2", "losses.loss_caption_3"),
+        *("loss_grounding_ce_0 was not recorded", "losses.total", "unheard was not compared"),
+        *("grounding of layer 2", "default"),
+        *("backbone_proj", "backbone.norm0.weight (sum)", "unheard", "backbone.norm0.bias"),
+    }

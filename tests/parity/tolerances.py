@@ -242,6 +242,15 @@ XDECODER: dict[float, XDecoderTolerances] = {
 XDECODER_POST = 1e-6
 
 
+#: Metrics of masks, relative: those of phrases were recorded from float32 numbers.
+METRICS = 1e-6
+
+#: Losses and norms of gradients, relative (README, Suggested tolerances): a second implementation
+#: has the losses of micro within 5.6e-6. Norms below this share of the largest one are compared
+#: as if they had that size.
+XDECODER_LOSSES, XDECODER_GRADIENTS, XDECODER_SMALL_GRADIENT = 1e-4, 1e-3, 1e-5
+
+
 def xdecoder_tolerances(config: dict[str, Any]) -> XDecoderTolerances:
     """Look up the class of a recorded case by its config, never by its name.
 

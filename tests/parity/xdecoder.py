@@ -8,7 +8,7 @@ one of the caption of a region.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,24 +23,25 @@ from fiber.models.xdecoder.pixel_decoder import sine_positions
 from fiber.models.xdecoder.segmenter import XDecoder, join_tokens, retrieval_scores
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import ABSOLUTE_MAXIMA, WEIGHT_RULE
-from tests.parity.xdecoder_case import NOT_DRAWN, XDecoderCase, compare_tensors
+from tests.parity.xdecoder_case import NOT_DRAWN, XDecoderCase, compare_bits, compare_tensors
+from tests.parity.xdecoder_losses import compare_groups, compare_losses
 from tests.parity.xdecoder_post import compare_outputs, compare_post, final_size
 from tests.parity.xdecoder_runs import exact_bits, on_bits, recorded, recorded_bits
 from tests.parity.xdecoder_texts import compare_texts
 
 #: Ends of the names of files beside a case: what is read, and what is not an output of the model.
-READ_COMPANIONS = ("_weights_check.json",)
+READ_COMPANIONS = ("_weights_check.json", "_losses.json", "_losses.safetensors", "_grad_l2.json")
 NEVER_COMPARED_COMPANIONS = ("_mutations.json",)
-UNIT_FILES = {"texts.json": compare_texts, "post.json": compare_post}
+UNIT_FILES = {
+    "texts.json": compare_texts,
+    "post.json": compare_post,
+    "focalt_param_groups.json": compare_groups,
+}
 READ_UNIT_FILES = ("post.safetensors",)
 SECTIONS: dict[str, Callable[[Path], Comparison]] = {}
 #: Ends of the names of files that no comparison reads yet, and what each waits for.
 PENDING_FILES = {
     "classes.json": "the evaluation of the published class lists",
-    "_losses.json": "losses and matching",
-    "_losses.safetensors": "losses and matching",
-    "_grad_l2.json": "losses and matching",
-    "_param_groups.json": "the parameter groups of training",
 }
 #: Recorded numbers that are no output of the model (README, Never compared; Inputs).
 _NOTES = ("margin.", "caption.margin", "caption_region.margin", "seconds", "torch")
@@ -72,7 +73,10 @@ def compare_case(path: Path) -> Comparison:
         if case.is_backbone:
             _compare_backbone(comparison, case)
         else:
-            _compare_model(comparison, case, case.model())
+            model = case.model()
+            _compare_model(comparison, case, model)
+            if path.with_name(f"{case.name}_losses.json").exists():
+                compare_losses(comparison, case, model)
     names = (*case.records, *case.scalars)
     read = {*comparison.compared, *comparison.set_aside, *_SETTINGS}
     comparison.not_compared = sorted(
@@ -191,7 +195,7 @@ def _compare_segments(
     bits = recorded_bits(case, "seg")
     with recorded(model, "") as states, on_bits(model, bits) as own:
         predictions = model.decoder(memory)
-    _compare_bits(comparison, case, "seg", own, bits)
+    compare_bits(comparison, case, "seg", own, bits)
     found = run_predictions(model, memory, predictions, classes, "seg") | states
     compare_tensors(comparison, case, "segmentation", found, case.tolerances.tensors)
     logits = model.decoder.mask_logits(predictions[-1], memory, slice(None))
@@ -213,7 +217,7 @@ def _compare_phrases(
     bits = recorded_bits(case, "ground")
     with recorded(model, "ground.") as states, on_bits(model, bits) as own:
         predictions = model.decoder.refer(memory, tokens)
-    _compare_bits(comparison, case, "ground", own, bits)
+    compare_bits(comparison, case, "ground", own, bits)
     found = run_predictions(model, memory, predictions, classes, "ground") | states
     with on_bits(model, bits):
         answer = model.phrase_masks(memory, texts, tokens)
@@ -223,24 +227,6 @@ def _compare_phrases(
     found["ground.mask"] = final > 0
     compare_tensors(comparison, case, "phrases", found, case.tolerances.phrases)
     _compare_ids(comparison, case, "ground.matched_query", rows[0])
-
-
-def _compare_bits(
-    comparison: Comparison,
-    case: XDecoderCase,
-    prefix: str,
-    own: Sequence[Tensor],
-    bits: Sequence[Tensor],
-) -> None:
-    """Compare the attention masks of a pass with recorded or exact ones, all bits together."""
-    names = [f"{prefix}.pred{number}.attn_mask" for number in range(len(own))]
-    comparison.compared |= set(names)
-    group = comparison.group("attention masks", case.tolerances.bits)
-    if [each.numel() for each in own] != [each.numel() for each in bits]:
-        group.add(f"{prefix}: {len(own)} masks of other sizes", float("nan"))
-        return
-    wrong = sum((a.flatten() != b.flatten()).sum().item() for a, b in zip(own, bits, strict=True))
-    group.add(prefix, wrong / sum(each.numel() for each in bits))
 
 
 def _compare_ids(comparison: Comparison, case: XDecoderCase, name: str, ours: Tensor) -> None:
@@ -285,7 +271,7 @@ def _compare_captions(
     region, steps, start = region_of(case, prefix), case.caption_steps, case.start_id
     with on_bits(model, bits) as own:
         written = greedy_captions(model, memory, start_id=start, region=region, steps=steps)
-    _compare_bits(comparison, case, prefix, own, bits)
+    compare_bits(comparison, case, prefix, own, bits)
     # As recorded, what is not written yet is the start.
     ids = torch.full((len(numbers), model.config.max_tokens), start)
     ids[:, 1 : steps + 1] = written

@@ -45,6 +45,7 @@ class XDecoderCase:
     """What `<name>.json` and its companions hold.
 
     Attributes:
+        path: of the settings.
         config: the recorded settings.
         records: per recorded tensor its shape, stride and absolute maximum.
         scalars: recorded numbers, ids and segments.
@@ -53,6 +54,7 @@ class XDecoderCase:
 
     def __init__(self, path: Path) -> None:
         content = json.loads(path.read_text())
+        self.path = path
         self.name = path.stem
         self.config: dict[str, Any] = content["config"]
         self.records: dict[str, dict[str, Any]] = content["tensors"]
@@ -236,3 +238,21 @@ def compare_tensors(
         # Without maxima, errors are absolute below 1 and relative above.
         absmax = record.get("absmax", stored.double().abs().max().item())
         comparison.tensor(group, name, ours, stored, allowed, absmax)
+
+
+def compare_bits(
+    comparison: Comparison,
+    case: XDecoderCase,
+    prefix: str,
+    own: Sequence[Tensor],
+    bits: Sequence[Tensor],
+) -> None:
+    """Compare the attention masks of a pass with recorded or exact ones, all bits together."""
+    names = [f"{prefix}.pred{number}.attn_mask" for number in range(len(own))]
+    comparison.compared |= set(names)
+    group = comparison.group("attention masks", case.tolerances.bits)
+    if [each.numel() for each in own] != [each.numel() for each in bits]:
+        group.add(f"{prefix}: {len(own)} masks of other sizes", float("nan"))
+        return
+    wrong = sum((a.flatten() != b.flatten()).sum().item() for a, b in zip(own, bits, strict=True))
+    group.add(prefix, wrong / sum(each.numel() for each in bits))

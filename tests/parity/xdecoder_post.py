@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fiber.metrics.regions import (
+    PRECISION_THRESHOLDS,
+    SemanticCounts,
+    phrase_areas,
+    phrase_mask_metrics,
+)
 from fiber.models.xdecoder.pixel_decoder import sine_positions
 from fiber.postprocess.masks import (
     Panoptic,
@@ -20,8 +27,9 @@ from fiber.postprocess.masks import (
     semantic_scores,
 )
 from tests.parity.comparison import Comparison
-from tests.parity.tolerances import XDECODER_POST
+from tests.parity.tolerances import METRICS, XDECODER_POST
 from tests.parity.xdecoder_case import XDecoderCase, compare_tensors
+from tests.parity.xdecoder_losses import compare_units
 
 #: Thresholds of the recorded maps, by the end of their names: of the score and of the overlap.
 _THRESHOLDS = {"": (0.8, 0.8), "_0.3_0.02": (0.3, 0.02), "_0.5_0.1": (0.5, 0.1)}
@@ -29,8 +37,6 @@ _THRESHOLDS = {"": (0.8, 0.8), "_0.3_0.02": (0.3, 0.02), "_0.5_0.1": (0.5, 0.1)}
 _INSTANCE_MASKS = 12
 #: What waits in post.json, by the start of the name.
 _PENDING = {
-    "metrics.": "metrics of masks",
-    "unit.": "losses and matching",
     "sizes": "the transforms of segmentation",
 }
 
@@ -131,6 +137,8 @@ def compare_post(path: Path) -> Comparison:
         absmax = record.get("absmax", 1.0)
         comparison.tensor("post-processing", name, ours, recorded, XDECODER_POST, absmax)
     comparison.compared |= {"post.low", "post.class_logits"}
+    compare_units(comparison, records, stored, content["scalars"])
+    _compare_metrics(comparison, records, stored, content["scalars"])
     for name in sorted({*records, *content["scalars"]} - comparison.compared):
         waits = next((why for start, why in _PENDING.items() if name.startswith(start)), None)
         if waits is None:
@@ -138,3 +146,56 @@ def compare_post(path: Path) -> Comparison:
         else:
             comparison.set_aside[name] = f"waits for {waits}"
     return comparison
+
+
+def _compare_metrics(
+    comparison: Comparison,
+    records: dict[str, Any],
+    stored: dict[str, Tensor],
+    scalars: dict[str, Any],
+) -> None:
+    """Compare metrics of crafted masks of phrases and of a semantic map; recorded in percent."""
+
+    def given(name: str) -> NDArray[Any]:
+        comparison.compared.add(name)
+        value, record = stored[name].numpy(), records[name]
+        if record.get("packed"):
+            value = np.unpackbits(value)[: int(np.prod(record["shape"]))].astype(bool)
+        return value.reshape(record["shape"])
+
+    masks = zip(given("metrics.ref.prediction"), given("metrics.ref.truth"), strict=True)
+    found = phrase_mask_metrics([phrase_areas(own, real) for own, real in masks])
+    ours = {"cIoU": found["ciou"], "mIoU": found["miou"]}
+    ours |= {f"precision@{at}": found[f"precision_at_{at}"] for at in PRECISION_THRESHOLDS}
+    _compare_numbers(comparison, "metrics.ref", ours, scalars["metrics.ref"])
+    theirs = dict(scalars["metrics.sem"])
+    counts = SemanticCounts(theirs.pop("classes"))
+    truth = given("metrics.sem.truth")
+    counts.add(given("metrics.sem.prediction"), truth, theirs.pop("ignore"))
+    by_class = theirs.pop("iou")
+    found = counts.metrics()
+    names = {
+        "mIoU": "published_miou",
+        "fwIoU": "frequency_iou",
+        "mACC": "accuracy",
+        "pACC": "pixel_accuracy",
+    }
+    ours = {theirs: found[own] for theirs, own in names.items()}
+    _compare_numbers(comparison, "metrics.sem", ours, theirs)
+    for label, (own, expected) in enumerate(zip(counts.iou_by_class(), by_class, strict=True)):
+        name = f"metrics.sem.iou of class {label}"
+        if expected is None:
+            comparison.group("metrics", METRICS).add(name, float(not np.isnan(own)))
+        else:
+            comparison.number("metrics", name, float(own), expected, METRICS)
+
+
+def _compare_numbers(
+    comparison: Comparison, name: str, ours: dict[str, float], recorded: dict[str, float]
+) -> None:
+    comparison.compared.add(name)
+    for key in sorted({*ours, *recorded}):
+        if key not in ours or key not in recorded:
+            comparison.group("metrics", METRICS).add(f"{name}.{key}: in one of both", float("nan"))
+            continue
+        comparison.number("metrics", f"{name}.{key}", 100 * ours[key], recorded[key], METRICS)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -109,8 +110,14 @@ def recorded_bits(case: XDecoderCase, prefix: str) -> list[Tensor]:
     return [case.stored(name) for name in names if name in case.records]
 
 
-def exact_bits(model: XDecoder, images: Tensor) -> list[Tensor]:
-    """Compute the attention masks of images in float64; those of captions were not recorded."""
+@torch.no_grad()
+def exact_bits(model: XDecoder, images: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
+    """Compute the attention masks of images in float64, with tokens those of the pass with phrases.
+
+    Those of captions and of training were not recorded.
+    """
     double = copy.deepcopy(model).double()
-    predictions = double.decoder(double.read_image(images.double()))
+    memory = double.read_image(images.double())
+    refer = None if tokens is None else tokens.double()
+    predictions = double.decoder(memory) if refer is None else double.decoder.refer(memory, refer)
     return [each.hidden for each in predictions if each.hidden is not None]

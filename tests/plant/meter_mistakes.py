@@ -39,7 +39,7 @@ _IMAGE_TEXT = "python/fiber/models/meter/image_text.py"
 _INFER = "python/fiber/models/meter/infer_config.py"
 _KEYS = "python/fiber/models/meter/keys.py"
 _PREPROCESS = "python/fiber/models/meter/preprocess.py"
-_GROUPS = "python/fiber/training/optim/parameter_groups.py"
+_GROUPS = "python/fiber/models/meter/parameter_parts.py"
 _BUILD = "python/fiber/training/optim/build.py"
 _MASKING = "rust/tokenizer/masking/positions.rs"
 _RANKING = "python/fiber/tasks/ranking/fields.py"
@@ -295,20 +295,21 @@ FURTHER = (
     Mistake(
         "norms of CLIP's blocks not decayed",
         _GROUPS,
-        "        or _CLIP_BLOCK_NORMS.fullmatch(name) is not None\n",
+        '    "backbone.image.blocks.*.attention_norm.weight": True,\n'
+        '    "backbone.image.blocks.*.mlp_norm.weight": True,\n',
         "",
     ),
     Mistake(
         "ln_pre and ln_post not decayed",
         _GROUPS,
-        '    "image.first_norm.weight",\n    "image.last_norm.weight",\n',
+        '    "*image.first_norm.weight": True,\n    "*image.last_norm.weight": True,\n',
         "",
     ),
     Mistake(
         "token types with the cross lr",
         _GROUPS,
-        '"token_types": "encoder"',
-        '"token_types": "cross_modal"',
+        '"backbone.token_types": "encoder"',
+        '"backbone.token_types": "cross_modal"',
     ),
     Mistake(
         "PyTorch's AdamW",

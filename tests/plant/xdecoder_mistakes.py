@@ -1,6 +1,6 @@
 """Mistakes in X-Decoder: those of the recorded `micro_mutations.json` by their names, and others.
 
-Surprises of the published code (S1 to S12) are planted as their repaired form.
+Surprises of the published code (S1 to S13) are planted as their repaired form.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from tests.plant.mistakes import Check, Mistake
 
 #: The comparison with each recorded case.
-MICRO, FOCAL_L, POST = (
+MICRO, FOCAL_L, POST, GROUPS = (
     Check(f"xdecoder {case}", ("tests/parity/test_xdecoder.py", "-k", names))
     for case, names in (
         ("micro", "test_the_committed_case_equals and micro and not focall"),
         ("focall", "test_the_committed_case_equals and focall"),
         ("post", "test_post_processing_equals"),
+        ("groups", "test_parameter_groups_equal"),
     )
 )
 #: Tests of the family's files.
@@ -30,6 +31,14 @@ _CLASSES = "python/fiber/models/xdecoder/class_texts.py"
 _INFER = "python/fiber/models/xdecoder/infer_config.py"
 _MASKS = "python/fiber/ops/masks.py"
 _POST = "python/fiber/postprocess/masks.py"
+_TRAINING = "python/fiber/models/xdecoder/training.py"
+_PARTS = "python/fiber/models/xdecoder/parameter_parts.py"
+_POINTS = "python/fiber/losses/point_sampling.py"
+_MATCHING = "python/fiber/losses/mask_matching.py"
+_MASK_LOSSES = "python/fiber/losses/mask_losses.py"
+_REGION_TEXT = "python/fiber/losses/region_text.py"
+_LOSSES = "python/fiber/losses/segmentation.py"
+_REGIONS = "python/fiber/metrics/regions.py"
 
 #: Recorded in `micro_mutations.json` or in the README's table. Padding is made by the caller of the
 #: network, so that mistake is one of the recorded case.
@@ -206,7 +215,145 @@ OTHERS = (
     ),
 )
 
-XDECODER = RECORDED + OTHERS
+#: In training and metrics.
+TRAINING = (
+    Mistake(
+        "points by corners of pixels",
+        _POINTS,
+        "F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)",
+        "F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=True)",
+    ),
+    Mistake("points where a mask is most certain", _POINTS, "(-certainty).topk", "certainty.topk"),
+    Mistake(
+        "half of the points uncertain",
+        _POINTS,
+        "OVERSAMPLING, UNCERTAIN_SHARE = 3, 0.75",
+        "OVERSAMPLING, UNCERTAIN_SHARE = 3, 0.5",
+    ),
+    Mistake(
+        "phrases matched by a softmax over phrases",
+        _MATCHING,
+        "return -wide(similarity).softmax(0)",
+        "return -wide(similarity).softmax(1)",
+    ),
+    Mistake(
+        "matching weight of the class",
+        _MATCHING,
+        "label: float = 2.0",
+        "label: float = 1.0",
+    ),
+    Mistake("dice without smoothing", _MASK_LOSSES, "DICE_SMOOTHING = 1.0", "DICE_SMOOTHING = 0.0"),
+    Mistake(
+        "background weighed as classes",
+        _MASK_LOSSES,
+        "BACKGROUND_WEIGHT = 0.1",
+        "BACKGROUND_WEIGHT = 1.0",
+    ),
+    Mistake(
+        "queries without a mask learn from texts",
+        _LOSSES,
+        "found = prediction.vectors[image][free].detach()",
+        "found = prediction.vectors[image][free]",
+    ),
+    Mistake(
+        "class names weighed as expressions",
+        _LOSSES,
+        "EXPRESSION_WEIGHT, CLASS_NAME_WEIGHT = 2.0, 0.5",
+        "EXPRESSION_WEIGHT, CLASS_NAME_WEIGHT = 2.0, 2.0",
+    ),
+    Mistake(
+        "directions of contrasts exchanged",
+        _REGION_TEXT,
+        "TO_TEXT, TO_REGION = 0.7, 0.3",
+        "TO_TEXT, TO_REGION = 0.3, 0.7",
+    ),
+    Mistake(
+        "tokens not weighted by position",
+        _REGION_TEXT,
+        "positions = text_mask.cumsum(1) * text_mask",
+        "positions = text_mask.long()",
+    ),
+    Mistake(
+        "targets of tokens normalized",
+        _REGION_TEXT,
+        "to_region = soft_cross_entropy(logits.T, targets.T).mean()",
+        "weights = targets.T / targets.T.sum(1, keepdim=True)\n"
+        "    to_region = soft_cross_entropy(logits.T, weights).mean()",
+    ),
+    Mistake(
+        "captions divided by their tokens",
+        _REGION_TEXT,
+        "(all_rank_sum(is_target.sum()) + 1)",
+        "all_rank_sum(is_target.sum())",
+    ),
+    Mistake(
+        "equal phrases apart",
+        _REGION_TEXT,
+        "targets = targets @ (is_same / is_same.sum(1, keepdim=True))",
+        "targets = targets",
+    ),
+    Mistake(
+        "states of phrases with a gradient",
+        _DECODER,
+        "torch.cat((states, tokens.detach()), 1)",
+        "torch.cat((states, tokens), 1)",
+    ),
+    Mistake(
+        "states of captions with a gradient",
+        _DECODER,
+        "torch.cat((states, caption_tokens.detach()), 1)",
+        "torch.cat((states, caption_tokens), 1)",
+    ),
+    Mistake(
+        "tokens of equal phrases twice",
+        "python/fiber/models/features.py",
+        "is_first = ~same.tril(-1).any(1)",
+        "is_first = same.any(1)",
+    ),
+    Mistake(
+        "S10: padding of phrases is hidden",
+        _TRAINING,
+        "decoder.refer(memory, tokens)",
+        "decoder.refer(memory, tokens, tokens.abs().sum(-1) > 0)",
+    ),
+    Mistake(
+        "S13: no decay of biases",
+        _PARTS,
+        '    "*": True,',
+        '    "*bias": False,\n    "*": True,',
+        GROUPS,
+    ),
+    Mistake(
+        "S13: no decay of the text encoder's norms",
+        _PARTS,
+        '    "backbone.text.*": True,\n',
+        '    "*norm.weight": False,\n    "backbone.text.*": True,\n',
+        GROUPS,
+    ),
+    Mistake(
+        "S13: the projection of images at the full rate",
+        _PARTS,
+        '"image_projection": "encoder"',
+        '"image_projection": "head"',
+        GROUPS,
+    ),
+    Mistake(
+        "mIoU over the true classes",
+        _REGIONS,
+        "float(iou.sum() / ((true + found) > 0).sum())",
+        "float(iou.mean())",
+        POST,
+    ),
+    Mistake(
+        "phrases by intersection over prediction",
+        _REGIONS,
+        "return both, int(np.count_nonzero(own)) + int(np.count_nonzero(real)) - both",
+        "return both, int(np.count_nonzero(own))",
+        POST,
+    ),
+)
+
+XDECODER = RECORDED + OTHERS + TRAINING
 
 #: Surprises of the specification (section 6) that no change of this network makes.
 NOT_PLANTED = {
@@ -215,10 +362,8 @@ NOT_PLANTED = {
     "S7": "the background is part of the class vectors; there is no head to set",
     "S8": "no template is drawn at random",
     "S9": "padding is given by the caller, as planted in 'padding pixels 0'",
-    "S10": "the padding of phrases in training waits for the losses",
-    "S11": "texts are identified in training only",
+    "S11": "equal texts are told by their tokens; a salted hash cannot be planted",
     "S12": "both forms are planted: 'norm1 inside', 'norm after the sum'",
-    "S13": "parameter groups wait for training",
     "S14": "of the original's versions of NumPy and torch",
     "S15": "bits are compared on their own",
 }

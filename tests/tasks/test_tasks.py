@@ -25,6 +25,7 @@ STREAMS = {
     "caption": 4,
     "grounding": 5,
     "ranking": 6,
+    "segmentation": 7,
 }
 PLACES = {
     "IMAGE": 1,
@@ -127,7 +128,8 @@ def install(tmp_path, monkeypatch):
 
 def test_the_list_of_tasks():
     assert list(tasks.TASKS) == [
-        *("image_text", "question", "reasoning", "entailment", "ranking", "caption", "grounding")
+        *("image_text", "question", "reasoning", "entailment", "ranking", "caption", "grounding"),
+        "segmentation",
     ]
     assert list(all_tasks())[: len(tasks.TASKS)] == list(tasks.TASKS)
     for name in tasks.TASKS:

@@ -7,7 +7,7 @@ metric without ground-truth boxes is NaN; COCO's code reports -1.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -19,6 +19,8 @@ from fiber.metrics.boxes import as_boxes
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 #: COCO's limits on detections per image and class. Precision uses the last one.
 COCO_LIMITS = (1, 10, 100)
+#: What IoU is computed of: boxes, or masks.
+IouType = Literal["bbox", "segm"]
 #: Metric suffixes for the area ranges, in faster-coco-eval's order.
 SIZES = ("small", "medium", "large")
 
@@ -99,7 +101,20 @@ def average_precision(
             area=areas,
         )
     images = [{"id": image} for image in range(len(truths))]
-    curves = coco_curves(images, range(len(numbers)), annotations, results, limits=COCO_LIMITS)
+    return coco_metrics(images, len(numbers), annotations, results)
+
+
+def coco_metrics(
+    images: list[dict[str, Any]],
+    num_classes: int,
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    iou_type: IouType = "bbox",
+) -> dict[str, float]:
+    """Compute the metrics of `average_precision` from `coco_entries` with category ids from 0."""
+    curves = coco_curves(
+        images, range(num_classes), annotations, results, limits=COCO_LIMITS, iou_type=iou_type
+    )
     metrics = mean_ap(curves.precision)
     for index, limit in enumerate(COCO_LIMITS):
         metrics[f"ar_at_{limit}"] = nan_mean(curves.recall[:, :, 0, index])
@@ -118,18 +133,20 @@ def coco_curves(
     limits: Sequence[int],
     thresholds: Sequence[float] = COCO_THRESHOLDS,
     lvis_style: bool = False,
+    iou_type: IouType = "bbox",
 ) -> Curves:
     """Run faster-coco-eval on `coco_entries` of ground truth and detections.
 
     `limits` (maximum detections per image and class) and `category_ids` are ascending. With
     `lvis_style`, images list their verified classes; detections of unverified classes and false
-    positives of non-exhaustively annotated ones are ignored.
+    positives of non-exhaustively annotated ones are ignored. With `iou_type` "segm", images have
+    `height` and `width`, and entries `segmentation`.
     """
     # LVIS mode requires a frequency; the caller averages over class groups itself.
     categories = [{"id": number, "frequency": "f"} for number in category_ids]
     truth = {"images": images, "categories": categories, "annotations": annotations}
     evaluation = COCOeval_faster(
-        COCO(truth), COCO({**truth, "annotations": results}), "bbox", lvis_style=lvis_style
+        COCO(truth), COCO({**truth, "annotations": results}), iou_type, lvis_style=lvis_style
     )
     evaluation.params.iouThrs = np.asarray(thresholds, dtype=np.float64)
     evaluation.params.maxDets = list(limits)
@@ -148,7 +165,7 @@ def coco_entries(
     boxes_xyxy: NDArray[np.float64],
     *,
     first_id: int = 1,
-    **columns: NDArray,
+    **columns: NDArray[Any],
 ) -> list[dict[str, Any]]:
     """Build COCO annotation or result entries for N boxes in half-open pixel coordinates.
 

@@ -28,9 +28,12 @@ class Network(nn.Module):
     config: Any
     #: The encoders with their fusion.
     backbone: Any
-    #: Parts of modules by prefix, which choose learning rates, if their names are not those of this
-    #: package (`fiber.training.optim.parameter_groups`).
+    #: Part of each parameter by a prefix of its name, which chooses its learning rate; the first
+    #: prefix that fits counts.
     parts: ClassVar[Mapping[str, Part]] = {}
+    #: Whether the family's published code decays parameters, by pattern of names (* matches
+    #: anything), where it does not decay matrices only; the first pattern that fits counts.
+    published_decay: ClassVar[Mapping[str, bool]] = {}
 
 
 class CleanedText(Protocol):

@@ -59,6 +59,45 @@ class ImagePrefix(NamedTuple):
         )
 
 
+class PhraseTexts(NamedTuple):
+    """Features of the P phrases of B images, ordered by image."""
+
+    #: (P, L, D) of all tokens, and (P, L) bool, True = real token.
+    tokens: Tensor
+    mask: Tensor
+    #: (P,) int64, equal for equal phrases.
+    ids: Tensor
+    #: (B,) int64: number of phrases of each image.
+    per_image: Tensor
+    #: Least number of tokens g that the distinct phrases of an image are padded to.
+    least_tokens: int = 0
+
+    def distinct(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (n, L, D) tokens and (n, L) masks of the distinct phrases of each image."""
+        counts, found = self.per_image.tolist(), []
+        for tokens, mask, ids in zip(
+            self.tokens.split(counts), self.mask.split(counts), self.ids.split(counts), strict=True
+        ):
+            same = ids[:, None] == ids
+            is_first = ~same.tril(-1).any(1)
+            found.append((tokens[is_first], mask[is_first]))
+        return found
+
+
+class MaskPrediction(NamedTuple):
+    """Predictions of Q queries with a mask each, from one layer of a decoder."""
+
+    #: (B, Q, K + 1) logits of the classes and, last, of the background.
+    class_logits: Tensor
+    #: (B, Q, h, w).
+    mask_logits: Tensor
+    #: (B, Q, D) in the space of text vectors; not normalized.
+    vectors: Tensor
+    #: (B, R, h, w) and (B, R, D) of the rows that phrases are matched with; None without phrases.
+    phrase_mask_logits: Tensor | None = None
+    phrase_vectors: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class DetectorOutput:
     """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""

@@ -37,6 +37,7 @@ TASKS = {
     "ranking": "fiber.tasks.ranking.fields:TASK",
     "caption": "fiber.tasks.caption.fields:TASK",
     "grounding": "fiber.tasks.grounding.fields:TASK",
+    "segmentation": "fiber.tasks.segmentation.fields:TASK",
 }
 #: Group of entry points of other packages.
 GROUP = "fiber.tasks"

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fiber.config import preset
+from fiber.config import PRESETS, preset
+from fiber.config_io import to_dict
+from fiber.models.fiber.parameter_parts import COARSE_PARTS, FINE_PARTS
 from fiber.models.registry import build_model
 from fiber.training.config.run import OptimConfig
 from fiber.training.optim import (
@@ -40,22 +42,44 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model):
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_unknown_parameter_is_refused():
-    with pytest.raises(ValueError, match=r"'new_head\.weight' is not in"):
-        part_of("new_head.weight")
-
-
-def test_networks_of_other_packages_name_their_parts():
-    others = {"new_head": "head", "backbone.image.mixed": "cross_modal"}
-    assert part_of("new_head.weight", others) == "head"
-    assert part_of("backbone.image.mixed.weight", others) == "cross_modal"
-    assert part_of("backbone.image.mixed_too.weight", others) == "encoder"
-    with pytest.raises(ValueError, match=r"'new_head_too\.weight' is not in"):
-        part_of("new_head_too.weight", others)
+def test_networks_name_their_parts():
+    parts = {"new_head": "head", "backbone.mixed": "cross_modal", "backbone": "encoder"}
+    assert part_of("new_head.weight", parts) == "head"
+    assert part_of("backbone.mixed.weight", parts) == "cross_modal"
+    assert part_of("backbone.mixed_too.weight", parts) == "encoder"
+    with pytest.raises(ValueError, match=r"'new_head_too\.weight' is not in.*'new_head_too' to"):
+        part_of("new_head_too.weight", parts)
     network = torch.nn.ModuleDict({"new_head": torch.nn.Linear(2, 2, bias=False)})
-    network.parts = others
+    with pytest.raises(ValueError, match=r"'new_head\.weight' is not in"):
+        build_optimizer(network, OptimConfig())
+    network.parts = parts
     (group,) = build_optimizer(network, OptimConfig(head_lr_multiplier=7.0)).param_groups
     assert group["lr_factor"] == 7.0
+
+
+def test_networks_name_what_their_published_code_decays():
+    published = {"*.first.weight": False, "*": True}
+    matrix, vector = torch.empty(2, 2), torch.empty(2)
+    for optim in (OptimConfig(published_decay=True), OptimConfig(published_coarse=True)):
+        assert not is_decayed("head.first.weight", matrix, optim, published)
+        assert is_decayed("head.second.bias", vector, optim, published)
+        assert is_decayed("head.weight", matrix, optim) and not is_decayed("bias", vector, optim)
+    assert is_decayed("head.first.weight", matrix, OptimConfig(), published)
+    assert not is_decayed("head.second.bias", vector, OptimConfig(), published)
+
+
+def test_the_decay_of_runs_without_it_is_not_stored():
+    assert "published_decay" not in to_dict(OptimConfig())
+    assert to_dict(OptimConfig(published_decay=True))["published_decay"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_of_every_preset_have_a_part(name):
+    for config in (preset(name), preset(name, stage="fine")):
+        with torch.device("meta"):
+            network = build_model(config)
+        for parameter, _ in network.named_parameters():
+            part_of(parameter, network.parts)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +99,8 @@ def test_networks_of_other_packages_name_their_parts():
     ],
 )
 def test_parts(name, part):
-    assert part_of(name) == part
+    parts = FINE_PARTS if name.startswith("tower") else COARSE_PARTS
+    assert part_of(name, parts) == part
 
 
 def test_no_bias_norm_or_gate_is_decayed_by_default(model):
@@ -99,9 +124,11 @@ def test_no_bias_norm_or_gate_is_decayed_by_default(model):
 def test_factors_of_the_published_coarse_stage():
     config = OptimConfig(head_lr_multiplier=50.0, cross_modal_lr_multiplier=5.0)
     matrix, vector = torch.empty(2, 2), torch.empty(2)
-    assert factor_of("backbone.text.layers.0.mlp.0.weight", matrix, config) == 1
-    assert factor_of("backbone.fusion.1.text_to_image.output.bias", vector, config) == 5
-    assert factor_of("vqa_head.output.weight", matrix, config) == 50
+    assert factor_of("backbone.text.layers.0.mlp.0.weight", matrix, config, COARSE_PARTS) == 1
+    assert (
+        factor_of("backbone.fusion.1.text_to_image.output.bias", vector, config, COARSE_PARTS) == 5
+    )
+    assert factor_of("vqa_head.output.weight", matrix, config, COARSE_PARTS) == 50
 
 
 def test_factors_of_the_published_fine_stage():
@@ -122,7 +149,7 @@ def test_factors_of_the_published_fine_stage():
         ("head.box_deltas.weight", matrix): 1.0,
     }
     for (name, parameter), expected in names.items():
-        assert factor_of(name, parameter, config) == pytest.approx(expected), name
+        assert factor_of(name, parameter, config, FINE_PARTS) == pytest.approx(expected), name
 
 
 def test_decay_of_the_published_coarse_code():
@@ -131,7 +158,7 @@ def test_decay_of_the_published_coarse_code():
     differing = {
         name
         for name, parameter in coarse.named_parameters()
-        if is_decayed(name, parameter, OptimConfig(published_coarse=True))
+        if is_decayed(name, parameter, OptimConfig(published_coarse=True), coarse.published_decay)
         != is_decayed(name, parameter, OptimConfig())
     }
     pairs = coarse.config.fusion.num_fused_layers
@@ -202,7 +229,10 @@ def test_muon_takes_the_matrices_of_the_backbone(model):
 
 def test_gate_factor_multiplies_that_of_fusion():
     config = OptimConfig(cross_modal_lr_multiplier=5.0, gate_lr_multiplier=4.0)
-    assert factor_of("backbone.fusion.0.text_to_image.gate", torch.empty(1), config) == 20
+    assert (
+        factor_of("backbone.fusion.0.text_to_image.gate", torch.empty(1), config, COARSE_PARTS)
+        == 20
+    )
 
 
 def test_linear_schedule():

@@ -26,6 +26,7 @@ from fiber.models.architecture import Network
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
+from fiber.models.fiber.parameter_parts import FINE_PARTS
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import level_sizes, pyramid_anchors
 from fiber.ops.dropout import of_rows
@@ -100,6 +101,8 @@ class FiberDetector(Network):
     Raises:
         ValueError: if the config is not for the fine stage, or strides do not match the patch size.
     """
+
+    parts = FINE_PARTS
 
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()

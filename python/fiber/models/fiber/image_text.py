@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fiber.config import FiberConfig
 from fiber.models.features import BackboneOutput
 from fiber.models.fiber.backbone import Decoding, FiberBackbone
+from fiber.models.fiber.parameter_parts import COARSE_DECAY, COARSE_PARTS
 from fiber.models.image_text import Classifier, ImageTextModel, LanguageHead, Pooler
 from fiber.models.init import init_linear, standardize_output
 
@@ -34,6 +35,8 @@ class FiberImageText(ImageTextModel):
 
     #: Name of the first tensor that `init_embeddings` sets.
     embedding_weight = "itc_image_transform.weight"
+    parts = COARSE_PARTS
+    published_decay = COARSE_DECAY
 
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from fiber.models.image_text import Classifier, ImageTextModel, LanguageHead, Po
 from fiber.models.init import init_linear
 from fiber.models.meter.backbone import IMAGE, SECOND_IMAGE, MeterBackbone
 from fiber.models.meter.config import MeterConfig
+from fiber.models.meter.parameter_parts import DECAY, PARTS
 
 
 class MeterImageText(ImageTextModel):
@@ -24,6 +25,9 @@ class MeterImageText(ImageTextModel):
 
     Methods that need a missing head raise AttributeError.
     """
+
+    parts = PARTS
+    published_decay = DECAY
 
     def __init__(self, config: MeterConfig) -> None:
         super().__init__()

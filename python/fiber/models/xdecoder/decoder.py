@@ -58,7 +58,8 @@ class Prediction(NamedTuple):
     mask_embeddings: Tensor
     #: (B, R, N) of the map that the next layer reads; None after the last layer.
     hidden: Tensor | None
-    #: (B, L, D) states of caption tokens, of which their next tokens are predicted; or None.
+    #: (B, L, D) states of caption tokens, of which their next tokens are predicted; None from the
+    #: start states, and without captions.
     captions: Tensor | None = None
 
 
@@ -362,14 +363,15 @@ class XDecoderDecoder(nn.Module):
             positions: (B, R, D).
             hidden: mask of self-attention, over rows and tokens.
             tokens: (B, g, D) tokens that take part in self-attention only, with themselves as
-                positions in every layer.
+                positions in every layer. Their states get no gradient, their positions do, as
+                published.
             outside: where caption tokens may not look, for each map; empty if there are none.
             pasts: where each layer keeps keys and values.
         """
         rows = states.shape[1]
         count = self.num_queries if outside else rows
         if tokens is not None:
-            states = torch.cat((states, tokens), 1)
+            states = torch.cat((states, tokens.detach()), 1)
             positions = torch.cat((positions, tokens), 1)
         predictions = [self.predict(states[:, :count], memory, 0)]
         for number, layer in enumerate(cast("list[DecoderLayer]", list(self.layers))):
@@ -394,8 +396,9 @@ class XDecoderDecoder(nn.Module):
             )
             is_last = number == len(self.layers) - 1
             following = None if is_last else (number + 1) % NUM_LEVELS
-            predictions.append(self.predict(states[:, :count], memory, following))
-        if outside:
-            captions = self.norm(states[:, count:]) @ self.caption_projection
-            predictions[-1] = predictions[-1]._replace(captions=captions)
+            prediction = self.predict(states[:, :count], memory, following)
+            if outside:
+                captions = self.norm(states[:, count:rows]) @ self.caption_projection
+                prediction = prediction._replace(captions=captions)
+            predictions.append(prediction)
         return predictions

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from fiber.data import Tokenizer
-from fiber.models.architecture import Network
 from fiber.models.encoders.clip_text import ClipTextEncoder, last_tokens
 from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.heads import need_head
@@ -26,7 +25,9 @@ from fiber.models.xdecoder.captioner import CAPTION_STEPS, caption_text, greedy_
 from fiber.models.xdecoder.class_texts import class_texts, mean_vectors, with_background
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
+from fiber.models.xdecoder.parameter_parts import DECAY, PARTS
 from fiber.models.xdecoder.pixel_decoder import PixelDecoder
+from fiber.models.xdecoder.training import TrainedNetwork
 
 #: Maximum of the exponential of the logit scale, for phrases. It is not limited for classes.
 MAX_SCALE = 100.0
@@ -111,11 +112,14 @@ class XDecoderBackbone(nn.Module):
         return self.text(token_ids)
 
 
-class XDecoder(Network):
+class XDecoder(TrainedNetwork):
     """X-Decoder model with the heads in `config.heads`.
 
     Methods that need a missing head raise `MissingHeadError`.
     """
+
+    parts = PARTS
+    published_decay = DECAY
 
     def __init__(self, config: XDecoderConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from fiber.config import FiberConfig
-from fiber.config_io import READ, field_names, nearest, require
+from fiber.config_io import IS_STORED, READ, field_names, nearest, require
 from fiber.messages import shown
 from fiber.models.model_config import ModelConfig
 from fiber.models.registry import read_config
@@ -104,6 +104,9 @@ class OptimConfig:
     #: gates, the temperature, and the norms of image-to-text queries and classifiers; add eps
     #: before the bias correction, and apply weight decay after the update.
     published_coarse: bool = False
+    #: Decay what the published code of the model's family decays (`Network.published_decay`).
+    #: `published_coarse` includes it.
+    published_decay: bool = field(default=False, metadata={IS_STORED: bool})
     #: Fraction of the steps used for linear warmup, in [0, 1).
     warmup_fraction: float = 0.1
     #: Learning rate of the first step as a fraction of the peak.

@@ -20,6 +20,7 @@ from fiber.tasks.image_text.fields import ImageTextTask
 from fiber.tasks.question.fields import QuestionTask
 from fiber.tasks.ranking.fields import RankingTask
 from fiber.tasks.reasoning.fields import ReasoningTask
+from fiber.tasks.segmentation.fields import SegmentationTask
 
 __all__ = [
     "CaptionTask",
@@ -29,6 +30,7 @@ __all__ = [
     "QuestionTask",
     "RankingTask",
     "ReasoningTask",
+    "SegmentationTask",
     "TaskConfig",
     "TasksConfig",
     "first_part",
@@ -52,6 +54,9 @@ class TasksConfig:
     ranking: RankingTask = field(default_factory=RankingTask)
     caption: CaptionTask = field(default_factory=CaptionTask)
     grounding: GroundingTask = field(default_factory=GroundingTask)
+    segmentation: SegmentationTask = field(
+        default_factory=SegmentationTask, metadata={IS_STORED: lambda options: options.share > 0}
+    )
 
     def __post_init__(self) -> None:
         for name, task in vars(self).items():

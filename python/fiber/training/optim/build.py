@@ -28,12 +28,13 @@ def build_optimizer(
     has that of the adapters of the model, if it has any.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
+    parts, published = getattr(model, "parts", {}), getattr(model, "published_decay", {})
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             by_muon = config.muon_lr_multiplier > 0 and is_backbone_matrix(name, parameter)
             factor, decayed = (
-                factor_of(name, parameter, config, getattr(model, "parts", None)),
-                is_decayed(name, parameter, config),
+                factor_of(name, parameter, config, parts),
+                is_decayed(name, parameter, config, published),
             )
             if lora is not None and is_adapter(name):
                 factor *= lora.lr_multiplier

@@ -1,0 +1,1 @@
+"""The task "segmentation": masks of classes and of phrases."""

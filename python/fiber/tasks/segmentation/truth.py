@@ -1,0 +1,43 @@
+"""Ground truth of an image, decoded from the masks of its record."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fiber.data.record import Record
+from fiber.tasks.lazy import load
+
+#: Decodes `Record.masks` of an image of a height and a width to (M, H, W) bool.
+DECODE = "fiber.data.masks.codec:decode_masks"
+
+
+class TrueImage(NamedTuple):
+    """Masks of an image and of its phrases."""
+
+    #: (height, width) in pixels.
+    size: tuple[int, int]
+    #: (M, H, W) bool, (M,) int64 classes, and (M,) bool, True for a crowd.
+    masks: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    #: (P, H, W) bool, the union of the masks of each phrase.
+    phrases: NDArray[np.bool_]
+
+
+def true_image(record: Record, size: tuple[int, int]) -> TrueImage:
+    """Decode the masks of a record whose stored image has (height, width).
+
+    Raises:
+        ValueError: if a mask is invalid, or of another size.
+    """
+    given: Any = record
+    masks: NDArray[np.bool_] = np.asarray(load(DECODE)(given.masks, *size), bool)
+    labels = np.asarray(given.mask_labels, np.int64)
+    crowd = np.asarray(given.mask_crowd or [False] * len(labels), bool)
+    phrases = np.zeros((len(given.phrases), *size), bool)
+    for union, chosen in zip(phrases, given.phrase_masks, strict=True):
+        union[:] = masks[list(chosen)].any(0)
+    return TrueImage(size, masks, labels, crowd, phrases)
