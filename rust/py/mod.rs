@@ -11,6 +11,7 @@ mod errors;
 mod image;
 mod jpeg;
 mod loader;
+mod masks;
 mod pixels;
 mod rand_augment;
 mod record;
@@ -59,6 +60,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         attention::cross_attention_backward,
         module
     )?)?;
+    module.add_function(wrap_pyfunction!(masks::decode_masks, module)?)?;
+    module.add_function(wrap_pyfunction!(masks::decode_id_map, module)?)?;
+    module.add_function(wrap_pyfunction!(masks::encode_rle, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
     module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;

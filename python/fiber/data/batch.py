@@ -162,3 +162,51 @@ class GroundingBatch(Batch):
     boxes_per_image: Tensor
     #: (G, L) bool, True = the token names the box.
     positive_map: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SegmentationBatch(Batch):
+    """Batch of images with M masks and P phrases in total, each phrase with the union of its masks.
+
+    Masks are packed as by `numpy.packbits`: the first pixel of a row is the highest bit of its
+    first byte. They are 0 in the padding.
+    """
+
+    ragged: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("masks", "mask_labels"), "masks_per_image"),
+            **dict.fromkeys(("phrase_ids", "phrase_mask", "phrase_masks"), "phrases_per_image"),
+        }
+    )
+
+    #: (M, H, ceil(W / 8)) uint8: packed masks without those of crowds, ordered by image.
+    masks: Tensor
+    #: (B,) int64: number of masks of each image.
+    masks_per_image: Tensor
+    #: (M,) int64: index of each mask's class in `Record.labels`.
+    mask_labels: Tensor
+    #: (P, L) int64: tokens of each phrase, ordered by image and padded with the tokenizer's
+    #: `pad_id`; L is not that of `token_ids`.
+    phrase_ids: Tensor
+    #: (P, L) bool, True = real token.
+    phrase_mask: Tensor
+    #: (P, H, ceil(W / 8)) uint8: packed masks of the phrases.
+    phrase_masks: Tensor
+    #: (B,) int64: number of phrases of each image.
+    phrases_per_image: Tensor
+
+    def masks_of(self, index: int) -> Tensor:
+        """Return the masks of an image as (m, H, W) bool, on the device of the batch."""
+        return self._unpacked("masks", index)
+
+    def phrase_masks_of(self, index: int) -> Tensor:
+        """Return the masks of the phrases of an image as (p, H, W) bool."""
+        return self._unpacked("phrase_masks", index)
+
+    def _unpacked(self, name: str, index: int) -> Tensor:
+        counts: Tensor = getattr(self, self.ragged[name])
+        end = int(counts[: index + 1].sum())
+        packed: Tensor = getattr(self, name)[end - int(counts[index]) : end]
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+        bits = (packed[..., None] >> shifts) & 1
+        return bits.flatten(-2)[..., : self.images.shape[-1]].bool()
