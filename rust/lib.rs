@@ -1,8 +1,9 @@
-//! Data pipeline of FIBER: turns image bytes, text and boxes into training batches.
+//! Data pipeline of FIBER: turns image bytes, text, boxes and masks into training batches.
 //!
 //! Plain Rust; only `py/` depends on Python (feature `python`). Data flow:
 //! [`loader::record`] -> [`loader::sample`] (uses [`image`], [`transform`], [`tokenizer`],
-//! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`] and [`normalize`])
+//! [`boxes`] and [`rng`]) -> [`loader::decode_into`] (uses [`jpeg`], [`resize`], [`normalize`] and
+//! [`masks`])
 //! -> [`loader::collate`], on the threads of [`loader`]. Text batches: [`tokenizer::batch`].
 
 // Some functions are used only by the bindings.
@@ -20,6 +21,7 @@ mod fixtures;
 pub mod image;
 pub mod jpeg;
 pub mod loader;
+pub mod masks;
 pub mod normalize;
 #[cfg(feature = "python")]
 mod py;

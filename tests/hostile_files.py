@@ -35,7 +35,7 @@ import fiber.inference.model  # imported before the processes are forked
 from fiber.checkpoints.convert import convert
 from fiber.checkpoints.load import read_model
 from fiber.data import Tokenizer
-from tests import hostile_cases
+from tests import hostile_cases, hostile_masks
 from tests.conftest import save_micro_models
 from tests.fuzz.forked import Ended, limit, run_forked
 from tests.fuzz.generated import cases as generator
@@ -79,7 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mutants", type=int, default=20, help="mutants of each case")
     parser.add_argument("--seed", type=int, default=0)
-    kinds = ("pickle", "zip", "tokenizer", "folder", *(each.kind for each in generator.documents()))
+    kinds = (
+        "pickle",
+        "zip",
+        "tokenizer",
+        "folder",
+        "masks",
+        *(each.kind for each in generator.documents()),
+    )
     parser.add_argument("--only", choices=dict.fromkeys(kinds), help="kind of file")
     parser.add_argument("--every", type=int, default=1, help="read only each Nth file")
     parser.add_argument(
@@ -182,6 +189,9 @@ def all_cases(folder: Path, mutants: int | None, seed: int, only: str | None) ->
                 for number, case in enumerate(generator.small_cases(document)):
                     yield generated_case(case, sources, 1, number)
         return
+    if only in (None, "masks"):
+        for name in hostile_masks.cases():
+            yield Case("masks", name, writer(name.encode()), hostile_masks.read)
     save_micro_models(folder)
     kinds = {"pickle": pickles, "zip": archives, "tokenizer": tokenizers, "folder": folders}
     for kind, cases in kinds.items():

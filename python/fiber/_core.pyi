@@ -33,9 +33,12 @@ __all__ = [
     "build_profile",
     "cross_attention",
     "cross_attention_backward",
+    "decode_id_map",
     "decode_image",
     "decode_jpeg",
+    "decode_masks",
     "draw_below",
+    "encode_rle",
     "jitter_image",
     "mirror_words",
     "normalize_image",
@@ -158,6 +161,33 @@ class ImageTransform:
         default. Its aspect ratio (width / height) is sampled from the range `ratio`, (3 / 4, 4 / 3)
         by default. A box is dropped if its center is outside the crop or less than a tenth of it
         remains.
+        """
+
+    @staticmethod
+    def scale_jitter(
+        size: int,
+        *,
+        scale: tuple[float, float] = ...,
+        padding: int = 128,
+        flip_probability: float = 0.5,
+        color_jitter: ColorJitter | None = None,
+        rand_augment: RandAugment | None = None,
+        filter: str = "bilinear",
+        resize: str = "exact",
+        alpha: str = "drop",
+        channel_order: str = "rgb",
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+    ) -> ImageTransform:
+        """Resize to fit in a square of `s * size` pixels, keeping the aspect ratio, and cut out.
+
+        `s` is uniform in the range `scale`, (0.1, 2.0) by default. At most `size` x `size` pixels
+        are cut out; one random number determines both offsets. Smaller images are padded on the
+        right and bottom to `size` x `size` with the byte `padding`, which is normalized like a
+        pixel. Masks are 0 there. Boxes are not supported.
+
+        Source: large-scale jittering (Ghiasi et al. 2021) as in detectron2's `ResizeScale` and
+        `FixedSizeCrop`.
         """
 
     @staticmethod
@@ -520,11 +550,13 @@ class LoaderRecord:
         index: int,
         images: Sequence[str | PathLike[str] | bytes],
         answers: Sequence[tuple[int, float]] | None,
+        masks: object = None,
     ) -> LoaderRecord:
         """Convert the attributes of a `fiber.data.Record` that batches need, by their names.
 
         `images` are its images, read if they are lazy, and `answers` are pairs of (answer index,
-        score). Random numbers depend on `epoch` and `index`.
+        score). `masks`, if given, are used in place of its masks. Random numbers depend on `epoch`
+        and `index`.
 
         Raises:
             TypeError: if a field has the wrong type; the error gives the key and the field.
@@ -800,6 +832,31 @@ def linear_sum_assignment(costs: np.ndarray) -> Buffer:
     Raises:
         ValueError: if a cost is NaN or negative infinity, or every assignment has an infinite cost.
     """
+
+def decode_masks(masks: Sequence[object], height: int, width: int) -> Buffer:
+    """Decode masks of `fiber.data.masks`, each on its own, at the size of their image.
+
+    Returns:
+        (masks, height, ceil(width / 8)) uint8, packed as by `numpy.packbits`.
+
+    Raises:
+        TypeError: if a mask is none of these.
+        ValueError: if a mask is invalid or of another size; the error gives its index.
+    """
+
+def decode_id_map(map: object, image: bytes) -> tuple[Buffer, tuple[int, int]]:
+    """Decode the masks of an `IdMap`, the content of a PNG, as `decode_masks` does.
+
+    Returns:
+        The masks, and the (height, width) of the map.
+
+    Raises:
+        DecodeError: if the PNG is broken or has 16 bits a sample.
+        ValueError: if a pixel has the id of no mask, or a mask no pixel.
+    """
+
+def encode_rle(mask: np.ndarray) -> bytes:
+    """Compress an (H, W) uint8 array, not 0 inside the mask, as COCO's run lengths."""
 
 def draw_below(bound: int, seed: int, epoch: int, index: int, attempt: int) -> int:
     """Return a random integer in [0, bound), determined by the other arguments."""

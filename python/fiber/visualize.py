@@ -17,6 +17,8 @@ import numpy as np
 
 from fiber.data import load_image
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
+from fiber.data.masks.codec import decode_masks
+from fiber.data.masks.mask import IdMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -353,7 +355,10 @@ class ContactSheet:
     #: Images per row, image side in pixels, lines of text per image, and maximum number of rows.
     COLUMNS, SIDE, LINES, ROWS = 5, 260, 3, 8
     #: Record sources to show first, in this order.
-    ORDER = ("detection", "objects365", "phrases", "mixed", "referring", "captions")
+    ORDER = (
+        *("detection", "objects365", "panoptic", "label_maps", "expression_masks"),
+        *("phrases", "mixed", "referring", "captions"),
+    )
 
     def __init__(self, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
         self._rows: list[tuple[str, str, list[Record]]] = []
@@ -363,7 +368,7 @@ class ContactSheet:
         """Sample records of a part at regular intervals; if any have boxes, keep only those."""
         count = len(records)
         seen = [records[i] for i in range(0, count, max(1, count // (4 * self.COLUMNS)))]
-        chosen = [record for record in seen if record.boxes_xyxy] or seen
+        chosen = [record for record in seen if record.boxes_xyxy or record.masks] or seen
         chosen = chosen[:: max(1, len(chosen) // self.COLUMNS)][: self.COLUMNS]
         if chosen:
             self._rows.append((part.source, part.split, chosen))
@@ -404,8 +409,32 @@ def _record_text(record: Record) -> str:
         text = text if len(record.labels) <= len(labels) else ", ".join(labels)
     answers = record.answers or {}
     answer = max(answers, key=lambda answer: answers[answer], default="")
+    if not text and record.phrases:
+        text = "; ".join(record.phrases)
+    elif not text and record.mask_labels and not _is_sparse(record):
+        text = ", ".join(dict.fromkeys(record.labels[label] for label in record.mask_labels))
     truth = "" if record.truth is None else str(record.truth).lower()
     return "  -  ".join(filter(None, (text, answer, truth)))
+
+
+def _is_sparse(record: Record) -> bool:
+    """Return whether the masks of a record are of all classes, shown or not."""
+    return isinstance(record.masks, IdMap) and record.masks.may_lack
+
+
+def _with_masks(image: Image, record: Record) -> Image:
+    """Tint the masks of a record in its image, each in the color of its number.
+
+    Raises:
+        ValueError, OSError: if a mask is invalid or a map cannot be read.
+    """
+    from PIL import Image as PilImage
+
+    pixels = np.asarray(image, dtype=np.float32)
+    for number, mask in enumerate(decode_masks(record.masks, image.height, image.width)):
+        color = np.array(COLORS[number % len(COLORS)], dtype=np.float32)
+        pixels = np.where(mask[:, :, None], (pixels + color) / 2, pixels)
+    return PilImage.fromarray(pixels.astype(np.uint8))
 
 
 def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
@@ -418,6 +447,8 @@ def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
     for index, stored in enumerate(record.images):
         try:
             image = PilImage.fromarray(load_image(stored, **limits._asdict()))
+            if index == 0 and record.masks:
+                image = _with_masks(image, record)
         except (ValueError, OSError) as problem:
             text, font = drawable(str(problem), 12)
             lines = "\n".join(wrap_text(text, font, width - 12, 12))

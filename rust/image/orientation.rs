@@ -8,6 +8,25 @@ pub fn swaps_sides(orientation: u8) -> bool {
     (5..=8).contains(&orientation)
 }
 
+/// Position (row, column) in a stored image of `size` = (height, width) of the pixel at (y, x) of the
+/// upright image.
+///
+/// The row depends on one of the two only, and the column on the other; see [`swaps_sides`].
+pub fn source_of(orientation: u8, size: (usize, usize), (y, x): (usize, usize)) -> (usize, usize) {
+    let from_bottom = |at: usize| size.0.saturating_sub(1 + at);
+    let from_right = |at: usize| size.1.saturating_sub(1 + at);
+    match orientation {
+        2 => (y, from_right(x)),
+        3 => (from_bottom(y), from_right(x)),
+        4 => (from_bottom(y), x),
+        5 => (x, y),
+        6 => (from_bottom(x), y),
+        7 => (from_bottom(x), from_right(y)),
+        8 => (x, from_right(y)),
+        _ => (y, x),
+    }
+}
+
 /// Rotate and mirror an image so that it is upright, given its EXIF `orientation`; values other
 /// than 2 to 8 change nothing.
 pub fn apply_orientation(image: Decoded, orientation: u8) -> Result<Decoded, Error> {
@@ -20,21 +39,11 @@ pub fn apply_orientation(image: Decoded, orientation: u8) -> Result<Decoded, Err
     } else {
         size
     };
-    let (last_row, last_column) = (size.0 - 1, size.1 - 1);
     let what = try_alloc::of_image(height, width);
     let mut upright = try_alloc::with_capacity(pixels.len(), what)?;
     for y in 0..height {
         for x in 0..width {
-            // Source position of the pixel at (y, x).
-            let (row, column) = match orientation {
-                2 => (y, last_column - x),
-                3 => (last_row - y, last_column - x),
-                4 => (last_row - y, x),
-                5 => (x, y),
-                6 => (last_row - x, y),
-                7 => (last_row - x, last_column - y),
-                _ => (x, last_column - y),
-            };
+            let (row, column) = source_of(orientation, size, (y, x));
             let start = (row * size.1 + column) * channels;
             let pixel = pixels.get(start..start + channels);
             upright.extend_from_slice(pixel.unwrap_or_default());

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use crate::Error;
 use crate::loader::buffer_pool::{BufferPool, PooledBuffer, Slots};
 use crate::loader::collate::{self, Batch, Skipped};
+use crate::loader::collate_masks::collate_masks;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::decode_into::{DecodeRequest, ImageDecoder, ImageStatus};
+use crate::loader::record::Task;
 use crate::loader::sample::{PreparedSample, Sample};
-use crate::transform::{Geometry, Transform};
+use crate::loader::sample_masks::SampleMasks;
 
 /// Slots for the images of a batch.
 #[derive(Clone)]
@@ -27,8 +29,14 @@ pub enum SampleState {
     /// Prepared, but not yet decoded.
     Prepared(Arc<PreparedSample>),
     /// Decoded; the pixels are in the batch.
-    Decoded(Arc<PreparedSample>, ImageStatus),
+    Decoded(Arc<PreparedSample>, Box<DecodedSample>),
     Failed(Error),
+}
+
+/// What decoding a sample returns besides its pixels.
+pub struct DecodedSample {
+    status: ImageStatus,
+    masks: SampleMasks,
 }
 
 /// Collects the samples of a batch.
@@ -79,7 +87,8 @@ impl ImageSlots {
     }
 }
 
-/// Decode the images of some samples, two at a time; return the new state of each sample.
+/// Decode the images of some samples, two at a time, and their masks; return the new state of each
+/// sample.
 pub fn decode(
     records: Vec<PendingDecode>,
     config: &LoaderConfig,
@@ -88,9 +97,20 @@ pub fn decode(
     let outcomes = try_decode(&records, config, decoder);
     let records = records.into_iter().zip(outcomes);
     records
-        .map(|(PendingDecode { prepared, .. }, outcome)| match outcome {
-            Ok(status) => SampleState::Decoded(prepared, status),
-            Err(error) => SampleState::Failed(error.in_record(&prepared.sample.key)),
+        .map(|(pending, outcome)| {
+            let PendingDecode {
+                prepared,
+                image_slots,
+                ..
+            } = pending;
+            let complete = outcome.and_then(|status| {
+                let masks = decoder.decode_masks(&prepared, image_slots.size, config)?;
+                Ok(DecodedSample { status, masks })
+            });
+            match complete {
+                Ok(both) => SampleState::Decoded(prepared, Box::new(both)),
+                Err(error) => SampleState::Failed(error.in_record(&prepared.sample.key)),
+            }
         })
         .collect()
 }
@@ -154,6 +174,7 @@ impl SampleState {
             && let Some(prepared) = Arc::get_mut(prepared)
         {
             prepared.images.clear();
+            prepared.masks = None;
         }
         self
     }
@@ -169,7 +190,8 @@ impl BatchBuilder {
         Self {
             states: (0..count).map(|_| SampleState::Pending).collect(),
             pending: count,
-            image_slots: fixed_size(&config.transform)
+            image_slots: (config.transform.geometry)
+                .fixed_size()
                 .filter(|_| count > 0)
                 // If memory is short, allocation is retried once all samples are prepared, when
                 // another batch may have been freed.
@@ -183,7 +205,7 @@ impl BatchBuilder {
     pub fn slots_if_fixed_size(&self, config: &LoaderConfig) -> Option<ImageSlots> {
         self.image_slots
             .clone()
-            .filter(|_| fixed_size(&config.transform).is_some())
+            .filter(|_| config.transform.geometry.fixed_size().is_some())
     }
 
     /// Record the outcome of a sample. Returns true for the last pending sample; only then may the
@@ -250,7 +272,8 @@ impl BatchBuilder {
         config: &LoaderConfig,
         pool: &Arc<BufferPool>,
     ) -> Result<Vec<PendingDecode>, Error> {
-        let size = fixed_size(&config.transform).unwrap_or_else(|| self.padded_size(config));
+        let fixed = config.transform.geometry.fixed_size();
+        let size = fixed.unwrap_or_else(|| self.padded_size(config));
         if self.image_slots.as_ref().is_none_or(|it| it.size != size) && size.0 > 0 {
             let image_slots = ImageSlots::new(self.states.len(), size, config, pool)?;
             self.image_slots = Some(image_slots);
@@ -298,12 +321,14 @@ impl BatchBuilder {
     fn collate(&mut self, config: &LoaderConfig) -> Result<Box<Batch>, Error> {
         let mut samples: Vec<&Sample> = Vec::with_capacity(self.states.len());
         let mut statuses = Vec::with_capacity(self.states.len());
+        let mut masks = Vec::with_capacity(self.states.len());
         let mut kept = Vec::with_capacity(self.states.len());
         for (index, state) in self.states.iter().enumerate() {
             match state {
-                SampleState::Decoded(prepared, status) => {
+                SampleState::Decoded(prepared, decoded) => {
                     samples.push(&prepared.sample);
-                    statuses.push(*status);
+                    statuses.push(decoded.status);
+                    masks.push((&prepared.sample, &decoded.masks));
                     kept.push(index);
                 }
                 SampleState::Failed(error) => self.skipped.push(skipped(error)),
@@ -323,6 +348,9 @@ impl BatchBuilder {
             images = Some(without_gaps(block, &kept, record_bytes));
         }
         let mut batch = collate::collate(&samples, images, size, self.first_sample, config)?;
+        if config.task == Task::Segmentation {
+            batch.masks = collate_masks(&masks, size, config.tokenizer.special_tokens())?;
+        }
         batch.statuses = statuses;
         batch.skipped = std::mem::take(&mut self.skipped);
         Ok(Box::new(batch))
@@ -353,21 +381,10 @@ fn skipped(error: &Error) -> Skipped {
     }
 }
 
-/// Output (height, width) in pixels, if it is the same for all images.
-fn fixed_size(transform: &Transform) -> Option<(usize, usize)> {
-    match transform.geometry {
-        Geometry::Squash { size }
-        | Geometry::CenterCrop { size }
-        | Geometry::RandomResizedCrop { size, .. } => Some((size, size)),
-        Geometry::ShorterSide { .. } => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures::config;
-    use crate::loader::record::Task;
 
     #[test]
     fn only_the_last_pending_sample_returns_true() {

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::loader::buffer_pool::PooledBuffer;
+use crate::loader::collate_masks::MaskFields;
 use crate::loader::config::LoaderConfig;
 use crate::loader::decode_into::ImageStatus;
 use crate::loader::record::Task;
@@ -49,6 +50,8 @@ pub struct Batch {
     pub boxes_per_image: Vec<i64>,
     /// (G, L).
     pub positive_map: Vec<bool>,
+    /// For segmentation.
+    pub masks: MaskFields,
     /// Bad samples that were dropped.
     pub skipped: Vec<Skipped>,
     /// Boxes dropped because no token names them.
@@ -114,9 +117,12 @@ pub(crate) fn collate(
             }
             Task::Reasoning => batch.truths.push(i64::from(sample.truth)),
             Task::Grounding => collate_boxes(sample, &mut batch),
+            // See `collate_masks`.
+            Task::Segmentation => {}
         }
         batch.truncated_boxes += sample.truncated_boxes;
         batch.cropped_boxes += sample.cropped_boxes;
+        batch.truncated_texts += sample.truncated_phrases;
     }
     Ok(batch)
 }

@@ -13,6 +13,9 @@ use crate::image::{Decoded, Rgb};
 use crate::jpeg::{self, Scale};
 use crate::loader::config::LoaderConfig;
 use crate::loader::probed_image::ProbedImage;
+use crate::loader::sample::PreparedSample;
+use crate::loader::sample_masks::SampleMasks;
+use crate::masks::stored_mask::MaskScratch;
 use crate::normalize::RowWriter;
 use crate::resize::{Method, ResizeScratch, ResizeTarget, RowResizer};
 use crate::transform::params::{self, SampledTransform};
@@ -54,6 +57,7 @@ impl DecodeRequest<'_> {
 /// Decoder of a worker thread; it keeps its buffers between images.
 pub struct ImageDecoder {
     scratch: [Scratch; 2],
+    masks: MaskScratch,
 }
 
 struct Scratch {
@@ -334,16 +338,36 @@ impl ImageDecoder {
         let scratch = || {
             let normalization = &config.transform.normalization;
             let (layout, dtype) = (config.layout, config.dtype);
+            let mut writer = RowWriter::new(normalization, layout, dtype, instructions)?;
+            if let Some(byte) = config.transform.geometry.padding() {
+                writer = writer.padded_with(byte, normalization);
+            }
             Ok(Scratch {
                 decoder: jpeg::Decoder::with(instructions),
                 resize: ResizeScratch::new(instructions),
-                writer: RowWriter::new(normalization, layout, dtype, instructions)?,
+                writer,
                 whole: Vec::new(),
             })
         };
         Ok(Self {
             scratch: [scratch()?, scratch()?],
+            masks: MaskScratch::default(),
         })
+    }
+
+    /// Decode the masks of a sample, if it has any, for slots of `size` = (height, width) pixels.
+    pub fn decode_masks(
+        &mut self,
+        prepared: &PreparedSample,
+        size: (usize, usize),
+        config: &LoaderConfig,
+    ) -> Result<SampleMasks, Error> {
+        match (&prepared.masks, prepared.images.first()) {
+            (Some(masks), Some((_, sampled))) => {
+                masks.decode(sampled, size, &config.limits, &mut self.masks)
+            }
+            _ => Ok(SampleMasks::default()),
+        }
     }
 
     /// Decode an image, apply its transform, and write it into its slot.

@@ -7,11 +7,13 @@
 mod batch_builder;
 pub(crate) mod buffer_pool;
 pub mod collate;
+pub mod collate_masks;
 pub mod config;
 mod decode_into;
 mod probed_image;
 pub mod record;
 pub(crate) mod sample;
+pub mod sample_masks;
 mod workers;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -67,6 +69,9 @@ impl Loader {
         if config.task == Task::Grounding {
             config.transform.rand_augment.check_boxes()?;
             config.transform.geometry.check_boxes()?;
+        }
+        if config.task == Task::Segmentation {
+            config.transform.rand_augment.check_boxes()?;
         }
         config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
         let count = if threads == 0 {

@@ -52,6 +52,20 @@ impl ProbedImage {
         })
     }
 
+    /// EXIF orientation to apply; 1 if there is none.
+    pub(crate) fn orientation(&self) -> u8 {
+        self.orientation
+    }
+
+    /// (height, width) in pixels before applying the orientation.
+    pub(crate) fn stored_size(&self) -> (usize, usize) {
+        if orientation::swaps_sides(self.orientation) {
+            (self.size.1, self.size.0)
+        } else {
+            self.size
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
     }

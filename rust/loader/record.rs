@@ -9,6 +9,8 @@ use crate::boxes::BoxXyxy;
 use crate::decode_limits::DecodeLimits;
 use crate::error::named;
 use crate::image::{self, AlphaUse, Decoded};
+use crate::masks::id_map::MapIds;
+use crate::masks::stored_mask::StoredMask;
 use crate::tokenizer::spans::CharSpan;
 
 /// Bytes with any owner, such as Python or a memory-mapped file.
@@ -43,6 +45,8 @@ pub enum Task {
     Reasoning,
     /// Images with a text and boxes.
     Grounding,
+    /// Images with masks and phrases.
+    Segmentation,
 }
 
 named!(
@@ -52,7 +56,8 @@ named!(
         ImageText = "image_text",
         Question = "question",
         Reasoning = "reasoning",
-        Grounding = "grounding"
+        Grounding = "grounding",
+        Segmentation = "segmentation"
     ]
 );
 
@@ -60,6 +65,36 @@ impl Task {
     /// Number of images per record.
     pub(crate) fn images(self) -> usize {
         if self == Self::Reasoning { 2 } else { 1 }
+    }
+}
+
+/// Masks of a record.
+#[derive(Clone, Debug)]
+pub enum Masks {
+    /// Each on its own.
+    Each(Arc<[StoredMask]>),
+    /// In one image.
+    Map {
+        /// A PNG.
+        image: StoredImage,
+        /// Id of each mask.
+        ids: Arc<MapIds>,
+    },
+}
+
+impl Default for Masks {
+    fn default() -> Self {
+        Self::Each(Arc::from([]))
+    }
+}
+
+impl Masks {
+    /// Number of masks.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Each(masks) => masks.len(),
+            Self::Map { ids, .. } => ids.ids.len(),
+        }
     }
 }
 
@@ -88,6 +123,16 @@ pub struct Record {
     pub answers: Option<Vec<(usize, f32)>>,
     /// Whether the statement is true, if known.
     pub truth: Option<bool>,
+    /// Masks of the first image, as stored.
+    pub masks: Masks,
+    /// Class of each mask.
+    pub mask_labels: Vec<i64>,
+    /// For each mask, whether it is of a crowd; none if no mask is.
+    pub mask_crowd: Vec<bool>,
+    /// Texts that name masks.
+    pub phrases: Vec<String>,
+    /// For each phrase, its masks.
+    pub phrase_masks: Vec<Vec<usize>>,
 }
 
 impl StoredImage {

@@ -5,6 +5,7 @@ use crate::boxes::BoxXyxy;
 use crate::loader::config::LoaderConfig;
 use crate::loader::probed_image::ProbedImage;
 use crate::loader::record::{Record, Task};
+use crate::loader::sample_masks::PreparedMasks;
 use crate::rng::{Purpose, Rng};
 use crate::tokenizer::Encoded;
 use crate::tokenizer::spans::{self, CharSpan, Mirrored};
@@ -18,6 +19,8 @@ pub struct PreparedSample {
     pub sample: Sample,
     /// The images and their sampled transforms.
     pub images: Vec<(ProbedImage, SampledTransform)>,
+    /// The masks, for [`Task::Segmentation`].
+    pub masks: Option<PreparedMasks>,
 }
 
 impl PreparedSample {
@@ -54,12 +57,21 @@ pub struct Sample {
     pub truncated_boxes: usize,
     /// Boxes dropped because the crop left too little of them.
     pub cropped_boxes: usize,
+    /// Tokens of each phrase.
+    pub phrases: Vec<Vec<u32>>,
+    /// Phrases with more tokens than fit.
+    pub truncated_phrases: usize,
 }
 
 impl Sample {
     fn set_text(&mut self, encoded: Encoded) {
         self.token_ids = encoded.ids;
         self.is_truncated = encoded.is_truncated;
+    }
+
+    fn add_phrase(&mut self, encoded: Encoded) {
+        self.phrases.push(encoded.ids);
+        self.truncated_phrases += usize::from(encoded.is_truncated);
     }
 }
 
@@ -79,7 +91,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
         ..Sample::default()
     };
     let mut images = Vec::with_capacity(record.images.len());
-    let mut flipped = false;
+    let (mut flipped, mut masks) = (false, None);
     for (number, stored) in (0_u8..).zip(&record.images) {
         let probed = ProbedImage::new(stored, config)?;
         let size = probed.size;
@@ -91,6 +103,9 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
         if number == 0 {
             sample.original_size = size;
             flipped = sampled.flip;
+            if config.task == Task::Segmentation {
+                masks = Some(PreparedMasks::new(record, &probed)?);
+            }
             if config.task == Task::Grounding {
                 let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
@@ -109,9 +124,15 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
         Task::Grounding => {}
         // Not mirrored, because "left" refers to the left one of the two images.
         Task::Reasoning => sample.set_text(encode(config, &record.text)?),
-        Task::ImageText | Task::Question => {
+        Task::ImageText | Task::Question | Task::Segmentation => {
             let text = mirror_if(flipped, &record.text);
             sample.set_text(encode(config, &text.text)?);
+        }
+    }
+    if config.task == Task::Segmentation {
+        for phrase in &record.phrases {
+            let phrase = mirror_if(flipped, phrase);
+            sample.add_phrase(encode(config, &phrase.text)?);
         }
     }
     if let Some(answers) = &record.answers {
@@ -121,7 +142,11 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
             .map(|&(answer, score)| (mirrored(answer).copied().unwrap_or(answer), score))
             .collect();
     }
-    Ok(PreparedSample { sample, images })
+    Ok(PreparedSample {
+        sample,
+        images,
+        masks,
+    })
 }
 
 fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {

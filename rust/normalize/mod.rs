@@ -108,6 +108,8 @@ impl Normalization {
 pub(crate) struct RowWriter {
     layout: Layout,
     values: ChannelTables,
+    /// Stored value of the padding in each output channel.
+    padding: [[u8; 4]; 3],
 }
 
 impl RowWriter {
@@ -141,7 +143,35 @@ impl RowWriter {
             tables,
             arithmetic,
         };
-        Ok(Self { layout, values })
+        Ok(Self {
+            layout,
+            values,
+            padding: [[0; 4]; 3],
+        })
+    }
+
+    /// Pad with a byte, which is normalized like those of an image, in place of zeros.
+    #[must_use]
+    pub fn padded_with(mut self, byte: u8, normalization: &Normalization) -> Self {
+        let dtype = self.values.dtype;
+        self.padding = normalization
+            .channels()
+            .map(|channel| dtype.stored(byte, normalization.table(channel)[usize::from(byte)]));
+        self
+    }
+
+    /// Fill values of an output channel, or pixels of all channels, with the padding.
+    fn fill(&self, part: &mut [u8], channels: std::ops::Range<usize>) {
+        if self.padding == [[0; 4]; 3] {
+            part.fill(0);
+            return;
+        }
+        let bytes = self.values.dtype.bytes();
+        let own = self.padding.get(channels).unwrap_or_default();
+        let values = own.iter().cycle();
+        for (value, stored) in part.chunks_exact_mut(bytes).zip(values) {
+            value.copy_from_slice(stored.get(..bytes).unwrap_or_default());
+        }
     }
 
     /// Number of bytes of an image of `size` (height, width).
@@ -151,7 +181,7 @@ impl RowWriter {
     }
 
     /// Write a row of RGB bytes to row `y` of the image in `slot`, optionally mirrored, and fill
-    /// the rest of the row with zeros.
+    /// the rest of the row with the padding.
     ///
     /// `slot` holds the bytes of one image of the batch, whose padded size is `slot_size` (height,
     /// width).
@@ -196,10 +226,12 @@ impl RowWriter {
             Layout::Chw => {
                 let (red, rest) = slot.split_at_mut(stride * slot_size.0);
                 let (green, blue) = rest.split_at_mut(stride * slot_size.0);
+                let mut channels = 0..;
                 let mut planes = [red, green, blue].map(|plane| {
                     let (row, below) = plane[y * stride..].split_at_mut(stride);
                     fetch_later(below, stride, used);
-                    row[used..].fill(0);
+                    let channel = channels.next().unwrap_or_default();
+                    self.fill(&mut row[used..], channel..channel + 1);
                     row
                 });
                 for_segments(row, flip, |x, segment| {
@@ -211,7 +243,7 @@ impl RowWriter {
             Layout::Hwc => {
                 let (output, below) = slot[y * 3 * stride..].split_at_mut(3 * stride);
                 fetch_later(below, 3 * stride, 3 * used);
-                output[3 * used..].fill(0);
+                self.fill(&mut output[3 * used..], 0..3);
                 for_segments(row, flip, |x, segment| {
                     let output = &mut output[3 * x * bytes..][..segment.len() * bytes];
                     self.values.write_pixels(segment, flip, output);
@@ -220,7 +252,7 @@ impl RowWriter {
         }
     }
 
-    /// Fill the rows below an image of `height` rows with zeros.
+    /// Fill the rows below an image of `height` rows with the padding.
     ///
     /// # Errors
     /// [`Error::Argument`] if the slot has the wrong length.
@@ -236,8 +268,10 @@ impl RowWriter {
             Layout::Hwc => 1,
         };
         let written = self.slot_bytes((height, slot_size.1)) / parts;
-        for part in slot.chunks_exact_mut((slot.len() / parts).max(1)) {
-            part.get_mut(written..).unwrap_or_default().fill(0);
+        let each = 3 / parts;
+        for (number, part) in (0..).zip(slot.chunks_exact_mut((slot.len() / parts).max(1))) {
+            let channels = number * each..(number + 1) * each;
+            self.fill(part.get_mut(written..).unwrap_or_default(), channels);
         }
         Ok(())
     }
@@ -284,13 +318,15 @@ fn for_segments(row: &[u8], flip: bool, mut write: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Normalize images into a planar batch, zero-padded on the right and bottom.
+/// Normalize images into a planar batch, padded on the right and bottom: with zeros, or with a
+/// normalized byte.
 ///
 /// Returns the values and the padded (height, width): the largest image, rounded up to `divisor`.
 pub(crate) fn write(
     images: &[&Rgb],
     normalization: &Normalization,
     divisor: usize,
+    padding: Option<u8>,
 ) -> Result<(Vec<f32>, (usize, usize)), Error> {
     let largest = |side: fn(&&Rgb) -> usize| {
         let largest = images.iter().map(side).max().unwrap_or(0);
@@ -300,13 +336,17 @@ pub(crate) fn write(
     let count = images.len().saturating_mul(3 * height * width);
     let mut values = try_alloc::filled(0.0, count, try_alloc::of_image(height, width))?;
     let instructions = Instructions::best();
-    let writer = RowWriter::new(normalization, Layout::Chw, Dtype::Float32, instructions)?;
+    let mut writer = RowWriter::new(normalization, Layout::Chw, Dtype::Float32, instructions)?;
+    if let Some(byte) = padding {
+        writer = writer.padded_with(byte, normalization);
+    }
     let slots = values.chunks_exact_mut((3 * height * width).max(1));
     for (slot, image) in slots.zip(images) {
         let slot = bytes_of(slot);
         for (y, row) in image.pixels.chunks_exact(image.width * 3).enumerate() {
             writer.put_row(row, slot, (height, width), y, false);
         }
+        writer.pad_below(slot, (height, width), image.height)?;
     }
     Ok((values, (height, width)))
 }
@@ -317,7 +357,7 @@ mod tests {
 
     #[test]
     fn no_images_give_no_values() {
-        let (values, size) = write(&[], &Normalization::default(), 32).unwrap();
+        let (values, size) = write(&[], &Normalization::default(), 32, None).unwrap();
         assert!(values.is_empty());
         assert_eq!(size, (0, 0));
     }
@@ -329,7 +369,7 @@ mod tests {
             channel_order: ChannelOrder::Bgr,
             ..Normalization::default()
         };
-        let (values, _) = write(&[&image], &normalization, 1).unwrap();
+        let (values, _) = write(&[&image], &normalization, 1, None).unwrap();
         let expected = [
             (1.0 - 0.406) / 0.225,
             (128.0 / 255.0 - 0.456) / 0.224,
@@ -337,6 +377,43 @@ mod tests {
         ];
         for (value, expected) in values.iter().zip(expected) {
             assert!((f64::from(*value) - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn padding_is_normalized_like_pixels() {
+        let image = Rgb::new(2, 1, vec![128, 128, 128, 0, 0, 0]);
+        let normalization = Normalization::default();
+        let (values, size) = write(&[&image], &normalization, 3, Some(128)).unwrap();
+        assert_eq!(size, (3, 3));
+        let (planes, _) = values.as_chunks::<9>();
+        for plane in planes {
+            let mut expected = [plane[0]; 9];
+            expected[3] = plane[3];
+            assert_eq!(plane.map(f32::to_bits), expected.map(f32::to_bits));
+            assert!(plane[0] > plane[3]);
+        }
+        let (zeros, _) = write(&[&image], &normalization, 3, None).unwrap();
+        assert!(zeros[1..3].iter().all(|value| value.to_bits() == 0));
+        for (layout, dtype) in [(Layout::Chw, Dtype::Float16), (Layout::Hwc, Dtype::Uint8)] {
+            let writer = RowWriter::new(&normalization, layout, dtype, Instructions::Scalar);
+            let writer = writer.unwrap().padded_with(7, &normalization);
+            let mut slot = vec![0xAA; writer.slot_bytes((3, 3))];
+            let rows = image.pixels.chunks_exact(3).enumerate();
+            rows.for_each(|(y, row)| writer.write_row(row, &mut slot, (3, 3), y, false).unwrap());
+            writer.pad_below(&mut slot, (3, 3), 2).unwrap();
+            let value = |at: usize| match dtype {
+                Dtype::Uint8 => vec![slot[at]],
+                _ => slot[2 * at..2 * at + 2].to_vec(),
+            };
+            // (1, 0), (1, 1) and (2, 2) of the first channel.
+            let places = if layout == Layout::Hwc {
+                [9, 12, 24]
+            } else {
+                [3, 4, 8]
+            };
+            assert_eq!(value(places[1]), value(places[2]));
+            assert_ne!(value(places[0]), value(places[1]));
         }
     }
 

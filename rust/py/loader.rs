@@ -176,7 +176,7 @@ impl BatchFields {
     fn to_dict(self, py: Python<'_>, batch: Batch) -> PyResult<Bound<'_, PyDict>> {
         let fields = PyDict::new(py);
         let size = batch.keys.len();
-        let tokens = batch.num_tokens;
+        let (tokens, emptied) = (batch.num_tokens, batch.masks.emptied);
         let set = |name, buffer: PyResult<Buffer>| fields.set_item(name, Bound::new(py, buffer?)?);
         let images = match batch.images {
             Some(block) => Buffer::of_pixels(block, self.dtype, &batch.image_shape),
@@ -216,6 +216,26 @@ impl BatchFields {
                     Buffer::new(batch.positive_map, &[boxes, tokens]),
                 )?;
             }
+            Task::Segmentation => {
+                let masks = batch.masks;
+                let (height, stride) = (masks.size.0, masks.size.1.div_ceil(8));
+                let (own, phrases) = (masks.mask_labels.len(), masks.phrase_masks.len());
+                let phrases = phrases.checked_div(height * stride).unwrap_or(0);
+                let texts = [phrases, masks.num_tokens];
+                let planes = |count| [count, height, stride];
+                set("masks", Buffer::new(masks.masks, &planes(own)))?;
+                set("mask_labels", Buffer::new(masks.mask_labels, &[own]))?;
+                set(
+                    "masks_per_image",
+                    Buffer::new(masks.masks_per_image, &[size]),
+                )?;
+                set("phrase_ids", Buffer::new(masks.phrase_ids, &texts))?;
+                set("phrase_mask", Buffer::new(masks.phrase_mask, &texts))?;
+                let unions = Buffer::new(masks.phrase_masks, &planes(phrases));
+                set("phrase_masks", unions)?;
+                let counts = Buffer::new(masks.phrases_per_image, &[size]);
+                set("phrases_per_image", counts)?;
+            }
         }
         fields.set_item("keys", batch.keys)?;
         let statuses: Vec<&str> = batch.statuses.iter().map(|it| it.name()).collect();
@@ -223,6 +243,7 @@ impl BatchFields {
         let skipped = batch.skipped.into_iter();
         let skipped: Vec<_> = skipped.map(|it| (it.key, it.status, it.reason)).collect();
         fields.set_item("skipped", skipped)?;
+        fields.set_item("emptied_masks", emptied)?;
         fields.set_item("truncated_boxes", batch.truncated_boxes)?;
         fields.set_item("cropped_boxes", batch.cropped_boxes)?;
         fields.set_item("truncated_texts", batch.truncated_texts)?;

@@ -12,6 +12,7 @@ mod errors;
 mod image;
 mod jpeg;
 mod loader;
+mod masks;
 mod pixels;
 mod rand_augment;
 mod record;
@@ -64,6 +65,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         assignment::linear_sum_assignment,
         module
     )?)?;
+    module.add_function(wrap_pyfunction!(masks::decode_masks, module)?)?;
+    module.add_function(wrap_pyfunction!(masks::decode_id_map, module)?)?;
+    module.add_function(wrap_pyfunction!(masks::encode_rle, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::positive_map, module)?)?;
     module.add_function(wrap_pyfunction!(boxes::mirror_words, module)?)?;
     module.add_function(wrap_pyfunction!(loader::permutation, module)?)?;

@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyTuple, PyTupleMethods};
 
+use super::masks::{to_ids, to_mask};
 use super::text::named_text;
 use crate::boxes::BoxXyxy;
 use crate::error::shown;
-use crate::loader::record::{Record, StoredImage};
-use crate::tokenizer::spans::CharSpan;
+use crate::loader::record::{Masks, Record, StoredImage};
 
 /// A record whose fields are converted, with the epoch and index that determine its random
 /// numbers.
@@ -67,12 +67,50 @@ impl FieldName<'_> {
         }
     }
 
-    /// Convert spans; no spans, as of most records without boxes, are converted faster.
-    fn spans(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<CharSpan>>> {
+    /// Convert a list; an empty tuple, as of most records without boxes or masks, is converted
+    /// faster.
+    fn list<'a, 'py, T>(&self, value: &'a Bound<'py, PyAny>) -> PyResult<Vec<T>>
+    where
+        Vec<T>: FromPyObject<'a, 'py>,
+    {
         if value.cast::<PyTuple>().is_ok_and(PyTupleMethods::is_empty) {
             return Ok(Vec::new());
         }
         self.convert(value)
+    }
+
+    /// Convert texts that name masks.
+    fn phrases(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+        let phrases: Vec<Bound<'_, PyAny>> = self.list(value)?;
+        phrases.iter().map(|phrase| self.text(phrase)).collect()
+    }
+
+    /// Convert masks, or the map that has them.
+    fn masks(&self, value: &Bound<'_, PyAny>) -> PyResult<Masks> {
+        if value.cast::<PyTuple>().is_ok_and(PyTupleMethods::is_empty) {
+            return Ok(Masks::default());
+        }
+        if value.hasattr(intern!(value.py(), "coding"))? {
+            let image = value.getattr(intern!(value.py(), "image"))?;
+            return Ok(Masks::Map {
+                image: to_stored(self, &image)?,
+                ids: Arc::new(self.named(value.py(), to_ids(value))?),
+            });
+        }
+        let masks: Vec<Bound<'_, PyAny>> = self.list(value)?;
+        let masks = masks
+            .iter()
+            .map(|mask| self.named(mask.py(), to_mask(mask)));
+        Ok(Masks::Each(masks.collect::<PyResult<_>>()?))
+    }
+
+    /// Add the field to an error of a conversion.
+    fn named<T>(&self, py: Python<'_>, found: PyResult<T>) -> PyResult<T> {
+        found.map_err(|error| {
+            let named = PyTypeError::new_err(format!("{self}: {error}"));
+            named.set_cause(py, Some(error));
+            named
+        })
     }
 
     fn images(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<StoredImage>> {
@@ -86,15 +124,17 @@ impl FieldName<'_> {
 
 #[pymethods]
 impl LoaderRecord {
-    /// Convert the attributes of a record; `images` and `answers` are in the place of its own.
+    /// Convert the attributes of a record; `images`, `answers` and `masks` are in the place of its
+    /// own.
     #[staticmethod]
-    #[pyo3(signature = (record, *, epoch, index, images, answers))]
+    #[pyo3(signature = (record, *, epoch, index, images, answers, masks = None))]
     fn from_record(
         record: &Bound<'_, PyAny>,
         epoch: u64,
         index: u64,
         images: &Bound<'_, PyAny>,
         answers: &Bound<'_, PyAny>,
+        masks: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let py = record.py();
         let own_key = record.getattr(intern!(py, "key"))?;
@@ -120,10 +160,18 @@ impl LoaderRecord {
             text: attribute!("text", text),
             image_id: attribute!("image_id", text),
             boxes_xyxy: attribute!("boxes_xyxy", boxes),
-            char_spans: attribute!("char_spans", spans),
+            char_spans: attribute!("char_spans", list),
             answers: named("answers").convert(answers)?,
             truth: attribute!("truth", convert),
             image_size: attribute!("image_size", convert),
+            masks: match masks {
+                Some(masks) => named("masks").masks(masks)?,
+                None => attribute!("masks", masks),
+            },
+            mask_labels: attribute!("mask_labels", list),
+            mask_crowd: attribute!("mask_crowd", list),
+            phrases: attribute!("phrases", phrases),
+            phrase_masks: attribute!("phrase_masks", list),
             key,
         };
         Ok(Self {

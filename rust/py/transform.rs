@@ -179,6 +179,39 @@ impl ImageTransform {
         Self::build(geometry, flip_probability, augment, values)
     }
 
+    /// Resize to a random scale of a square of `size` pixels, cut out at most the square, and pad.
+    #[staticmethod]
+    #[pyo3(signature = (size, *, scale = (0.1, 2.0), padding = 128, flip_probability = 0.5, color_jitter = None, rand_augment = None, filter = "bilinear", resize = "exact", alpha = "drop", channel_order = "rgb", mean = IMAGENET_MEAN, std = IMAGENET_STD))]
+    fn scale_jitter(
+        size: i128,
+        scale: (f64, f64),
+        padding: i128,
+        flip_probability: f64,
+        color_jitter: Option<&ColorJitter>,
+        rand_augment: Option<&RandAugment>,
+        filter: &str,
+        resize: &str,
+        alpha: &str,
+        channel_order: &str,
+        mean: [f64; 3],
+        std: [f64; 3],
+    ) -> PyResult<Self> {
+        let augment = (color_jitter, rand_augment);
+        let values = (
+            method(filter, resize)?,
+            alpha,
+            normalization(channel_order, mean, std)?,
+        );
+        let padding = u8::try_from(padding)
+            .map_err(|_| PyValueError::new_err(format!("padding: {padding}; expected 0 to 255")))?;
+        let geometry = Geometry::ScaleJitter {
+            size: count("size", size)?,
+            scale,
+            padding,
+        };
+        Self::build(geometry, flip_probability, augment, values)
+    }
+
     /// True if every output has the same square size.
     #[getter]
     fn is_square(&self) -> bool {
@@ -208,6 +241,16 @@ impl ImageTransform {
                 settings.set_item("size", size)?;
                 settings.set_item("scale", scale)?;
                 settings.set_item("ratio", ratio)?;
+            }
+            Geometry::ScaleJitter {
+                size,
+                scale,
+                padding,
+            } => {
+                settings.set_item("kind", "scale_jitter")?;
+                settings.set_item("size", size)?;
+                settings.set_item("scale", scale)?;
+                settings.set_item("padding", padding)?;
             }
             Geometry::ShorterSide {
                 sizes,
@@ -277,8 +320,10 @@ pub fn apply_transform(
     let mut rng = Rng::new(seed, epoch, index, Purpose::Image(0));
     let sampled = transform.sample(height, width, &mut rng);
     let boxes = sampled.transform_boxes(&boxes, height, width)?;
-    let write =
-        |resized: Rgb| normalize::write(&[&resized], &transform.normalization, transform.divisor());
+    let write = |resized: Rgb| {
+        let (divisor, padding) = (transform.divisor(), transform.geometry.padding());
+        normalize::write(&[&resized], &transform.normalization, divisor, padding)
+    };
     let (values, shape) = match &source {
         ImageSource::Array(array) => {
             let view = array.view()?;

@@ -1,7 +1,7 @@
-//! Transforms of an image and its boxes.
+//! Transforms of an image and its boxes or masks.
 //!
 //! [`Transform::sample`] makes all random choices. The resulting [`SampledTransform`] is applied to
-//! both the image and its boxes, so they always match.
+//! the image and to its boxes or masks, so they always match.
 
 pub(crate) mod affine;
 mod affine_rows;
@@ -9,6 +9,7 @@ pub mod boxes;
 pub mod color_jitter;
 pub(crate) mod crop;
 mod enhance;
+pub(crate) mod geometry;
 pub(crate) mod params;
 mod pillow_affine;
 mod pillow_enhance;
@@ -18,51 +19,16 @@ pub mod rand_augment;
 mod simd;
 
 use crate::Error;
-use crate::boxes::Crop;
 use crate::error::check_probability;
 use crate::normalize::Normalization;
+use crate::resize::Method;
 use crate::resize::alpha::Alpha;
-use crate::resize::{self, Method};
 use crate::rng::Rng;
 use crate::transform::color_jitter::ColorJitter;
-use crate::transform::crop::{RandomCrop, check_scale, cut_out, random_crop, shorter_side};
-use crate::transform::params::{SampledTransform, Window};
+pub use crate::transform::geometry::Geometry;
+use crate::transform::geometry::Placement;
+use crate::transform::params::SampledTransform;
 use crate::transform::rand_augment::RandAugment;
-
-/// Geometric part of a transform.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Geometry {
-    /// Resize to a square without keeping the aspect ratio.
-    Squash {
-        /// Side in pixels.
-        size: usize,
-    },
-    /// Crop a random rectangle and resize it to a square.
-    RandomResizedCrop {
-        /// Side in pixels.
-        size: usize,
-        /// (low, high) range of the crop's fraction of the image area.
-        scale: (f64, f64),
-        /// (low, high) range of the crop's width / height.
-        ratio: (f64, f64),
-    },
-    /// Resize the shorter side to a sampled length, keeping the aspect ratio.
-    ShorterSide {
-        /// Lengths in pixels, one of which is sampled.
-        sizes: Vec<usize>,
-        /// Maximum length of the longer side in pixels.
-        max_size: usize,
-        /// Batches are padded on the right and bottom to a multiple of this many pixels.
-        divisor: usize,
-        /// Random crop before the resize.
-        cut: RandomCrop,
-    },
-    /// Resize the shorter side, keeping the aspect ratio, and cut out the central square.
-    CenterCrop {
-        /// Side in pixels.
-        size: usize,
-    },
-}
 
 /// Geometry, flip, color changes, RandAugment and normalization.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,42 +73,12 @@ impl Transform {
 
     /// Sample a transform for an image of `height` x `width` pixels.
     pub(crate) fn sample(&self, height: usize, width: usize, rng: &mut Rng) -> SampledTransform {
-        let whole = Crop::whole(height, width);
-        let (mut whole_size, mut window) = (None, None);
-        let (crop, size) = match &self.geometry {
-            Geometry::Squash { size } => (whole, (*size, *size)),
-            Geometry::RandomResizedCrop { size, scale, ratio } => (
-                random_crop(height, width, *scale, *ratio, rng),
-                (*size, *size),
-            ),
-            Geometry::CenterCrop { size } => {
-                let resized = shorter_side(height, width, *size, usize::MAX);
-                window = Some(Window {
-                    resized,
-                    top: center(resized.0 - size),
-                    left: center(resized.1 - size),
-                });
-                (whole, (*size, *size))
-            }
-            Geometry::ShorterSide {
-                sizes,
-                max_size,
-                cut,
-                ..
-            } => {
-                let shorter = sizes[rng.index(sizes.len())];
-                let uncut = shorter_side(height, width, shorter, *max_size);
-                // Disabled crops consume no random numbers.
-                if cut.probability > 0.0 && rng.unit() < cut.probability {
-                    whole_size = Some(uncut);
-                    let crop = cut_out(height, width, cut.scale, rng);
-                    let size = shorter_side(crop.height, crop.width, shorter, *max_size);
-                    (crop, size)
-                } else {
-                    (whole, uncut)
-                }
-            }
-        };
+        let Placement {
+            crop,
+            size,
+            whole,
+            window,
+        } = self.geometry.sample(height, width, rng);
         let flip = rng.unit() < self.flip_probability;
         let colors = self.color_jitter.draw(rng);
         let operations = self.rand_augment.draw(rng);
@@ -160,7 +96,7 @@ impl Transform {
             colors,
             operations,
             method: self.method,
-            whole: whole_size,
+            whole,
             window,
         }
     }
@@ -169,63 +105,9 @@ impl Transform {
     pub(crate) fn divisor(&self) -> usize {
         match self.geometry {
             Geometry::ShorterSide { divisor, .. } => divisor,
+            // No image is larger.
+            Geometry::ScaleJitter { size, .. } => size,
             _ => 1,
-        }
-    }
-}
-
-/// Margin before a centered window, rounded to nearest or even as in torchvision's `CenterCrop`.
-fn center(margin: usize) -> usize {
-    let half = margin / 2;
-    if margin % 4 == 3 { half + 1 } else { half }
-}
-
-impl Geometry {
-    /// Check that boxes can be transformed.
-    pub(crate) fn check_boxes(&self) -> Result<(), Error> {
-        if let Self::CenterCrop { .. } = self {
-            let reason = "center_crop cannot be used with boxes; expected another transform";
-            return Err(Error::argument("transform", reason));
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        match self {
-            Self::Squash { size } | Self::CenterCrop { size } => {
-                resize::check_output("size", *size, *size)
-            }
-            Self::RandomResizedCrop { size, scale, ratio } => {
-                resize::check_output("size", *size, *size)?;
-                check_scale("scale", *scale)?;
-                if !(0.0 < ratio.0 && ratio.0 <= ratio.1 && ratio.1.is_finite()) {
-                    let reason = format!("{ratio:?}; expected an ascending range above 0");
-                    return Err(Error::argument("ratio", reason));
-                }
-                Ok(())
-            }
-            Self::ShorterSide {
-                sizes,
-                max_size,
-                divisor,
-                cut,
-            } => {
-                check_scale("crop_scale", cut.scale)?;
-                check_probability("crop_probability", cut.probability)?;
-                if sizes.is_empty() || sizes.contains(&0) {
-                    let reason = format!("{sizes:?}; expected one or more lengths above 0");
-                    return Err(Error::argument("sizes", reason));
-                }
-                if *max_size == 0 || *divisor == 0 {
-                    let reason = format!("{max_size} and {divisor}; expected 1 or more");
-                    return Err(Error::argument("max_size, divisor", reason));
-                }
-                let padded = |side: usize| side.checked_next_multiple_of(*divisor);
-                let shorter = sizes.iter().copied().max().map(|size| size.min(*max_size));
-                let largest = shorter.and_then(padded).zip(padded(*max_size));
-                let (height, width) = largest.unwrap_or((usize::MAX, usize::MAX));
-                resize::check_output("sizes, max_size", height, width)
-            }
         }
     }
 }
@@ -238,6 +120,8 @@ mod tests {
     use crate::image::Rgb;
     use crate::resize::Filter;
     use crate::rng::Purpose;
+    use crate::transform::crop::{RandomCrop, shorter_side};
+    use crate::transform::geometry::center;
     use crate::transform::policy::Policy;
 
     fn rng(index: u64) -> Rng {

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::boxes::{BoxXyxy, Crop};
 use crate::image::{Rgb, RgbView, Rgba};
 use crate::jpeg::Scale;
+use crate::masks::sample_grid::{Nearest, SampleGrid};
 use crate::resize::alpha::resize_premultiplied;
 use crate::resize::{self, Method, ResizeScratch, ResizeTarget};
 use crate::transform::boxes::BoxTransform;
@@ -133,6 +134,24 @@ impl SampledTransform {
         self.operations
             .iter()
             .try_for_each(|operation| operation.apply(resized))
+    }
+
+    /// Which pixel of a stored image of `source` = (height, width) pixels each pixel of a mask shows,
+    /// if the EXIF `orientation` is applied first and the output is padded to `padded`.
+    pub(crate) fn sample_grid(
+        &self,
+        source: (usize, usize),
+        orientation: u8,
+        padded: (usize, usize),
+    ) -> SampleGrid {
+        let target = self.target();
+        let nearest = Nearest {
+            crop: self.crop,
+            resized: target.whole,
+            window: target.window,
+            flip: self.flip,
+        };
+        SampleGrid::new(&nearest, source, orientation, padded)
     }
 
     /// Transform boxes of the stored image; `None` if the crop drops a box.

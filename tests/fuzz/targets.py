@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.fuzz import checkpoints, core, data, seeds, structured
+from tests.fuzz import checkpoints, core, data, masks, seeds, structured
 
 #: Inputs that once showed a defect, in a folder for each target.
 CORPUS = Path(__file__).parent / "corpus"
@@ -84,6 +84,7 @@ TARGETS = {
     "loader_states": Target(data.loader_states, data.state_seeds),
     "tars": Target(data.tars, data.tar_seeds),
     "tables": Target(data.tables, data.table_seeds),
+    "masks": Target(masks.masks, masks.mask_seeds),
 }
 TARGETS |= {
     name: Target(

@@ -13,6 +13,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([], 261)
 
 
+#: Fields of masks of a record without any.
+NO_MASKS = dict.fromkeys(("masks", "mask_labels", "mask_crowd", "phrases", "phrase_masks"), ())
+
+
 def run(tokenizer, *, task="grounding", **changes):
     """Send one record through the loader."""
     record = {
@@ -47,6 +51,7 @@ def run(tokenizer, *, task="grounding", **changes):
         layout="chw",
     )
     session = loader.open()
+    record = {**NO_MASKS, **record}
     own = {name: record.pop(name) for name in ("epoch", "index", "images", "answers")}
     session.submit([_core.LoaderRecord.from_record(SimpleNamespace(**record), **own)])
     return session.next()
@@ -130,7 +135,7 @@ def test_a_number_of_a_record_is_checked(tokenizer, wrong):
 def test_a_field_that_is_missing_is_named():
     own = {"epoch": 0, "index": 0, "images": (), "answers": None}
     fields = {"key": "a", "text": "", "image_id": "a", "boxes_xyxy": (), "char_spans": ()}
-    fields |= {"truth": None, "image_size": None}
+    fields |= {"truth": None, "image_size": None, **NO_MASKS}
     assert _core.LoaderRecord.from_record(SimpleNamespace(**fields), **own).key == "a"
     for name in fields:
         without = {other: value for other, value in fields.items() if other != name}

@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "image": {"root", "jpeg"},
     "resize": {"root", "image"},
     "normalize": {"root", "image", "resize"},
-    "transform": {"root", "jpeg", "image", "resize", "normalize"},
-    "loader": {"root", "tokenizer", "jpeg", "image", "resize", "normalize", "transform"},
+    "masks": {"root", "image"},
+    "transform": {"root", "jpeg", "image", "resize", "normalize", "masks"},
+    "loader": {"root", "tokenizer", "jpeg", "image", "resize", "normalize", "masks", "transform"},
 }
 #: Folders of which some files import one another in circles.
 CIRCULAR = {"attention", "image", "normalize", "py", "resize", "tokenizer", "transform"}

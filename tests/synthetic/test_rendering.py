@@ -14,7 +14,7 @@ def test_boxes_are_the_bounds_of_alpha_above_a_half(shape):
     """Against the same outline cut up 16 times finer, counted pixel by pixel."""
     for size in SIZES:
         thing = Thing(shape, "white", size, "plain", x=31.3, y=24.8, radius=RADII[size][0] * 64)
-        _, (box,) = draw_scene_without_jitter(thing)
+        _, (box,), *_ = draw_scene_without_jitter(thing)
         fine = (np.arange(64 * 16) + 0.5) / 16
         u, v = fine[None, :] - thing.x, fine[:, None] - thing.y
         inside = shape_distance(shape, u + 0 * v, v + 0 * u, thing.radius) < 0
@@ -52,7 +52,7 @@ def test_objects_of_varied_scenes_stand_out_from_their_background():
     recipe = SceneRecipe(varied=True)
     corners = []
     for index in range(60):
-        image, boxes = recipe.render("train", index)
+        image, boxes, *_ = recipe.render("train", index)
         image = image.astype(float)
         corners.append(image[0, 0])
         for (x0, y0, x1, y1), thing in zip(boxes, recipe.scene("train", index).things, strict=True):

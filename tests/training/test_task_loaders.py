@@ -397,7 +397,7 @@ def test_ranks_and_passes_cut_one_stream(pictures):
     assert ranks[0] + ranks[1] == whole
 
 
-@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side", "scale_jitter"])
 def test_training_pictures_have_the_size_asked_for(kind):
     transform = training_transform(
         preset("micro"), TransformConfig(kind=kind, shorter_sides=(64,), max_size=96)
@@ -407,7 +407,7 @@ def test_training_pictures_have_the_size_asked_for(kind):
     assert transform.describe()["color_jitter"] is None
 
 
-@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side", "scale_jitter"])
 def test_training_pictures_are_augmented_as_asked_for(kind):
     asked = RandAugmentConfig(num_ops=3, magnitude=2.5, probability=1.0, operations=("Rotate",))
     transform = training_transform(preset("micro"), TransformConfig(kind=kind, rand_augment=asked))
@@ -415,7 +415,7 @@ def test_training_pictures_are_augmented_as_asked_for(kind):
     assert transform.describe()["color_jitter"] is None
 
 
-@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side"])
+@pytest.mark.parametrize("kind", ["squash", "crop", "shorter_side", "scale_jitter"])
 def test_colours_of_training_pictures_change_as_asked_for(kind):
     asked = ColorJitterConfig(brightness=(0.5, 1.5), hue=(-0.25, 0.0))
     transform = training_transform(preset("micro"), TransformConfig(kind=kind, color_jitter=asked))

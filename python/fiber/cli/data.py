@@ -42,7 +42,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     # Defaults of `generate`, repeated here to keep imports light.
     scenes = _add_generator(kinds, "scenes", _SCENES, "combinations of color and shape", 20000)
     add_options(
-        scenes, {"--varied": "vary backgrounds, colors and outlines, as in drawings by hand"}
+        scenes,
+        {
+            "--varied": "vary backgrounds, colors and outlines, as in drawings by hand",
+            "--stuff": "draw textured regions behind the objects, as grass and water",
+        },
     )
     stamps = _add_generator(kinds, "stamps", _STAMPS, "nouns", 8000)
     add_options(
@@ -135,8 +139,7 @@ def _make_data(options: argparse.Namespace) -> int:
     for name in ("tokenizer", "backgrounds", "stamps"):
         settings[name] = getattr(options, name, None)
     given = {name: value for name, value in settings.items() if value is not None}
-    if getattr(options, "varied", False):
-        given["varied"] = True
+    given |= {name: True for name in ("varied", "stuff") if getattr(options, name, False)}
     folder = module.generate(
         options.output, seed=options.seed, workers=usable_cores(), progress=ImageProgress(), **given
     )

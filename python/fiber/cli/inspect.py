@@ -150,6 +150,10 @@ def _summary(part: PartReport) -> str:
     boxes = part.boxes.to_dict()
     if boxes:
         parts.append(f"{boxes['boxes']} boxes")
+    if part.masks:
+        parts.append(f"{part.masks} masks")
+    if part.phrases:
+        parts.append(f"{part.phrases} phrases")
     if part.classes:
         # List the most frequent classes first, and always include the rarest one, since a class
         # without boxes is not learned.

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
         QuestionBatch,
         RankingBatch,
         ReasoningBatch,
+        SegmentationBatch,
         Skipped,
     )
     from fiber.data.collate import Collator
     from fiber.data.datasets.resolve import open_source
     from fiber.data.image import load_image
     from fiber.data.loader import DataLoader
+    from fiber.data.masks.codec import decode_masks, encode_rle
+    from fiber.data.masks.mask import IdMap, PackedMask, Polygons, Rle
     from fiber.data.prompts.classes import ClassName
     from fiber.data.record import ConcatRecords, Record, RecordSet
     from fiber.data.storage.remote import RemoteError
@@ -32,8 +35,11 @@ __all__ = [
     "ConcatRecords",
     "DataLoader",
     "GroundingBatch",
+    "IdMap",
     "ImageTextBatch",
     "ImageTransform",
+    "PackedMask",
+    "Polygons",
     "QuestionBatch",
     "RandAugment",
     "RankingBatch",
@@ -41,9 +47,13 @@ __all__ = [
     "Record",
     "RecordSet",
     "RemoteError",
+    "Rle",
+    "SegmentationBatch",
     "Skipped",
     "Tokenizer",
     "apply_transform",
+    "decode_masks",
+    "encode_rle",
     "load_image",
     "open_source",
     "pack",
@@ -55,6 +65,8 @@ _CORE = ("ColorJitter", "ImageTransform", "RandAugment", "Tokenizer", "apply_tra
 _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     **dict.fromkeys(_CORE, "fiber._core"),
     **dict.fromkeys(("ConcatRecords", "Record", "RecordSet"), "fiber.data.record"),
+    **dict.fromkeys(("IdMap", "PackedMask", "Polygons", "Rle"), "fiber.data.masks.mask"),
+    **dict.fromkeys(("decode_masks", "encode_rle"), "fiber.data.masks.codec"),
     "ClassName": "fiber.data.prompts.classes",
     "Collator": "fiber.data.collate",
     "DataLoader": "fiber.data.loader",

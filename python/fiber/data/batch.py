@@ -6,8 +6,10 @@ Dimensions: B samples, H x W pixels after transform and padding, L tokens, G box
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +30,14 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Fields common to all batches."""
+    """Fields common to all batches.
+
+    The first dimension of a tensor indexes the samples, but for those in `ragged`.
+    """
+
+    #: Tensors with any number of rows for each sample, in the order of the samples: field -> field
+    #: with the (B,) int64 numbers of rows.
+    ragged: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     #: Key of each record, for messages and prediction files.
     keys: tuple[str, ...]
@@ -54,7 +63,7 @@ class Batch:
     def __post_init__(self) -> None:
         size = len(self.keys)
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and name not in _RAGGED and value.shape[0] != size:
+            if isinstance(value, Tensor) and name not in self.ragged and value.shape[0] != size:
                 raise ValueError(
                     f"{type(self).__name__}.{name} has shape {tuple(value.shape)}; expected a first"
                     f" dimension of {size}, the number of keys"
@@ -82,14 +91,20 @@ class Batch:
         """Return the batch of a range of samples. Samples that were skipped have no row."""
         chosen = {}
         for name, each in vars(self).items():
-            per_sample = isinstance(each, Tensor) and name not in _RAGGED
+            per_sample = isinstance(each, Tensor) and name not in self.ragged
             if per_sample or name in ("keys", "statuses", "samples"):
                 chosen[name] = each[rows]
         return dataclasses.replace(self, skipped=(), **chosen, **self._ragged_rows(rows))
 
     def _ragged_rows(self, rows: slice) -> dict[str, Tensor]:
-        """Return the rows of tensors whose first dimension does not index samples."""
-        return {}
+        """Return the rows of the fields in `ragged` that belong to a range of samples."""
+        first, last = rows.indices(len(self))[:2]
+        chosen = {}
+        for name, counts in self.ragged.items():
+            # Index 0 is the start of the first sample.
+            ends = [0, *getattr(self, counts).cumsum(0).tolist()]
+            chosen[name] = getattr(self, name)[ends[first] : ends[max(first, last)]]
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -137,6 +152,10 @@ class ReasoningBatch(Batch):
 class GroundingBatch(Batch):
     """Batch of images, each with a text and boxes for spans of that text."""
 
+    ragged: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(("boxes_xyxy", "positive_map"), "boxes_per_image")
+    )
+
     #: (G, 4) float32, half-open pixel coordinates in the transformed image, ordered by image.
     boxes_xyxy: Tensor
     #: (B,) int64: number of boxes of each image.
@@ -144,15 +163,50 @@ class GroundingBatch(Batch):
     #: (G, L) bool, True = the token names the box.
     positive_map: Tensor
 
-    def _ragged_rows(self, rows: slice) -> dict[str, Tensor]:
-        ends = self.boxes_per_image.cumsum(0)
-        starts = ends - self.boxes_per_image
-        first, last = rows.indices(len(self))[:2]
-        boxes = slice(0, 0)
-        if first < last:
-            boxes = slice(int(starts[first]), int(ends[last - 1]))
-        return {name: getattr(self, name)[boxes] for name in sorted(_RAGGED)}
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SegmentationBatch(Batch):
+    """Batch of images with M masks and P phrases in total, each phrase with the union of its masks.
 
-#: Tensors whose first dimension indexes boxes, not samples.
-_RAGGED = {"boxes_xyxy", "positive_map"}
+    Masks are packed as by `numpy.packbits`: the first pixel of a row is the highest bit of its
+    first byte. They are 0 in the padding.
+    """
+
+    ragged: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("masks", "mask_labels"), "masks_per_image"),
+            **dict.fromkeys(("phrase_ids", "phrase_mask", "phrase_masks"), "phrases_per_image"),
+        }
+    )
+
+    #: (M, H, ceil(W / 8)) uint8: packed masks without those of crowds, ordered by image.
+    masks: Tensor
+    #: (B,) int64: number of masks of each image.
+    masks_per_image: Tensor
+    #: (M,) int64: index of each mask's class in `Record.labels`.
+    mask_labels: Tensor
+    #: (P, L) int64: tokens of each phrase, ordered by image and padded with the tokenizer's
+    #: `pad_id`; L is not that of `token_ids`.
+    phrase_ids: Tensor
+    #: (P, L) bool, True = real token.
+    phrase_mask: Tensor
+    #: (P, H, ceil(W / 8)) uint8: packed masks of the phrases.
+    phrase_masks: Tensor
+    #: (B,) int64: number of phrases of each image.
+    phrases_per_image: Tensor
+
+    def masks_of(self, index: int) -> Tensor:
+        """Return the masks of an image as (m, H, W) bool, on the device of the batch."""
+        return self._unpacked("masks", index)
+
+    def phrase_masks_of(self, index: int) -> Tensor:
+        """Return the masks of the phrases of an image as (p, H, W) bool."""
+        return self._unpacked("phrase_masks", index)
+
+    def _unpacked(self, name: str, index: int) -> Tensor:
+        counts: Tensor = getattr(self, self.ragged[name])
+        end = int(counts[: index + 1].sum())
+        packed: Tensor = getattr(self, name)[end - int(counts[index]) : end]
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+        bits = (packed[..., None] >> shifts) & 1
+        return bits.flatten(-2)[..., : self.images.shape[-1]].bool()

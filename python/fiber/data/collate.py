@@ -21,9 +21,12 @@ from fiber.data.batch import (
     ImageTextBatch,
     QuestionBatch,
     ReasoningBatch,
+    SegmentationBatch,
     Skipped,
 )
 from fiber.data.loader_config import BatchType, CollatorConfig, CollatorOptions, check_arguments
+from fiber.data.masks.codec import loaded_map
+from fiber.data.masks.mask import IdMap
 from fiber.data.record import Record, check_record
 
 _BATCH_CLASSES: dict[str, type[Batch]] = {
@@ -31,6 +34,7 @@ _BATCH_CLASSES: dict[str, type[Batch]] = {
     "question": QuestionBatch,
     "reasoning": ReasoningBatch,
     "grounding": GroundingBatch,
+    "segmentation": SegmentationBatch,
 }
 _DTYPES = {
     "uint8": torch.uint8,
@@ -41,7 +45,10 @@ _DTYPES = {
     "bool": torch.bool,
 }
 #: Counters of a session's result.
-COUNTS = ("truncated_boxes", "cropped_boxes", "truncated_texts", "wordless_texts")
+COUNTS = (
+    *("truncated_boxes", "cropped_boxes", "emptied_masks"),
+    *("truncated_texts", "wordless_texts"),
+)
 #: Exclusive upper bound of the epoch sampled by a call without an epoch.
 _EPOCHS = 2**31
 
@@ -126,9 +133,13 @@ class Collator:
         if answers is not None:
             answers = [(known[a], score) for a, score in answers.items() if a in known]
         # Lazy images are read here, so that errors name this record.
-        images = tuple(record.images)
+        images, masks = tuple(record.images), record.masks
+        if self.config.batch_type != "segmentation":
+            masks = ()
+        elif isinstance(masks, IdMap):
+            masks = loaded_map(masks)
         return _core.LoaderRecord.from_record(
-            record, epoch=epoch, index=index, images=images, answers=answers
+            record, epoch=epoch, index=index, images=images, answers=answers, masks=masks
         )
 
     def finish(self, fields: dict[str, Any], *, pin_memory: bool = False) -> Batch:
@@ -162,8 +173,9 @@ def transform_of(settings: dict[str, Any]) -> ImageTransform:
     for name, make in (("color_jitter", _to_color_jitter), ("rand_augment", _to_rand_augment)):
         if settings[name] is not None:
             settings[name] = make(settings[name])
-    if "crop_scale" in settings:
-        settings["crop_scale"] = tuple(settings["crop_scale"])
+    for name in ("crop_scale", "scale"):
+        if name in settings:
+            settings[name] = tuple(settings[name])
     kind = settings.pop("kind")
     if kind in ("squash", "center_crop"):
         del settings["flip_probability"]

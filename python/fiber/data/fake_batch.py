@@ -12,6 +12,7 @@ from fiber.data.batch import (
     ImageTextBatch,
     QuestionBatch,
     ReasoningBatch,
+    SegmentationBatch,
 )
 from fiber.data.loader_config import BatchType
 
@@ -25,7 +26,8 @@ def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
         labels: number of columns of `QuestionBatch.targets`.
 
     Returns:
-        A batch of the class of the layout. Each image has one box, and no token is masked.
+        A batch of the class of the layout. Each image has one box, or one mask and a phrase of the
+        text's length, and no token is masked.
     """
     ids = common["token_ids"]
     samples, tokens = ids.shape
@@ -39,6 +41,20 @@ def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
             boxes_xyxy=torch.zeros(samples, 4),
             boxes_per_image=torch.ones(samples, dtype=torch.int64),
             positive_map=torch.zeros(samples, tokens, dtype=torch.bool),
+        )
+    if layout == "segmentation":
+        height, width = common["images"].shape[-2:]
+        masks = torch.zeros(samples, height, -(-width // 8), dtype=torch.uint8)
+        ones = torch.ones(samples, dtype=torch.int64)
+        return SegmentationBatch(
+            **common,
+            masks=masks,
+            masks_per_image=ones,
+            mask_labels=torch.zeros(samples, dtype=torch.int64),
+            phrase_ids=ids,
+            phrase_mask=torch.ones_like(ids, dtype=torch.bool),
+            phrase_masks=masks,
+            phrases_per_image=ones,
         )
     return ImageTextBatch(
         **common,

@@ -14,6 +14,7 @@ from array import array
 from itertools import chain
 from typing import Any
 
+from fiber.data.masks.mask import IdMap
 from fiber.data.record import ConcatRecords, LazyImages, Record, RecordSet
 
 # Length of a fingerprint in bytes.
@@ -67,11 +68,25 @@ class Fingerprint:
             record.group,
         )
         self._digest.update(self._encode(line).encode() + b"\n")
+        if record.masks or record.phrases:
+            self._add_masks(record)
         for image in stored:
             if isinstance(image, bytes):
                 self._digest.update(image[-TAIL_BYTES:])
         if record.boxes_xyxy:
             self._digest.update(array("d", chain.from_iterable(record.boxes_xyxy)).tobytes())
+
+    def _add_masks(self, record: Record) -> None:
+        """Add the masks of a record without reading an id map, and its phrases."""
+        masks: Any = record.masks
+        if isinstance(masks, IdMap):
+            image = masks.image
+            if isinstance(image, LazyImages):
+                image = image.locations[0]
+            masks = [self._describe(image), *masks[1:]]
+        fields = (masks, record.mask_labels, record.mask_crowd)
+        line = (*fields, record.phrases, record.phrase_masks)
+        self._digest.update(self._encode(line).encode() + b"\n")
 
     def add_fact(self, *values: Any) -> None:
         """Add values that are not part of a record, such as a count."""

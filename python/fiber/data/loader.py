@@ -57,7 +57,7 @@ class DataLoader:
             after calling its `set_epoch` if it has one; every rank iterates over all of it and
             keeps only its share.
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
-            record) or "grounding".
+            record), "grounding" or "segmentation".
         options: Fields of `LoaderConfig`; `tokenizer`, `transform`, `batch_size` and `max_tokens`
             are required.
 
@@ -70,6 +70,7 @@ class DataLoader:
         truncated_boxes: Number of boxes dropped because truncation removed all tokens that name
             them.
         cropped_boxes: Number of boxes dropped because a crop left too little of them.
+        emptied_masks: Number of masks of which a crop left no pixel; batches keep them.
         truncated_texts: Number of texts so far with more than `max_tokens` tokens.
         wordless_texts: Number of texts so far of which all tokens are special.
 
@@ -89,7 +90,7 @@ class DataLoader:
         self.records = records
         self.skipped: list[Skipped] = []
         self.statuses: Counter[str] = Counter()
-        self.truncated_boxes = self.cropped_boxes = 0
+        self.truncated_boxes = self.cropped_boxes = self.emptied_masks = 0
         self.truncated_texts = self.wordless_texts = 0
         # Keep memory for the prefetched batches, the batch in use and the next one.
         shared = {f.name: getattr(config, f.name) for f in fields(CollatorConfig)}

@@ -14,7 +14,7 @@ from fiber._core import ImageTransform, Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.messages import printable, shown
 
-BatchType = Literal["image_text", "question", "reasoning", "grounding"]
+BatchType = Literal["image_text", "question", "reasoning", "grounding", "segmentation"]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
 SampleOrder = Literal["uniform", "shards"]
@@ -40,10 +40,10 @@ class CollatorConfig:
 
     Args:
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
-            record) or "grounding".
+            record), "grounding" or "segmentation".
         tokenizer: Any of the tokenizers described in docs/loader.md.
-        transform: Transform applied to images and boxes. A horizontal flip also swaps "left" and
-            "right" in the text (not in statements about two images).
+        transform: Transform applied to images and their boxes or masks. A horizontal flip also
+            swaps "left" and "right" in texts and phrases (not in statements about two images).
         max_tokens: Maximum text length in tokens, including <s> and </s>; longer texts are
             truncated.
         answers: Answer vocabulary for "question" batches; if empty, batches have no targets.
@@ -66,7 +66,8 @@ class CollatorConfig:
             for training. An image that RandAugment changes before the resize (`policy="meter"`) is
             decoded at full size.
         apply_orientation: Rotate images according to their EXIF orientation tag; boxes then refer
-            to the rotated image. The published pipelines ignore the tag.
+            to the rotated image, while masks, which refer to the stored pixels, are rotated with
+            their image. The published pipelines ignore the tag.
         background: RGB color, 0 to 255, that transparent images are composited on. With None, the
             `alpha` of the transform applies, which by default drops the alpha channel, as Pillow's
             `convert("RGB")` does.

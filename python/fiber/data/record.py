@@ -15,6 +15,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from fiber.data.char_spans import CharSpan, whole_characters
+from fiber.data.masks.mask import Masks, count_masks, masks_problem
 from fiber.messages import shown
 
 if TYPE_CHECKING:
@@ -133,6 +134,16 @@ class Record:
     truth: bool | None = None
     #: Group of the record in metrics, such as its question type.
     group: str = ""
+    #: Masks of the first image, as stored; see `fiber.data.masks.mask`.
+    masks: Masks = ()
+    #: For each mask, its index in `labels`.
+    mask_labels: tuple[int, ...] = ()
+    #: For each mask, whether it is of a crowd, which batches leave out; () if none is.
+    mask_crowd: tuple[bool, ...] = ()
+    #: Texts that name masks, such as referring expressions.
+    phrases: tuple[str, ...] = ()
+    #: For each phrase, the indices of its masks, of which there may be none.
+    phrase_masks: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -147,15 +158,7 @@ class Record:
             raise self._error(
                 f"image_size is {shown(self.image_size)}; expected (height, width) in pixels"
             )
-        if not text.isascii():
-            # JSON can contain lone surrogates, but UTF-8 cannot encode them.
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise self._error(
-                    f"text contains a lone surrogate {text[error.start]!r} at index {error.start};"
-                    " expected text that can be encoded as UTF-8"
-                ) from None
+        self._check_encoding("text", text)
         if len(self.boxes_xyxy) != len(self.char_spans) and self.char_spans:
             raise self._error(
                 f"{len(self.boxes_xyxy)} boxes but {len(self.char_spans)} entries in"
@@ -172,11 +175,50 @@ class Record:
         elif spans.checked_text is not text:
             self._check_spans(spans)
             spans.checked_text = text
+        if self.masks or self.phrases or self.mask_labels or self.phrase_masks:
+            self._check_masks()
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
 
     def _error(self, problem: str, kind: type[Exception] = ValueError) -> Exception:
         return kind(f"record {shown(self.key)}: {problem}")
+
+    def _check_encoding(self, name: str, text: str) -> None:
+        if text.isascii():
+            return
+        # JSON can contain lone surrogates, but UTF-8 cannot encode them.
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self._error(
+                f"{name} contains a lone surrogate {text[error.start]!r} at index {error.start};"
+                " expected text that can be encoded as UTF-8"
+            ) from None
+
+    def _check_masks(self) -> None:
+        if (problem := masks_problem(self.masks)) is not None:
+            raise self._error(problem)
+        masks = count_masks(self.masks)
+        for name, count, of in (
+            ("mask_labels", masks, "masks"),
+            ("mask_crowd", masks if self.mask_crowd else 0, "masks"),
+            ("phrase_masks", len(self.phrases), "phrases"),
+        ):
+            if (found := len(getattr(self, name))) != count:
+                raise self._error(f"{name} has {found} entries for {count} {of}")
+        for name, indices, count, of in (
+            ("mask_labels", self.mask_labels, len(self.labels), "labels"),
+            ("phrase_masks", chain.from_iterable(self.phrase_masks), masks, "masks"),
+        ):
+            for index in indices:
+                if type(index) is not int or not 0 <= index < count:
+                    raise self._error(
+                        f"{name} has {shown(index)}; expected indices of {count} {of}"
+                    )
+        for number, phrase in enumerate(self.phrases):
+            if not isinstance(phrase, str) or not phrase.strip():
+                raise self._error(f"phrase {number} is {shown(phrase)}; expected words")
+            self._check_encoding(f"phrase {number}", phrase)
 
     def _check_spans(self, spans_of: Sequence[tuple[CharSpan, ...]]) -> None:
         text = self.text

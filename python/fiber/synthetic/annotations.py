@@ -14,6 +14,12 @@ from typing import Any, NamedTuple
 
 from fiber.data.char_spans import CharSpan
 from fiber.data.datasets.registry import FILES
+from fiber.synthetic.panoptic import (
+    VisibleSegment,
+    panoptic_entry,
+    phrase_entries,
+    segmentations,
+)
 
 # Number of annotators per question in VQAv2.
 _NUM_ANSWERS = 10
@@ -23,6 +29,7 @@ _PER_IMAGE = 100
 #: Lists in each JSON file; the other files are in JSON Lines format.
 _LISTS = {
     **dict.fromkeys(("captions", "phrases", "referring", "detection"), ("images", "annotations")),
+    **dict.fromkeys(("panoptic", "expression_masks"), ("images", "annotations")),
     "questions": ("questions",),
     "answers": ("annotations",),
 }
@@ -77,6 +84,10 @@ class AnnotatedImage:
     boxes_xyxy: list[tuple[int, int, int, int]]
     #: Class id of each object, from 1.
     category_ids: list[int]
+    #: Visible objects and stuff.
+    segments: list[VisibleSegment] = field(default_factory=list)
+    #: Name of each segment of stuff that phrases name, by its id.
+    stuff: dict[int, str] = field(default_factory=dict)
     captions: list[Phrased] = field(default_factory=list)
     #: Referring expressions; the first span names the referent.
     expressions: list[Phrased] = field(default_factory=list)
@@ -86,6 +97,18 @@ class AnnotatedImage:
     statements: list[Statement] = field(default_factory=list)
     #: (caption of the partner, caption of this image, group), or None.
     swapped_captions: tuple[str, str, str] | None = None
+
+    @property
+    def named_segments(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Phrases with the ids of the segments that they name: expressions first."""
+        found = [(each.text, each.things[0]) for each in self.expressions]
+        for text, spans, things, _ in self.captions:
+            found += [
+                (text[start:end], named) for (start, end), named in zip(spans, things, strict=True)
+            ]
+        ids = {segment.thing: segment.id for segment in self.segments if segment.thing >= 0}
+        phrases = [(text, tuple(ids.get(each, 0) for each in named)) for text, named in found]
+        return phrases + [(f"the {name}", (number,)) for number, name in self.stuff.items()]
 
     @property
     def texts(self) -> list[str]:
@@ -129,10 +152,18 @@ def _add_image(out: _Entries, image: AnnotatedImage, split: str) -> None:
     out["captions.images"].append(entry)
     out["detection.images"].append(entry)
     boxes = zip(image.boxes_xyxy, image.category_ids, strict=True)
+    masks = segmentations(image.segments, image.image_size)
     out["detection.annotations"] += [
-        _box_entry(first_id + number, image_id, box, category)
+        _box_entry(first_id + number, image_id, box, category) | masks.get(number, {})
         for number, (box, category) in enumerate(boxes)
     ]
+    out["panoptic.images"].append(entry)
+    out["panoptic.annotations"].append(panoptic_entry(image_id, name, image.segments))
+    out["expression_masks.images"].append(entry)
+    size, phrases = image.image_size, image.named_segments
+    out["expression_masks.annotations"] += phrase_entries(
+        image_id, size, image.segments, phrases, first_id
+    )
     for number, (text, _, _, group) in enumerate(image.captions):
         caption = {"id": first_id + number, "image_id": image_id, "caption": text, "group": group}
         out["captions.annotations"].append(caption)
@@ -224,7 +255,12 @@ def _add_phrased(
 
 
 def write_split(
-    folder: Path, split: str, sections: dict[str, list[str]], class_names: Sequence[str], info: str
+    folder: Path,
+    split: str,
+    sections: dict[str, list[str]],
+    class_names: Sequence[str],
+    info: str,
+    stuff_names: Sequence[str] = (),
 ) -> None:
     """Write the annotation files of one split to a data folder.
 
@@ -234,13 +270,20 @@ def write_split(
         sections: JSON objects of all images in order, as returned by `encode`.
         class_names: names of classes 1, 2, ...
         info: one-line description of the data's origin.
+        stuff_names: names of the classes after these, of stuff.
     """
     head = {"info": {"description": info}}
     phrases = {**head, "categories": [{"id": 1, "name": "object"}]}
     kind = {"task_type": "Open-Ended", "data_type": "generated", "data_subtype": split}
     questions = {**head, **kind}
     classes = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+    segments = [
+        {"id": number, "name": name, "isthing": int(number <= len(class_names))}
+        for number, name in enumerate([*class_names, *stuff_names], 1)
+    ]
     heads = {
+        "panoptic": {**head, "categories": segments},
+        "expression_masks": {**head, "categories": segments},
         "captions": head,
         "phrases": phrases,
         "referring": phrases,

@@ -22,6 +22,7 @@ from fiber.data.formats.generated import DESCRIPTION, other_version
 from fiber.data.record import AnyPath
 from fiber.messages import shown
 from fiber.synthetic.annotations import encode, write_split
+from fiber.synthetic.panoptic import map_name, save_map, segments_of
 from fiber.synthetic.recipe import IMAGES_PER_FOLDER, Recipe, file_name
 from fiber.synthetic.rendering import save_jpeg
 
@@ -163,7 +164,9 @@ def _write_images(
     jobs: list[_Job] = []
     for split, count in counts.items():
         for start in range(0, max(count, 1), IMAGES_PER_FOLDER):
-            (root / file_name(split, start)).parent.mkdir(parents=True)
+            name = file_name(split, start)
+            for path in (root / name, folder / f"panoptic_{split}" / map_name(name)):
+                path.parent.mkdir(parents=True)
         indices = range(count)
         jobs += [(split, indices[i : i + _IMAGES_PER_JOB]) for i in indices[::_IMAGES_PER_JOB]]
     info = f"fiber {recipe.name}, version {recipe.version}, seed {recipe.seed}"
@@ -176,7 +179,7 @@ def _write_images(
             done += len(indices)
             if progress is not None:
                 progress(done, sum(counts.values()))
-        write_split(folder, split, sections, recipe.world.nouns, info)
+        write_split(folder, split, sections, recipe.world.nouns, info, recipe.stuff_names)
 
 
 def _run_job(recipe: Recipe, root: Path, job: _Job) -> dict[str, list[str]]:
@@ -185,8 +188,16 @@ def _run_job(recipe: Recipe, root: Path, job: _Job) -> dict[str, list[str]]:
     images = []
     for index in indices:
         image = recipe.describe(split, index)
-        pixels, image.boxes_xyxy = recipe.render(split, index)
-        save_jpeg(pixels, f"{root}/{image.file_name}")
+        drawn = recipe.render(split, index)
+        image.boxes_xyxy = drawn.boxes
+        save_jpeg(drawn.pixels, f"{root}/{image.file_name}")
+        nouns, stuff = len(recipe.world.nouns), recipe.stuff_names
+        image.segments = segments = segments_of(drawn, image.category_ids, nouns)
+        if len(stuff) > 1:
+            of_stuff = (each for each in segments if each.thing < 0)
+            image.stuff = {each.id: stuff[each.category_id - nouns - 1] for each in of_stuff}
+        maps = root.parent / f"panoptic_{split}"
+        save_map(drawn, segments, f"{maps}/{map_name(image.file_name)}")
         images.append(image)
     return encode(images, split)
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
-import numpy as np
-
 from fiber.data.rng import Rng
 from fiber.synthetic.annotations import AnnotatedImage, Statement
 from fiber.synthetic.captions import captions, expressions
+from fiber.synthetic.panoptic import BACKGROUND, Drawn
 from fiber.synthetic.questions import opposite_pair, questions, statements, swapped_captions
-from fiber.synthetic.rendering import PixelBox
 from fiber.synthetic.scene_graph import Scene, World, stream
 
 IMAGES_PER_FOLDER = 1000
@@ -70,8 +68,8 @@ class Recipe(ABC):
     def _sample_scene(self, split: str, index: int) -> Scene: ...
 
     @abstractmethod
-    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
-        """Return an image as (H, W, 3) uint8 RGB, and the box of each object."""
+    def render(self, split: str, index: int) -> Drawn:
+        """Draw an image."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -80,6 +78,11 @@ class Recipe(ABC):
     def parameters(self) -> dict[str, Any]:
         """Return additional parameters that determine the data, for `dataset.json`."""
         return {}
+
+    @property
+    def stuff_names(self) -> tuple[str, ...]:
+        """Names of the kinds of stuff."""
+        return (BACKGROUND,)
 
     def scene(self, split: str, index: int) -> Scene:
         """Return the scene of an image."""

@@ -12,10 +12,8 @@ import numpy as np
 from PIL import Image
 
 from fiber.data.rng import Rng
+from fiber.synthetic.panoptic import Drawn, PixelBox, bounds
 from fiber.synthetic.scene_graph import SHAPES, Scene, Thing
-
-#: (x0, y0, x1, y1) in half-open integer pixel coordinates.
-PixelBox = tuple[int, int, int, int]
 
 #: RGB of each color word, 0 to 255.
 RGB = {
@@ -49,20 +47,31 @@ _DARKER = (0.4, 0)
 
 
 def draw_scene(
-    scene: Scene, image_size: int, rng: Rng, *, varied: bool = False
-) -> tuple[np.ndarray, list[PixelBox]]:
+    scene: Scene,
+    image_size: int,
+    rng: Rng,
+    *,
+    varied: bool = False,
+    stuff: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Drawn:
     """Draw a scene (in pixel coordinates) as a square image with sides of `image_size` pixels.
 
     With `varied`, half of the backgrounds are plain and of any color that the objects stand out
-    from, some objects have an outline, and colors range up to those of drawing programs.
-
-    Returns:
-        (H, W, 3) uint8 RGB, and the bounding box of each object's pixels with alpha > 0.5.
+    from, some objects have an outline, and colors range up to those of drawing programs. `stuff`,
+    the result of `draw_stuff`, takes the place of the background.
     """
     image = _varied_background(scene, image_size, rng) if varied else background(image_size, rng)
-    boxes = [_draw_thing(image, thing, rng, varied) for thing in scene.things]
+    things, kinds = (np.zeros((image_size, image_size), np.uint8) for _ in range(2))
+    if stuff is not None:
+        image, kinds = stuff
+    boxes = []
+    for number, thing in enumerate(scene.things, 1):
+        box, visible = _draw_thing(image, thing, rng, varied)
+        x0, y0 = box[0], box[1]
+        things[y0 : y0 + len(visible), x0 : x0 + visible.shape[1]][visible] = number
+        boxes.append(box)
     np.clip(image, 0, 255, out=image)
-    return image.astype(np.uint8), boxes
+    return Drawn(image.astype(np.uint8), boxes, things, kinds)
 
 
 def _varied_background(scene: Scene, side: int, rng: Rng) -> np.ndarray:
@@ -95,8 +104,14 @@ def background(side: int, rng: Rng) -> np.ndarray:
     return light[:, :, None] + tint
 
 
-def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng, varied: bool) -> PixelBox:
-    """Draw an object on an (H, W, 3) float32 image, and return its box as in `draw_scene`."""
+def _draw_thing(
+    image: np.ndarray, thing: Thing, rng: Rng, varied: bool
+) -> tuple[PixelBox, np.ndarray]:
+    """Draw an object on an (H, W, 3) float32 image.
+
+    Returns:
+        The box of its pixels with alpha > 0.5, and which pixels of the box these are.
+    """
     height, width = image.shape[:2]
     reach = thing.radius + 2
     top, left = max(int(thing.y - reach), 0), max(int(thing.x - reach), 0)
@@ -118,17 +133,11 @@ def _draw_thing(image: np.ndarray, thing: Thing, rng: Rng, varied: bool) -> Pixe
         colors = colors * inside + _OUTLINE * (1 - inside)
     patch = image[top:bottom, left:right]
     patch += (colors - patch) * alpha[:, :, None]
-    box = bounds(alpha > 0.5)
+    visible = alpha > 0.5
+    box = bounds(visible)
     assert box is not None
-    return left + box[0], top + box[1], left + box[2], top + box[3]
-
-
-def bounds(mask: np.ndarray) -> PixelBox | None:
-    """Return the bounding box of an (H, W) bool mask, or None if the mask is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    x0, y0, x1, y1 = box
+    return (left + x0, top + y0, left + x1, top + y1), visible[y0:y1, x0:x1]
 
 
 def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:

@@ -19,9 +19,14 @@ from fiber.data.formats.generated import VERSIONS
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.generator import generate_dataset
+from fiber.synthetic.panoptic import BACKGROUND, Drawn
 from fiber.synthetic.recipe import PIXELS, Recipe
-from fiber.synthetic.rendering import PixelBox, draw_scene
+from fiber.synthetic.rendering import draw_scene
 from fiber.synthetic.scene_graph import Scene, World, sample_scene, shapes_world, stream
+from fiber.synthetic.stuff import STUFF, draw_stuff
+
+#: Random number stream for stuff.
+_STUFF = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class SceneRecipe(Recipe):
     max_objects: int = 3
     #: Vary backgrounds, colors and outlines, as drawings do.
     varied: bool = False
+    #: Draw textured regions behind the objects.
+    stuff: bool = False
 
     name = "scenes"
     version = VERSIONS["scenes"]
@@ -48,14 +55,25 @@ class SceneRecipe(Recipe):
         size, most = self.image_size, self.max_objects
         return sample_scene(self.world, self.seed, split, index, image_size=size, max_objects=most)
 
-    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
+    @property
+    def stuff_names(self) -> tuple[str, ...]:
+        """See `Recipe`."""
+        return STUFF if self.stuff else (BACKGROUND,)
+
+    def render(self, split: str, index: int) -> Drawn:
         """See `Recipe`."""
         rng = Rng(self.seed, stream(split, PIXELS), index)
-        return draw_scene(self.scene(split, index), self.image_size, rng, varied=self.varied)
+        stuff = self._stuff(split, index) if self.stuff else None
+        scene = self.scene(split, index)
+        return draw_scene(scene, self.image_size, rng, varied=self.varied, stuff=stuff)
+
+    def _stuff(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw_stuff(self.image_size, Rng(self.seed, stream(split, _STUFF), index))
 
     def parameters(self) -> dict[str, Any]:
         """See `Recipe`."""
-        return {"varied": True} if self.varied else {}
+        options = {"varied": self.varied, "stuff": self.stuff}
+        return {name: value for name, value in options.items() if value}
 
     def facts(self) -> dict[str, Any]:
         """See `Recipe`."""
@@ -73,6 +91,7 @@ def generate(
     max_objects: int = 3,
     seed: int = 0,
     varied: bool = False,
+    stuff: bool = False,
     **options: Any,
 ) -> Path:
     """Generate a dataset of grounded scenes, and return its folder.
@@ -81,5 +100,5 @@ def generate(
     shows a held-out pair of color and shape.
     """
     counts = {"train": train, "val": val, "novel": novel}
-    recipe = SceneRecipe(seed, image_size, max_objects, varied)
+    recipe = SceneRecipe(seed, image_size, max_objects, varied, stuff)
     return generate_dataset(output, recipe, counts, **options)

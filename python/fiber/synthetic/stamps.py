@@ -22,8 +22,8 @@ from fiber.data.formats.generated import VERSIONS
 from fiber.data.record import AnyPath
 from fiber.data.rng import Rng
 from fiber.synthetic.generator import generate_dataset
+from fiber.synthetic.panoptic import Drawn, bounds
 from fiber.synthetic.recipe import PIXELS, Recipe
-from fiber.synthetic.rendering import PixelBox, bounds
 from fiber.synthetic.scene_graph import (
     TWIN_EVERY,
     Scene,
@@ -80,7 +80,7 @@ class StampRecipe(Recipe):
     def _sample_scene(self, split: str, index: int) -> Scene:
         return sample_stamp_scene(self, split, index)
 
-    def render(self, split: str, index: int) -> tuple[np.ndarray, list[PixelBox]]:
+    def render(self, split: str, index: int) -> Drawn:
         """See `Recipe`."""
         rng = Rng(self.seed, stream(split, PIXELS), index)
         return draw_stamps(self, self.scene(split, index), rng)
@@ -191,12 +191,8 @@ def _sample_nouns(world: World, rng: Rng, count: int, novel: bool) -> list[str]:
     return nouns
 
 
-def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray, list[PixelBox]]:
-    """Paste the cut-outs of a scene onto a crop of a photograph.
-
-    Returns:
-        (H, W, 3) uint8 RGB, and the bounding box of each object's pixels with alpha > 0.5.
-    """
+def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> Drawn:
+    """Paste the cut-outs of a scene onto a crop of a photograph."""
     collection = recipe.collection
     side = recipe.image_size
     photo = _photo(rng.choice(collection.backgrounds), side * _PHOTO_FACTOR)
@@ -207,7 +203,8 @@ def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray
         (side, side), Image.Resampling.BILINEAR, (left, top, left + part, top + part), 2.0
     )
     boxes = []
-    for thing in scene.things:
+    things = Image.new("L", (side, side))
+    for number, thing in enumerate(scene.things, 1):
         stamp = _stamp(collection.cutouts[thing.cutout].path, side)
         stamp = _resize(stamp, 2 * thing.radius / max(stamp.size), Image.Resampling.BICUBIC)
         if rng.bernoulli():
@@ -215,9 +212,10 @@ def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> tuple[np.ndarray
         x, y = round(thing.x - stamp.width / 2), round(thing.y - stamp.height / 2)
         alpha = stamp.getchannel("A")
         image.paste(stamp, (x, y), alpha)
+        things.paste(number, (x, y), alpha.point(lambda value: 255 * (value > 127)))
         x0, y0, x1, y1 = bounds(np.asarray(alpha) > 127) or (0, 0, *stamp.size)
         boxes.append((x + x0, y + y0, x + x1, y + y1))
-    return np.asarray(image), boxes
+    return Drawn(np.asarray(image), boxes, np.asarray(things), np.zeros((side, side), np.uint8))
 
 
 def _resize(

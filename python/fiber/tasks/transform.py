@@ -137,10 +137,11 @@ class TransformConfig:
     #: "crop": random crop, resized to image_size x image_size (coarse fine-tuning);
     #: "center_crop": resize the shorter side to image_size and keep the central square (METER);
     #: "shorter_side": resize the shorter side, keeping the aspect ratio, and pad to the largest
-    #: image of the batch (fine stage).
-    kind: Literal["squash", "crop", "center_crop", "shorter_side"] = "squash"
-    #: Probability of a horizontal flip ("crop" and "shorter_side"), which also swaps "left" and
-    #: "right" in the text, except in statements about two images.
+    #: image of the batch (fine stage); "scale_jitter": resize to a random scale of image_size, keep
+    #: at most image_size x image_size, and pad to it (segmentation).
+    kind: Literal["squash", "crop", "center_crop", "shorter_side", "scale_jitter"] = "squash"
+    #: Probability of a horizontal flip ("crop", "shorter_side" and "scale_jitter"), which also swaps
+    #: "left" and "right" in texts and phrases, except in statements about two images.
     flip_probability: float = 0.0
     #: Range of the area fraction kept by "crop", and by "shorter_side" when it crops.
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -148,6 +149,8 @@ class TransformConfig:
     #: box is dropped and counted if its center is outside the crop or less than a tenth of
     #: its area remains; its words stay in the text. A crop that would drop all boxes is not used.
     crop_probability: float = 0.0
+    #: Range of the scale of "scale_jitter".
+    jitter_scale: tuple[float, float] = (0.1, 2.0)
     #: Lengths of the shorter side in pixels; "shorter_side" draws one per image.
     shorter_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
     #: Maximum length of the longer side for "shorter_side", in pixels.

@@ -41,6 +41,13 @@ def training_transform(model: ModelConfig, transform: TransformConfig) -> ImageT
             flip_probability=transform.flip_probability,
             **common,
         )
+    if transform.kind == "scale_jitter":
+        return ImageTransform.scale_jitter(
+            model.image_size,
+            scale=transform.jitter_scale,
+            flip_probability=transform.flip_probability,
+            **common,
+        )
     if transform.kind == "center_crop":
         return ImageTransform.center_crop(model.image_size, **common)
     if transform.kind == "crop":

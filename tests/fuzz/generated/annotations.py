@@ -15,7 +15,7 @@ Entries = Callable[[int], Any]
 
 def _images(folder: Path) -> None:
     """Files that the readers look for; only whether they exist counts."""
-    for name in ("images", "images/train2014", "flickr30k-images", "VG_100K"):
+    for name in ("images", "images/train2014", "flickr30k-images", "VG_100K", "panoptic_train"):
         (folder / name).mkdir(exist_ok=True)
         for number in range(3):
             (folder / name / f"{number}.jpg").touch()
@@ -42,6 +42,39 @@ def _coco(count: int, **fields: Any) -> dict[str, Any]:
             {"id": n, "name": f"class {n}", "frequency": "r"} for n in range(max(count, 1))
         ],
     }
+
+
+def _masks(count: int) -> dict[str, Any]:
+    found = _coco(count, sentences=[{"sent_id": 0, "sent": _SENTENCE}])
+    for number, entry in enumerate(found["annotations"]):
+        runs = {"counts": [9, 307191] if number % 3 else "oW9", "size": [480, 640]}
+        rings = [[1, 2, 30.5, 2, 30.5, 40, 1, 40], [5, 5, 9, 9, 5, 9]]
+        entry |= {"segmentation": rings if number % 2 else runs, "iscrowd": number % 4 // 3}
+    return found
+
+
+def _panoptic(count: int) -> dict[str, Any]:
+    found = _coco(count)
+    found["categories"] = [
+        {"id": n, "name": f"class {n}", "isthing": n % 2} for n in range(max(count, 1))
+    ]
+    found["annotations"] = [
+        {
+            "image_id": n,
+            "file_name": f"{n % 3}.jpg",
+            "segments_info": [{"id": n + 1, "category_id": n, "iscrowd": 0, "area": 9}],
+        }
+        for n in range(max(count, 1))
+    ]
+    return found
+
+
+def _segments(count: int) -> dict[str, Any]:
+    """All segments in one image."""
+    found = _panoptic(1)
+    segments = [{"id": n + 1, "category_id": 0, "iscrowd": n % 2} for n in range(max(count, 1))]
+    found["annotations"][0]["segments_info"] = segments
+    return found
 
 
 def _captions(count: int) -> dict[str, Any]:
@@ -175,6 +208,10 @@ def documents() -> list[Document]:
         _document("captions", "captions_train.json", _captions),
         _document("detection", "instances_train.json", _coco, objects=True),
         _document("detection", "instances_train.json", _coco, "LVIS boxes"),
+        _document("instances", "instances_train.json", _masks, "masks of instances"),
+        _document("panoptic", "panoptic_train.json", _panoptic),
+        _document("panoptic", "panoptic_train.json", _segments, "segments of one image"),
+        _document("expression_masks", "expression_masks_train.json", _masks),
         _document("phrases", "flickr_train.json", _phrases),
         _document("phrases", "flickr_train.json", _many_phrases, "phrases of one image"),
         _document("phrases", "flickr_train.json", _phrases, "skipped errors", on_error="skip"),

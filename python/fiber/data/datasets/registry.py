@@ -6,76 +6,15 @@ module imports no reader: readers are named as "module:function" and imported wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
-from typing import NamedTuple
+
+from fiber.data.formats.layout import Layout, Source
 
 #: Kinds of files that several sources have.
 LINES, TABLES = "JSON lines, a JSON list or CSV", "an Arrow or Parquet table"
 PUBLISHED_ARROW, _SHARDS = "published Arrow data", "WebDataset shards"
 #: Extensions of files with rows, which may come in parts. A part given by name is read on its own.
 PART_SUFFIXES = (".arrow", ".parquet", ".tar")
-
-
-class Layout(NamedTuple):
-    """Names of annotation files of a source, and their reader."""
-
-    #: "module:function", called with (folder, split, annotations=file); for files
-    #: with `PART_SUFFIXES`, with their rows (a `RowSource`).
-    reader: str
-    #: Kind of file, for messages; see `where_to_get`.
-    kind: str
-    #: File names relative to the data folder, with wildcards ("*") and the placeholder "{split}";
-    #: the first that exists is used.
-    names: tuple[str, ...] = ()
-    #: The only split in the files; "" if the split follows from the name or content.
-    split: str = ""
-    #: Name of an additional file that is required.
-    companion: str = ""
-    #: True if a file contains all splits.
-    has_splits: bool = False
-    #: Used only if no other layout matches, since unrelated files may have such names.
-    is_fallback: bool = False
-    #: "module:function" that returns whether a file with such a name is of this
-    #: kind; "" if all are.
-    accepts: str = ""
-
-
-class Source(NamedTuple):
-    """A kind of records, or a named dataset of that kind."""
-
-    #: Kind of records of a named dataset, which is a source, too.
-    of: str = ""
-    #: Layout whose file the reader finds by itself; `fiber data` writes most of them.
-    standard: Layout | None = None
-    #: Other layouts, without those of `rows`; see `layouts_of`.
-    layouts: tuple[Layout, ...] = ()
-    #: Reader of rows of tables; "" if there are no tables of the source.
-    row_reader: str = ""
-    #: Kind of rows in tables, shards and JSON lines, a key of `fiber.data.formats.rows.FIELDS`. A
-    #: file may have several kinds.
-    rows: str = ""
-    #: Keys that only files of the source have: all of one of the tuples. "json.images" is a key of
-    #: a JSON object, "json.images.caption" one of the first entry of that list, "lines.label" a
-    #: field of JSON lines, "rows.image_0" one of tables and shards, "*refcoco*" a pattern of the
-    #: file name. If several match, one that includes another wins, or else the first source.
-    marks: tuple[tuple[str, ...], ...] = ()
-    #: Options of `open_source` that all readers of the source have: "on_error" (skip invalid
-    #: boxes), "shots" (images per class) or "objects" (all boxes, for metrics).
-    options: tuple[str, ...] = ()
-    #: True if records have class names, some of which are sampled for each prompt.
-    has_classes: bool = False
-    #: Splits that are ignored if they are missing and "train" is requested, too.
-    optional_splits: tuple[str, ...] = ()
-    #: "module:function" that finds the COCO file of a split, which may be named in
-    #: any way; "" if names of files tell the split.
-    find: str = ""
-    #: True if a task may be trained on the source.
-    in_tasks: bool = True
-    #: Where to get the files, by the beginning of `Layout.kind`.
-    where: Mapping[str, str] = MappingProxyType({})
-
 
 _CAPTION_ROWS = "fiber.data.formats.row_records:caption_records"
 _QUESTION_ROWS = "fiber.data.formats.row_records:question_records"
@@ -127,6 +66,8 @@ _REASONING = "fiber.data.datasets.nlvr2:reasoning"
 _PHRASES = "fiber.data.datasets.mdetr:phrases"
 _REFERRING = "fiber.data.datasets.mdetr:referring"
 _DETECTION = "fiber.data.formats.coco_folders:coco_detection"
+_PANOPTIC = "fiber.data.masks.panoptic:panoptic"
+_EXPRESSION_MASKS = "fiber.data.masks.expressions:expression_masks"
 _REFERRING_FILE = Layout(_REFERRING, "RefCOCO, MDETR format", ("refcoco_{split}.json",))
 
 
@@ -394,9 +335,62 @@ SOURCES = {
         row_reader="fiber.data.formats.row_records:box_records",
         rows="boxes",
         marks=(("json.images", "json.annotations"),),
-        options=("on_error", "shots", "objects"),
+        options=("on_error", "shots", "objects", "masks"),
         has_classes=True,
         find="fiber.data.formats.coco_folders:find",
+    ),
+    "instances": Source(
+        of="detection",
+        standard=Layout(
+            "fiber.data.formats.coco_folders:instances",
+            "COCO instances with masks",
+            ("instances_{split}.json",),
+        ),
+        options=("on_error", "objects"),
+        has_classes=True,
+        find="fiber.data.formats.coco_folders:find",
+        where={"COCO instances with masks": "https://cocodataset.org"},
+    ),
+    "panoptic": Source(
+        standard=Layout(_PANOPTIC, "COCO panoptic", ("panoptic_{split}.json",)),
+        layouts=(
+            Layout(
+                _PANOPTIC,
+                "COCO panoptic, original layout",
+                ("annotations/panoptic_{split}.json", "annotations/panoptic_{split}20*.json"),
+            ),
+        ),
+        marks=(("json.images", "json.annotations.segments_info"),),
+        has_classes=True,
+        where={"COCO panoptic": "https://cocodataset.org"},
+    ),
+    "label_maps": Source(
+        layouts=tuple(
+            Layout(
+                "fiber.data.masks.label_maps:ade20k",
+                "ADE20K label maps",
+                ("objectInfo150.txt", "ADEChallengeData2016/objectInfo150.txt"),
+                split,
+            )
+            for split in ("train", "val")
+        ),
+        has_classes=True,
+        where={"ADE20K": "the MIT scene parsing benchmark (ADEChallengeData2016)"},
+    ),
+    "expression_masks": Source(
+        standard=Layout(
+            _EXPRESSION_MASKS, "masks of expressions", ("expression_masks_{split}.json",)
+        ),
+        layouts=(
+            Layout(
+                _EXPRESSION_MASKS,
+                "RefCOCOg with masks",
+                ("refcocog_umd_{split}.json", "annotations/refcocog_umd_{split}.json"),
+            ),
+        ),
+        marks=(("json.images", "json.annotations.sentences"),),
+        has_classes=True,
+        where={"RefCOCOg with masks": "the prepared annotations of Zou et al. (CVPR 2023)"},
     ),
     "swapped": Source(
         standard=Layout(

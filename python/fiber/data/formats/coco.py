@@ -20,6 +20,7 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.formats.json_values import id_key
+from fiber.data.masks.segmentation import masks_of
 from fiber.data.prompts.classes import class_prompt
 from fiber.data.record import AnyPath
 
@@ -79,6 +80,7 @@ def detection(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     objects: bool = False,
+    masks: bool = False,
 ) -> RecordList:
     """Read COCO instances, one record per image, including images without boxes.
 
@@ -87,14 +89,18 @@ def detection(
     samples a prompt for each image.
 
     Arguments and errors are as in `captions`; the default file is "instances_<split>.json". If
-    `objects` is True, `Record.objects` contains all boxes, including dropped ones, for metrics.
+    `objects` is True, `Record.objects` contains all boxes, including dropped ones, for metrics. If
+    `masks` is True, `Record.masks` contains the masks of all objects that have one, including
+    crowds.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")
-    return detection_records(file, images_folder(folder, images), objects=objects)
+    return detection_records(file, images_folder(folder, images), objects=objects, masks=masks)
 
 
-def detection_records(file: AnnotationFile, root: str, *, objects: bool = False) -> RecordList:
+def detection_records(
+    file: AnnotationFile, root: str, *, objects: bool = False, masks: bool = False
+) -> RecordList:
     """Create the records of `detection` from a file whose images are in the folder `root`."""
     categories = sorted_categories(file)
     label_index = {id_key(entry["id"]): index for index, entry in enumerate(categories)}
@@ -106,6 +112,7 @@ def detection_records(file: AnnotationFile, root: str, *, objects: bool = False)
     # In LVIS, "r" (rare), "c" (common) or "f" (frequent).
     label_groups = tuple(map(_frequency, categories))
     boxes = boxes_by_image(file)
+    without = RecordList()
     for entry in file.images():
         own = boxes.get(id_key(entry["id"]), [])
         # With `objects`, dropped boxes are kept in `Record.objects` and not counted.
@@ -114,18 +121,23 @@ def detection_records(file: AnnotationFile, root: str, *, objects: bool = False)
         for _, box in found:
             file.at("annotations", box)
             labels.append(file.look_up(label_index, box, "category_id", "categories"))
+        own_masks = masks_of(file, own, label_index, without) if masks else {}
         file.at("images", entry)
         out.append(
             file.record(
                 entry["id"],
                 f"{root}/{entry['file_name']}",
                 image_size=annotated_size(file, entry),
+                **own_masks,
                 label_ids=label_ids,
                 label_groups=label_groups,
                 objects=true_objects(file, entry, own, label_index) if objects else None,
                 **prompt.record_fields((box for box, _ in found), labels),
             )
         )
+    if any(record.masks for record in out):
+        # A file of boxes has no masks at all.
+        out.add_report(without)
     return out
 
 

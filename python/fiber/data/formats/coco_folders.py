@@ -59,6 +59,7 @@ def coco_detection(
     on_error: str = "raise",
     shots: int = 0,
     objects: bool = False,
+    masks: bool = False,
 ) -> RecordList:
     """Read boxes with classes from a folder in any known layout, or from a file.
 
@@ -86,9 +87,23 @@ def coco_detection(
         notes.append(_hold_out(file, split))
     if shots:
         notes.append(_choose_shots(file, shots))
-    out = sources.detection_records(file, root, objects=objects)
+    out = sources.detection_records(file, root, objects=objects, masks=masks)
     out.notes += notes
     return out
+
+
+def instances(
+    folder: AnyPath,
+    split: str,
+    *,
+    annotations: AnyPath | None = None,
+    on_error: str = "raise",
+    objects: bool = False,
+) -> RecordList:
+    """Read boxes and masks of COCO instances; see `coco_detection`."""
+    return coco_detection(
+        folder, split, annotations=annotations, on_error=on_error, objects=objects, masks=True
+    )
 
 
 def find(folder: Path, split: str) -> _Found | None:

@@ -134,7 +134,12 @@ def question_records(source: RowSource) -> RowRecords:
 
 
 def box_records(
-    source: RowSource, *, on_error: str = "raise", shots: int = 0, objects: bool = False
+    source: RowSource,
+    *,
+    on_error: str = "raise",
+    shots: int = 0,
+    objects: bool = False,
+    masks: bool = False,
 ) -> RowRecords:
     """Create a record for each image and its boxes. The text is the prompt of all classes.
 
@@ -142,7 +147,7 @@ def box_records(
     sorted alphabetically. Boxes of at most one pixel in width or height are dropped and counted.
     Boxes are clipped if the row gives the image size. `shots` is the number of images per class, in
     row order; 0 means all images. `objects` has no effect: there are no crowd boxes, so metrics use
-    the boxes themselves.
+    the boxes themselves; nor has `masks`, of which there are none.
 
     Reversed boxes (probably in the wrong format) and boxes that exceed their images raise an error.
     If `on_error` is "skip", reversed boxes are dropped, boxes that exceed their images are clipped,

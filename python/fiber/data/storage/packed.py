@@ -61,6 +61,7 @@ class PackedRecords(RecordSequence):
         part: entry of `parts` in its description.
         objects: if True, also set `Record.objects`, for metrics.
         whole: if True, make all spans cover the whole text.
+        masks: if False, leave out `Record.masks`.
 
     Attributes:
         fingerprint: fingerprint of the folder.
@@ -74,7 +75,13 @@ class PackedRecords(RecordSequence):
     """
 
     def __init__(
-        self, folder: Path, part: dict[str, Any], *, objects: bool = False, whole: bool = False
+        self,
+        folder: Path,
+        part: dict[str, Any],
+        *,
+        objects: bool = False,
+        whole: bool = False,
+        masks: bool = True,
     ) -> None:
         description = read_description(folder)
         split = part["split"]
@@ -82,7 +89,7 @@ class PackedRecords(RecordSequence):
         self.counts: dict[str, int] = dict(part["counts_of_objects" if objects else "counts"])
         self.notes: list[str] = [printable(note, MAX_NOTE) for note in part["notes"]]
         self.classes: tuple[str, ...] = tuple(part["classes"])
-        self._objects, self._whole = objects, whole
+        self._objects, self._whole, self._masks = objects, whole, masks
         self._shared = [
             _shared_fields(shared, f"{folder / DESCRIPTION}: 'shared'[{index}]")
             for index, shared in enumerate(part["shared"])
@@ -158,8 +165,12 @@ class PackedRecords(RecordSequence):
                 raise ValueError(f"its first image is {numbers[0]}; expected {location.number}")
             if not self._objects:
                 entry.pop("objects", None)
+            if not self._masks:
+                for name in ("masks", "mask_labels", "mask_crowd"):
+                    entry.pop(name, None)
             images = LazyImages(self.image, tuple(numbers))
-            record = from_entry(entry, images, {} if shared is None else self._shared[shared])
+            fields = {} if shared is None else self._shared[shared]
+            record = from_entry(entry, images, fields)
             if self._whole:
                 record = _with_whole_spans(record)
         except (*JSON_ERRORS, TypeError) as problem:
@@ -296,6 +307,7 @@ def open_pack(
     objects: bool = False,
     shots: int = 0,
     whole_expression: bool = False,
+    masks: bool = False,
     on_error: str = "raise",
 ) -> Sequence[Record]:
     """Open one source and split of a packed folder.
@@ -308,6 +320,8 @@ def open_pack(
         objects: if True, also set `Record.objects`, for metrics.
         shots: number of images per class, by ascending id; 0 means all images.
         whole_expression: if True, make spans of referring expressions cover the whole text.
+        masks: if True, also set `Record.masks` of objects with boxes, as the source "instances"
+            does.
         on_error: ignored; errors were handled when the folder was packed.
 
     Raises:
@@ -324,7 +338,11 @@ def open_pack(
         raise FileNotFoundError(
             f"packed folder {folder} has no {source} for split {shown(split)}; it has {have}"
         )
-    records = PackedRecords(folder, matching[0], objects=objects, whole=whole_expression)
+    # Sources that have masks only as an option are of a kind without them.
+    masks = masks or "masks" not in SOURCES[source].options
+    records = PackedRecords(
+        folder, matching[0], objects=objects, whole=whole_expression, masks=masks
+    )
     if shots:
         records.lines = _choose_shots(records, shots)
     return records

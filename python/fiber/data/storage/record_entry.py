@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
 from fiber.data.formats.json_values import MAX_ID, is_integer, is_number
+from fiber.data.masks.codec import read_map
+from fiber.data.masks.mask import IdMap, Mask, Masks, PackedMask, Polygons, Rle
 from fiber.data.record import LazyImages, Record, SharedSpans, TrueObjects
 from fiber.messages import shown
 
@@ -16,9 +20,15 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Record)}
 
 
 def to_entry(record: Record) -> dict[str, Any]:
-    """Convert a record to a JSON-serializable dict, omitting images and default values."""
+    """Convert a record to a JSON-serializable dict, omitting images and default values.
+
+    Raises:
+        OSError: if an id map, whose content is included, cannot be read.
+    """
     values = {name: getattr(record, name) for name in _DEFAULTS if name != "images"}
     entry = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    if record.masks:
+        entry["masks"] = _masks_entry(record.masks)
     if record.objects is not None:
         entry["objects"] = objects = dataclasses.asdict(record.objects)
         for key in ("absent", "incomplete"):
@@ -73,10 +83,69 @@ def read_fields(entry: dict[str, Any]) -> dict[str, Any]:
         if name not in _CHECKS:
             raise ValueError(f"unknown field {shown(name)}")
         _check(name, value, *_CHECKS[name])
-        fields[name] = _to_objects(value) if name == "objects" else _tuples(value)
+        convert = {"objects": _to_objects, "masks": _to_masks}.get(name, _tuples)
+        fields[name] = convert(value)
     if "label_spans" in fields:
         fields["label_spans"] = SharedSpans(fields["label_spans"])
     return fields
+
+
+def _masks_entry(masks: Masks) -> Any:
+    """Convert masks to JSON values."""
+    if isinstance(masks, IdMap):
+        fields = {name: value for name, value in masks._asdict().items() if name != "image"}
+        return {"png": base64.b64encode(read_map(masks)).decode(), **fields}
+    return [_mask_entry(mask) for mask in masks]
+
+
+def _mask_entry(mask: Mask) -> dict[str, Any]:
+    if isinstance(mask, Polygons):
+        return {"rings": mask.rings}
+    if isinstance(mask, PackedMask):
+        return {"bits": base64.b64encode(mask.bits).decode(), "size": mask.size}
+    counts = mask.counts
+    # The text of a mask is ASCII; the loader reports other bytes.
+    return {
+        "counts": counts.decode("latin-1") if isinstance(counts, bytes) else counts,
+        "size": mask.size,
+    }
+
+
+def _to_masks(value: Any) -> Masks:
+    """Convert the output of `_masks_entry`."""
+    if isinstance(value, list):
+        return tuple(map(_to_mask, value))
+    for name, found in value.items():
+        if name not in _MAP_CHECKS:
+            raise ValueError(f"unknown field masks.{shown(name)}")
+        _check(f"masks.{name}", found, *_MAP_CHECKS[name])
+    if missing := {"png", "ids"} - value.keys():
+        raise ValueError(f"masks have no {min(missing)}; expected the fields of an id map")
+    fields = {name: _tuples(found) for name, found in value.items()}
+    return IdMap(_from_base64("png", fields.pop("png")), **fields)
+
+
+def _to_mask(value: Any) -> Mask:
+    for kind in _MASK_CHECKS:
+        if isinstance(value, dict) and value.keys() == set(kind):
+            for name, found in value.items():
+                _check(f"masks.{name}", found, *kind[name])
+            break
+    else:
+        raise ValueError(f"masks have {shown(value)}; expected counts, rings or bits")
+    fields = {name: _tuples(found) for name, found in value.items()}
+    if "rings" in fields:
+        return Polygons(**fields)
+    if "bits" not in fields:
+        return Rle(**fields)
+    return PackedMask(_from_base64("bits", fields["bits"]), fields["size"])
+
+
+def _from_base64(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise ValueError(f"masks.{name} is no base64: {problem}") from None
 
 
 def _to_objects(value: dict[str, Any]) -> TrueObjects:
@@ -151,16 +220,35 @@ _INDICES: _Check = ("a list of indices", _are(_is_index))
 #: Description of the expected value of each field, and its check.
 _CHECKS: dict[str, _Check] = {
     **dict.fromkeys(("key", "text", "image_id", "group"), _TEXT),
-    **dict.fromkeys(("labels", "label_groups", "human_answers"), _TEXTS),
+    **dict.fromkeys(("labels", "label_groups", "human_answers", "phrases"), _TEXTS),
     **dict.fromkeys(("char_spans", "label_spans"), _SPANS),
     "boxes_xyxy": _BOXES,
-    "box_labels": _INDICES,
+    **dict.fromkeys(("box_labels", "mask_labels"), _INDICES),
+    "masks": ("a list of masks, or the ids of a map", lambda v: isinstance(v, list | dict)),
+    "mask_crowd": ("a list of true or false", _are(_is_bool)),
+    "phrase_masks": ("lists of indices", _are(_are(_is_index))),
     "label_ids": ("a list of integers", _are(_is_id)),
     # `Record` checks the numbers.
     "image_size": ("a list of two integers", _are(is_integer)),
     "objects": ("an object", lambda value: isinstance(value, dict)),
     "answers": ("an object of scores", _are_scores),
     "truth": ("true or false", _is_bool),
+}
+_SIZE: _Check = ("a list of two integers", _is_span)
+#: Checks of the fields of each kind of mask.
+_MASK_CHECKS: tuple[dict[str, _Check], ...] = (
+    {
+        "counts": ("a string or a list of integers", lambda v: _is_text(v) or _are(_is_id)(v)),
+        "size": _SIZE,
+    },
+    {"rings": ("lists of numbers", _are(_are(is_number)))},
+    {"bits": ("a string", _is_text), "size": _SIZE},
+)
+_MAP_CHECKS: dict[str, _Check] = {
+    "png": ("a string", _is_text),
+    **dict.fromkeys(("ids", "void"), _INDICES),
+    "coding": ("'rgb' or 'gray'", lambda v: v in ("rgb", "gray")),
+    "may_lack": ("true or false", _is_bool),
 }
 _OBJECT_CHECKS: dict[str, _Check] = {
     "boxes_xyxy": _BOXES,

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiber.data.image_file import DEFAULT_LIMITS, STATUSES, CheckedImage, DecodeLimits, check_image
+from fiber.data.masks.codec import decode_masks
+from fiber.data.masks.mask import IdMap, count_masks
 from fiber.data.record import AnyPath, Record, RecordSet, StoredImage
 from fiber.data.tools.discover import Part, parts_of
 from fiber.data.tools.verify import verify_files
@@ -101,6 +103,11 @@ class PartReport:
     #: Number of words of each text.
     words: list[int] = field(default_factory=list)
     boxes: BoxCounts = field(default_factory=BoxCounts)
+    #: Number of masks and of phrases with masks.
+    masks: int = 0
+    phrases: int = 0
+    #: Masks that cannot be decoded, as sentences.
+    bad_masks: list[str] = field(default_factory=list)
     #: Frequency of each class (in class order), answer and truth value.
     classes: dict[str, int] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
@@ -119,6 +126,7 @@ class PartReport:
             "records": self.records,
             "words": [bar._asdict() for bar in histogram(self.words)],
             "boxes": self.boxes.to_dict(),
+            **({"masks": self.masks, "phrases": self.phrases} if self.masks else {}),
             "classes": self.classes,
             "answers": dict(self.answers.most_common()),
             "truths": {str(truth).lower(): count for truth, count in self.truths.items()},
@@ -177,6 +185,7 @@ class DataReport:
     def faults(self) -> list[str]:
         """Faults found, as sentences."""
         faults = [*self.changed, *(part.fault for part in self.parts if part.fault)]
+        faults += (fault for part in self.parts for fault in part.bad_masks)
         for images in self.images:
             for name, status, reason in map(dict.values, images.broken):
                 fault = reason if status == "missing" else f"is {status}: {reason}"
@@ -263,8 +272,18 @@ def _count(out: PartReport, records: RecordSet, images: dict[Any, _Image]) -> No
         record = records[index]
         out.words.append(len(record.text.split()))
         out.boxes.add(record)
+        out.masks += count_masks(record.masks)
+        if record.masks and record.image_size is not None:
+            try:
+                decode_masks(record.masks, *record.image_size)
+            except (ValueError, OSError) as problem:
+                out.bad_masks.append(f"record {shown_value(record.key)}: {_message(problem)}")
+        out.phrases += len(record.phrases)
         if classes:
-            class_counts.update(record.labels[label] for label in record.box_labels)
+            # A map of classes does not tell which of them an image shows.
+            is_known = not (isinstance(record.masks, IdMap) and record.masks.may_lack)
+            labels = record.box_labels or (record.mask_labels if is_known else ())
+            class_counts.update(record.labels[label] for label in labels)
         if record.answers:
             answers = record.answers
             out.answers[max(answers, key=lambda answer: answers[answer])] += 1

@@ -212,12 +212,16 @@ class _Packer:
         """Write the index of a part, and add its images to the split."""
         # Opening reports an unknown source of a packed folder.
         source = SOURCES.get(part.source, Source())
-        options = {"on_error": self.on_error} if "on_error" in source.options else {}
+        options: dict[str, Any] = {}
+        if "on_error" in source.options:
+            options["on_error"] = self.on_error
         records = part.open(**options)
         counts = dict(getattr(records, "counts", {}))
         counts_of_objects = counts
         if "objects" in source.options:
-            records = part.open(**options, objects=True)
+            # What training does not read is stored, too.
+            options |= {name: True for name in ("objects", "masks") if name in source.options}
+            records = part.open(**options)
             counts_of_objects = dict(getattr(records, "counts", {}))
         name = f"index/{split.name}-{part.source}"
         shared = _Shared()
@@ -229,7 +233,12 @@ class _Packer:
                 if numbers is None:
                     skipped += 1
                     continue
-                entry = {"images": numbers, **to_entry(record)}
+                try:
+                    entry = {"images": numbers, **to_entry(record)}
+                except FileNotFoundError as problem:
+                    self._tell_missing(record.key, problem)
+                    skipped += 1
+                    continue
                 if "image_id" in entry:
                     entry["image_id"] = entry["image_id"].removeprefix(f"{self._base}/")
                 _add_fields(split, part.source, record, numbers, entry)
@@ -288,11 +297,7 @@ class _Packer:
                             f"image {printable(image, MAX_PATH)} does not exist"
                         )
             except FileNotFoundError as problem:
-                message = f"record {shown(record.key)}: {problem}"
-                if self.on_error != "skip":
-                    raise FileNotFoundError(message) from None
-                if self.tell is not None:
-                    self.tell(message)
+                self._tell_missing(record.key, problem)
                 return None
             if identity not in split.numbers:
                 split.numbers[identity] = len(split.images)
@@ -301,6 +306,14 @@ class _Packer:
             numbers.append(split.numbers[identity])
         split.last = (record.images, numbers)
         return numbers
+
+    def _tell_missing(self, key: str, problem: FileNotFoundError) -> None:
+        """Report a record that is skipped since an image or a map is missing, or fail."""
+        message = f"record {shown(key)}: {problem}"
+        if self.on_error != "skip":
+            raise FileNotFoundError(message) from None
+        if self.tell is not None:
+            self.tell(message)
 
     def write_shards(self, split: _Split) -> None:
         """Write the samples of a split into shards, and the index of its images."""
@@ -397,9 +410,15 @@ def _add_fields(
             "answer_scores": list(answers.values()),
         }
     elif SOURCES[kind].has_classes:
-        fields["boxes_xyxy"] = record.boxes_xyxy
-        fields["labels"] = [record.labels[label] for label in record.box_labels]
         lists = {}
+        if record.boxes_xyxy or not record.masks:
+            fields["boxes_xyxy"] = record.boxes_xyxy
+            fields["labels"] = [record.labels[label] for label in record.box_labels]
+        if record.masks:
+            names = ("masks", "mask_crowd", "phrases", "phrase_masks")
+            own = {name: entry[name] for name in names if name in entry}
+            own["mask_labels"] = [record.labels[label] for label in record.mask_labels]
+            lists = {f"{kind}_masks" if record.boxes_xyxy else kind: own}
     elif kind == "captions":
         lists = {"captions": record.text}
     else:

@@ -1,0 +1,1 @@
+"""Masks of records, as they are stored."""
