@@ -1,16 +1,16 @@
-"""Networks, records and batches with masks for tests of the task "segmentation"."""
+"""Networks, pictures and batches with masks for tests of the task "segmentation"."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fiber.data import Tokenizer
-from fiber.data.record import Record
+from fiber.data.batch import SegmentationBatch
+from fiber.data.masks.mask import PackedMask
 from fiber.models.xdecoder.class_texts import class_texts, mean_vectors, with_background
 from fiber.models.xdecoder.segmenter import XDecoder
 from tests.models.xdecoder.test_network import TINY
@@ -46,57 +46,9 @@ def segmenter(seed: int = 0) -> Segmenter:
     return Segmenter(SMALL)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskRecord(Record):
-    """Record with masks, here (M, H, W) arrays."""
-
-    masks: Any = ()
-    mask_labels: tuple[int, ...] = ()
-    mask_crowd: tuple[bool, ...] = ()
-    phrases: tuple[str, ...] = ()
-    phrase_masks: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.image_id:
-            object.__setattr__(self, "image_id", self.key)
-
-
-def decode_masks(masks: Any, height: int, width: int) -> np.ndarray:
-    """In place of the decoder of stored masks."""
-    return np.asarray(masks, bool).reshape(-1, height, width)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskBatch:
-    """Fields of a `SegmentationBatch`, with masks that are not packed."""
-
-    images: Tensor
-    own_masks: tuple[Tensor, ...]
-    mask_labels: Tensor
-    phrase_ids: Tensor
-    phrase_mask: Tensor
-    own_phrase_masks: tuple[Tensor, ...]
-
-    def __len__(self):
-        return len(self.images)
-
-    @property
-    def token_ids(self):
-        return torch.zeros(len(self), 2, dtype=torch.int64)
-
-    @property
-    def masks_per_image(self):
-        return torch.tensor([len(each) for each in self.own_masks])
-
-    @property
-    def phrases_per_image(self):
-        return torch.tensor([len(each) for each in self.own_phrase_masks])
-
-    def masks_of(self, row):
-        return self.own_masks[row]
-
-    def phrase_masks_of(self, row):
-        return self.own_phrase_masks[row]
+def packed(masks: np.ndarray) -> tuple[PackedMask, ...]:
+    """Pack (M, H, W) masks as a record stores them."""
+    return tuple(PackedMask(np.packbits(mask, axis=1).tobytes(), mask.shape) for mask in masks)
 
 
 def picture(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
@@ -111,7 +63,7 @@ def picture(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[
     return COLORS.numpy()[place], np.stack([place == label for label in labels]), labels
 
 
-def batch(count: int, phrases: tuple[int, ...], seed: int = 0, first: int = 0) -> MaskBatch:
+def batch(count: int, phrases: tuple[int, ...], seed: int = 0, first: int = 0) -> SegmentationBatch:
     """Make a batch of images with numbers of phrases; images depend on their number alone."""
     images, masks, labels, texts, phrase_masks = [], [], [], [], []
     for number in range(first, first + count):
@@ -123,9 +75,26 @@ def batch(count: int, phrases: tuple[int, ...], seed: int = 0, first: int = 0) -
         texts += [f"the {NAMES[classes[n]]} one" for n in chosen]
         phrase_masks.append(masks[-1][list(chosen)])
     ids, mask = tokens(texts)
-    return MaskBatch(
-        torch.stack(images), tuple(masks), torch.tensor(labels), ids, mask, tuple(phrase_masks)
+    return SegmentationBatch(
+        keys=tuple(map(str, range(first, first + count))),
+        images=torch.stack(images),
+        original_sizes=torch.full((count, 2), SIDE),
+        image_sizes=torch.full((count, 2), SIDE),
+        token_ids=torch.zeros(count, 2, dtype=torch.int64),
+        text_mask=torch.zeros(count, 2, dtype=torch.bool),
+        masks=bits(masks),
+        masks_per_image=torch.tensor([len(each) for each in masks]),
+        mask_labels=torch.tensor(labels),
+        phrase_ids=ids,
+        phrase_mask=mask,
+        phrase_masks=bits(phrase_masks),
+        phrases_per_image=torch.tensor([len(each) for each in phrase_masks]),
     )
+
+
+def bits(masks: list[Tensor]) -> Tensor:
+    """Pack the masks of all images as a batch has them."""
+    return torch.from_numpy(np.packbits(torch.cat(masks).numpy(), axis=-1))
 
 
 def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:

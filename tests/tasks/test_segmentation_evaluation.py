@@ -12,13 +12,14 @@ import torch
 from faster_coco_eval.core.mask import decode
 
 from fiber.data import ImageTransform
+from fiber.data.masks.codec import decode_masks
+from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.processes import EvalProcesses
 from fiber.inference import tensor_inputs
 from fiber.tasks import find_evaluation
 from fiber.tasks.lazy import load
-from fiber.tasks.segmentation import truth
-from tests.tasks.mask_stand_ins import COLORS, NAMES, SIDE, SMALL, TOKENIZER, MaskRecord, picture
+from tests.tasks.mask_stand_ins import COLORS, NAMES, SIDE, SMALL, TOKENIZER, packed, picture
 
 #: Statistics that `ImageTransform` normalizes by.
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -57,6 +58,9 @@ class Oracle(torch.nn.Module):
     def prompt_vectors(self, token_ids, text_mask):
         return torch.eye(len(NAMES) + 1)[self._number(token_ids, text_mask)]
 
+    def text_weights(self):
+        yield self.marker
+
     def class_vectors(self, vectors):
         assert vectors.shape == (len(NAMES) + 1, 1, len(NAMES) + 1)
         return vectors[:, 0]
@@ -89,7 +93,6 @@ class Oracle(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
-    monkeypatch.setattr(truth, "DECODE", "tests.tasks.mask_stand_ins:decode_masks")
     monkeypatch.setattr(tensor_inputs, "check_tokenizer", lambda *_: None)
     monkeypatch.setattr(
         tensor_inputs, "inference_transform", lambda config, task: ImageTransform.squash(SIDE)
@@ -106,14 +109,14 @@ def records(tmp_path_factory):
 
         Image.fromarray(pixels).save(path)
         found.append(
-            MaskRecord(
+            Record(
                 key=f"generated/{number}",
                 images=(str(path),),
                 text="",
                 labels=NAMES,
                 label_ids=(11, 12, 13),
                 label_groups=("", "", "stuff"),
-                masks=masks,
+                masks=packed(masks),
                 mask_labels=labels,
                 phrases=tuple(f"the {NAMES[label]} one" for label in labels),
                 phrase_masks=tuple((n,) for n in range(len(labels))),
@@ -160,7 +163,8 @@ def test_predictions_are_those_of_official_formats(records):
             for entry in own["segments_info"]
         }
         assert set(things) == {(11 + label, int(label < 2)) for label in record.mask_labels}
-        for label, mask in zip(record.mask_labels, record.masks, strict=True):
+        masks = decode_masks(record.masks, SIDE, SIDE)
+        for label, mask in zip(record.mask_labels, masks, strict=True):
             assert np.array_equal(things[11 + label, int(label < 2)], mask)
     assert len(refseg) == sum(len(record.phrases) for record in records)
     assert {entry["category_id"] for entry in instance} == {11, 12}
@@ -204,7 +208,7 @@ def test_options_of_classes(records):
 
 
 def test_bad_records_are_named(records):
-    other = dataclasses.replace(records[1], labels=("a",))
+    other = dataclasses.replace(records[1], labels=("a", "b", "c"))
     with pytest.raises(ValueError, match="'generated/0' and 'generated/1' have different labels"):
         run("panoptic", [records[0], other])
     silent = dataclasses.replace(records[0], phrases=(), phrase_masks=())

@@ -100,11 +100,9 @@ def test_an_image_without_masks_and_phrases_leaves_out_the_phrases_of_all(networ
     own = batch(2, (1, 1))
     empty = dataclasses.replace(
         own,
-        own_masks=(own.own_masks[0], own.own_masks[1][:0]),
-        mask_labels=own.mask_labels[: len(own.own_masks[0])],
-        phrase_ids=own.phrase_ids[:1],
-        phrase_mask=own.phrase_mask[:1],
-        own_phrase_masks=(own.own_phrase_masks[0], own.own_phrase_masks[1][:0]),
+        **{name: getattr(own.rows(slice(1)), name) for name in own.ragged},
+        masks_per_image=own.masks_per_image * torch.tensor([1, 0]),
+        phrases_per_image=own.phrases_per_image * torch.tensor([1, 0]),
     )
     losses = losses_of(network, training(network), empty)
     assert all((losses[name] == 0) == name.startswith("phrase") for name in losses)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fiber.models.features import MaskPrediction, PhraseTexts
 from fiber.models.heads import HasConfig
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class ReadsImages(HasConfig, Protocol):
         ...
 
 
-class SegmentsMasks(ReadsImages, Protocol):
-    """Finds masks of classes and of phrases."""
+class ReadsClassNames(HasConfig, Protocol):
+    """Knows the texts by which classes are asked for."""
 
     def class_prompts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the texts of each class and, last, of the background: K + 1 tuples of T texts.
@@ -38,6 +39,10 @@ class SegmentsMasks(ReadsImages, Protocol):
             ValueError: if there are no names, or a name is empty, there twice, or reserved.
         """
         ...
+
+
+class SegmentsMasks(ReadsClassNames, ReadsImages, Protocol):
+    """Finds masks of classes and of phrases."""
 
     def prompt_vectors(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Encode texts of classes: (B, L) -> (B, D)."""
@@ -75,5 +80,43 @@ class SegmentsMasks(ReadsImages, Protocol):
 
         Returns:
             (B, n) scores in [0, 1], and (B, n, H / s, W / s) mask logits.
+        """
+        ...
+
+
+class EncodedTexts(Protocol):
+    """Features of texts."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(n, L, D) of all tokens."""
+        ...
+
+    @property
+    def vectors(self) -> Tensor:
+        """(n, D) of the texts; not normalized."""
+        ...
+
+
+class TrainsMasks(ReadsClassNames, Protocol):
+    """Predicts masks with a gradient, from every layer of its decoder."""
+
+    def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> EncodedTexts:
+        """Encode texts: (n, L) int64 ids, (n, L) bool, True = real token."""
+        ...
+
+    def scale(self) -> Tensor:
+        """Return the factor of the cosines of phrases, a scalar."""
+        ...
+
+    def predict_masks(
+        self, images: Tensor, class_vectors: Tensor, phrases: PhraseTexts | None = None
+    ) -> list[MaskPrediction]:
+        """Predict masks of classes and of phrases; the last layer comes first.
+
+        Args:
+            images: (B, 3, H, W).
+            class_vectors: (K + 1, D) unit vectors.
+            phrases: phrases of the images, or None.
         """
         ...

@@ -21,13 +21,13 @@ from fiber.messages import shown
 from fiber.metrics.mask_ap import ScoredMasks, TrueMasks, encode_masks, mask_average_precision
 from fiber.metrics.panoptic import FoundSegments, PanopticCounts, TrueSegments
 from fiber.metrics.regions import SemanticCounts, phrase_areas, phrase_mask_metrics
+from fiber.models.mask_abilities import SegmentsMasks
 from fiber.postprocess.masks import (
     final_masks,
     instance_masks,
     panoptic_segments,
     semantic_scores,
 )
-from fiber.tasks.segmentation.ability import FindsMasks
 from fiber.tasks.segmentation.truth import TrueImage, true_image
 
 ResultT = TypeVar("ResultT")
@@ -188,15 +188,15 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
         ValueError: if a record has no phrases; the message names it.
     """
     for record in records:
-        if not _phrases(record):
+        if not record.phrases:
             raise ValueError(f"record {shown(record.key)} has no phrases; expected at least one")
-    network = context.able(FindsMasks, ASKED, "mask")
+    network = context.able(SegmentsMasks, ASKED, "mask")
     inputs = _inputs(context)
     areas: list[tuple[int, int]] = []
     predictions: list[dict[str, Any]] = []
 
     def find(record: Record, image: _Image) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
-        phrases = _phrases(record)
+        phrases = record.phrases
         texts = inputs.texts(phrases)
         scores, logits = network.find_phrases(image.memory, texts.token_ids, texts.text_mask)
         masks = (image.resized(logits[0]) > 0).cpu().numpy()
@@ -212,10 +212,6 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
         areas += own
         predictions += entries
     return EvalResult(phrase_mask_metrics(areas), predictions)
-
-
-def _phrases(record: Any) -> Sequence[str]:
-    return record.phrases
 
 
 def _classes(records: list[Record]) -> tuple[tuple[str, ...], list[bool], Sequence[int]]:
@@ -240,7 +236,7 @@ def _inputs(context: EvalContext) -> Inputs:
     return Inputs(context.network.config, context.tokenizer, context.device, context.limits)
 
 
-def _ready(context: EvalContext, names: Sequence[str]) -> tuple[FindsMasks, Tensor]:
+def _ready(context: EvalContext, names: Sequence[str]) -> tuple[SegmentsMasks, Tensor]:
     """Return the network, and the vectors of the classes and of the background: (K + 1, D).
 
     Names are those of `context.classes`, if given.
@@ -249,7 +245,7 @@ def _ready(context: EvalContext, names: Sequence[str]) -> tuple[FindsMasks, Tens
         ValueError: if their number is wrong, or one has words around the name, or there is a number
             of classes for a prompt, which such networks do not have.
     """
-    network = context.able(FindsMasks, ASKED, "mask")
+    network = context.able(SegmentsMasks, ASKED, "mask")
     if context.classes_per_prompt is not None:
         raise ValueError(
             f"classes_per_prompt is {context.classes_per_prompt}; expected None: each class has"
@@ -277,7 +273,7 @@ def _each(
     context: EvalContext,
     records: list[Record],
     purpose: str,
-    network: FindsMasks,
+    network: SegmentsMasks,
     function: Callable[[Record, _Image], ResultT],
 ) -> Iterator[ResultT]:
     """Yield the result of each record, in order, of those of all processes."""
@@ -306,7 +302,7 @@ def _size(values: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def _class_masks(network: FindsMasks, image: _Image, vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _class_masks(network: SegmentsMasks, image: _Image, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the masks of an image at its size, (Q, H, W), and (Q, K + 1) class logits."""
     class_logits, mask_logits = network.class_masks(image.memory, vectors)
     return image.resized(mask_logits[0]), class_logits[0].float()

@@ -26,8 +26,8 @@ from fiber.losses.segmentation import (
 from fiber.messages import shown
 from fiber.models.abilities import need_ability
 from fiber.models.features import PhraseTexts
+from fiber.models.mask_abilities import ReadsClassNames, TrainsMasks
 from fiber.models.registry import build_empty
-from fiber.tasks.segmentation.ability import ReadsClassNames, TrainsMasks
 from fiber.tasks.segmentation.fields import SegmentationTask
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.draw import Draw, Place

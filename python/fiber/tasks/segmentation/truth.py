@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fiber.data.masks.codec import decode_masks
 from fiber.data.record import Record
-from fiber.tasks.lazy import load
-
-#: Decodes `Record.masks` of an image of a height and a width to (M, H, W) bool.
-DECODE = "fiber.data.masks.codec:decode_masks"
 
 
 class TrueImage(NamedTuple):
@@ -33,11 +30,10 @@ def true_image(record: Record, size: tuple[int, int]) -> TrueImage:
     Raises:
         ValueError: if a mask is invalid, or of another size.
     """
-    given: Any = record
-    masks: NDArray[np.bool_] = np.asarray(load(DECODE)(given.masks, *size), bool)
-    labels = np.asarray(given.mask_labels, np.int64)
-    crowd = np.asarray(given.mask_crowd or [False] * len(labels), bool)
-    phrases = np.zeros((len(given.phrases), *size), bool)
-    for union, chosen in zip(phrases, given.phrase_masks, strict=True):
+    masks: NDArray[np.bool_] = decode_masks(record.masks, *size)
+    labels = np.asarray(record.mask_labels, np.int64)
+    crowd = np.asarray(record.mask_crowd or [False] * len(labels), bool)
+    phrases = np.zeros((len(record.phrases), *size), bool)
+    for union, chosen in zip(phrases, record.phrase_masks, strict=True):
         union[:] = masks[list(chosen)].any(0)
     return TrueImage(size, masks, labels, crowd, phrases)
