@@ -140,7 +140,7 @@ class TransformConfig:
     #: image of the batch (fine stage); "scale_jitter": resize to a random scale of image_size, keep
     #: at most image_size x image_size, and pad to it (segmentation).
     kind: Literal["squash", "crop", "center_crop", "shorter_side", "scale_jitter"] = "squash"
-    #: Probability of a horizontal flip ("crop", "shorter_side" and "scale_jitter"), which also swaps
+    #: Probability of a horizontal flip ("crop", "shorter_side", "scale_jitter"), which also swaps
     #: "left" and "right" in texts and phrases, except in statements about two images.
     flip_probability: float = 0.0
     #: Range of the area fraction kept by "crop", and by "shorter_side" when it crops.
