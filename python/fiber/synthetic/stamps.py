@@ -212,8 +212,9 @@ def draw_stamps(recipe: StampRecipe, scene: Scene, rng: Rng) -> Drawn:
         x, y = round(thing.x - stamp.width / 2), round(thing.y - stamp.height / 2)
         alpha = stamp.getchannel("A")
         image.paste(stamp, (x, y), alpha)
-        things.paste(number, (x, y), alpha.point(lambda value: 255 * (value > 127)))
-        x0, y0, x1, y1 = bounds(np.asarray(alpha) > 127) or (0, 0, *stamp.size)
+        visible = np.asarray(alpha) > 127
+        things.paste(number, (x, y), Image.fromarray(visible.astype(np.uint8) * 255))
+        x0, y0, x1, y1 = bounds(visible) or (0, 0, *stamp.size)
         boxes.append((x + x0, y + y0, x + x1, y + y1))
     return Drawn(np.asarray(image), boxes, np.asarray(things), np.zeros((side, side), np.uint8))
 

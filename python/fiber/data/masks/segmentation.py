@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -48,11 +49,12 @@ def read_segmentation(file: AnnotationFile, entry: Mapping[str, Any]) -> Mask | 
 
 
 def _ring(file: AnnotationFile, ring: Any) -> tuple[float, ...]:
-    try:
+    if isinstance(ring, list):
+        numbers: list[Any] = ring
         # Files have millions of numbers; this checks and converts them at once.
-        return tuple(array("d", ring if isinstance(ring, list) else [None]))
-    except (TypeError, OverflowError):
-        raise file.error(f"has a polygon {shown(ring)}; expected a list of numbers") from None
+        with contextlib.suppress(TypeError, OverflowError):
+            return tuple(array("d", numbers))
+    raise file.error(f"has a polygon {shown(ring)}; expected a list of numbers")
 
 
 def masks_of(
