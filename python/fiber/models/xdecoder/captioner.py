@@ -22,7 +22,7 @@ CAPTION_STEPS = 50
 _END_OF_WORD = "</w>"
 
 
-class Captions(Protocol):
+class CaptionNetwork(Protocol):
     """What captions need of a model."""
 
     config: XDecoderConfig
@@ -38,7 +38,7 @@ class Captions(Protocol):
 class CaptionDecoding:
     """Captions of images, continued by one token at a time."""
 
-    def __init__(self, model: Captions, memory: Memory, region: Tensor | None = None) -> None:
+    def __init__(self, model: CaptionNetwork, memory: Memory, region: Tensor | None = None) -> None:
         need_head(model.config, "caption", "captioning")
         self._model, self.length = model, 0
         self._text = model.backbone.text.start_decoding()
@@ -56,7 +56,7 @@ class CaptionDecoding:
 
 @torch.no_grad()
 def greedy_captions(
-    model: Captions,
+    model: CaptionNetwork,
     memory: Memory,
     *,
     start_id: int,
