@@ -213,7 +213,9 @@ mod tests {
             let (rows, columns) = (1 + case % 4, 1 + case / 4 % 5);
             let costs: Vec<f64> = (0..rows * columns)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     // Few values, so that there are ties; some are negative.
                     f64::from(u32::try_from(state >> 61).unwrap_or(0)) - 3.0
                 })
@@ -241,7 +243,9 @@ mod tests {
             assign(&[wall, 1.0, 0.0, 5.0], 2, 2).ok(),
             Some(vec![(0, 1), (1, 0)])
         );
-        let message = assign(&[wall, 1.0, wall, 5.0], 2, 2).unwrap_err().to_string();
+        let message = assign(&[wall, 1.0, wall, 5.0], 2, 2)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("infinite"), "{message}");
     }
 
