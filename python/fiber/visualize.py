@@ -411,30 +411,11 @@ def _record_text(record: Record) -> str:
     answer = max(answers, key=lambda answer: answers[answer], default="")
     if not text and record.phrases:
         text = "; ".join(record.phrases)
-    elif not text and record.mask_labels and not _is_sparse(record):
+    # A map of all classes, shown or not, says nothing of the image.
+    elif not (text or (isinstance(record.masks, IdMap) and record.masks.may_lack)):
         text = ", ".join(dict.fromkeys(record.labels[label] for label in record.mask_labels))
     truth = "" if record.truth is None else str(record.truth).lower()
     return "  -  ".join(filter(None, (text, answer, truth)))
-
-
-def _is_sparse(record: Record) -> bool:
-    """Return whether the masks of a record are of all classes, shown or not."""
-    return isinstance(record.masks, IdMap) and record.masks.may_lack
-
-
-def _with_masks(image: Image, record: Record) -> Image:
-    """Tint the masks of a record in its image, each in the color of its number.
-
-    Raises:
-        ValueError, OSError: if a mask is invalid or a map cannot be read.
-    """
-    from PIL import Image as PilImage
-
-    pixels = np.asarray(image, dtype=np.float32)
-    for number, mask in enumerate(decode_masks(record.masks, image.height, image.width)):
-        color = np.array(COLORS[number % len(COLORS)], dtype=np.float32)
-        pixels = np.where(mask[:, :, None], (pixels + color) / 2, pixels)
-    return PilImage.fromarray(pixels.astype(np.uint8))
 
 
 def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
@@ -448,7 +429,8 @@ def _record_image(record: Record, side: int, limits: DecodeLimits) -> Image:
         try:
             image = PilImage.fromarray(load_image(stored, **limits._asdict()))
             if index == 0 and record.masks:
-                image = _with_masks(image, record)
+                masks = decode_masks(record.masks, image.height, image.width)
+                image = draw_masks(image, masks, [""] * len(masks), range(len(masks)))
         except (ValueError, OSError) as problem:
             text, font = drawable(str(problem), 12)
             lines = "\n".join(wrap_text(text, font, width - 12, 12))

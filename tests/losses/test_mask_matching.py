@@ -3,8 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.mask_losses import mask_dice
-from fiber.losses.mask_matching import (
+from fiber.losses.masks.matching import (
     bce_costs,
     class_costs,
     dice_costs,
@@ -12,6 +11,7 @@ from fiber.losses.mask_matching import (
     match_masks,
     phrase_costs,
 )
+from fiber.losses.masks.pixel_losses import mask_dice
 
 
 def test_nothing_is_matched_with_nothing():

@@ -1,0 +1,1 @@
+"""Losses of masks: matching, points, classes, phrases and captions."""
