@@ -58,8 +58,8 @@ def evaluate(
 
     Args:
         model: a model, or anything that `load` accepts.
-        task: what to evaluate, as `fiber eval --help` lists it: "vqa", "retrieval", "caption", "coco",
-            "panoptic" and others.
+        task: what to evaluate, such as "vqa", "retrieval", "coco" or "panoptic"; see
+            `fiber eval --help`.
         data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
         split: split to evaluate. "+" joins splits.
         output: file for the predictions in the task's official format, or a folder for "odinw".
