@@ -66,7 +66,7 @@ def stuff_folder(tmp_path_factory):
 def test_masks_are_what_is_drawn(scenes_folder, stuff_folder, stuff):
     folder = stuff_folder if stuff else scenes_folder
     recipe = SceneRecipe(max_objects=4 if stuff else 3, stuff=stuff)
-    classes = (*SHAPES, *(STUFF if stuff else ("background",)))
+    classes = (*SHAPES, *(STUFF if stuff else ("canvas",)))
     for split in SPLITS:
         found = open_source("panoptic", folder, split)
         assert set(found.classes) == set(classes)

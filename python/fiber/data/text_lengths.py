@@ -34,6 +34,10 @@ def text_counts(loader: DataLoader) -> list[str]:
         return []
     read = loader.statuses["ok"] + loader.statuses["truncated"]
     longer = f"were longer than the {loader.config.max_tokens} tokens of model.max_tokens"
+    if loader.config.batch_type == "segmentation":
+        # Its texts are phrases, of which a record may have none.
+        count = loader.truncated_texts
+        return [f"{count} phrases {longer} and were truncated"] if count else []
     kinds = {
         "had no words; they were used as is": loader.wordless_texts,
         f"{longer} and were truncated": loader.truncated_texts,

@@ -15,7 +15,7 @@ PixelBox = tuple[int, int, int, int]
 #: Things with fewer visible pixels have no segment.
 MIN_PIXELS = 12
 #: Name of what is behind the things, if no stuff is drawn.
-BACKGROUND = "background"
+BACKGROUND = "canvas"
 #: Id of the segment of the first kind of stuff; those of things count from 1.
 _FIRST_STUFF_ID = 101
 

@@ -262,11 +262,13 @@ class RunConfig:
                 + ("; boxes need model.stage 'fine', other tasks 'coarse'" if stage else ""),
             )
             task.check_run(f"tasks.{name}", self)
+        units = self.model.mlm_units
         require(
-            self.data.mlm_unit in self.model.mlm_units,
+            # Models without a masked language model have no units.
+            not units or self.data.mlm_unit in units,
             f"data.mlm_unit {shown(self.data.mlm_unit)} is for byte-level BPEs; the text encoder"
             f" {getattr(self.model, 'text_encoder', '')!r} needs"
-            f" {' or '.join(map(repr, self.model.mlm_units))}",
+            f" {' or '.join(map(repr, units))}",
         )
         seen = set(self.data.split.split("+")) & set(self.validation.split.split("+"))
         require(
