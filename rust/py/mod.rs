@@ -61,10 +61,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         attention::cross_attention_backward,
         module
     )?)?;
-    module.add_function(wrap_pyfunction!(
-        assignment::linear_sum_assignment,
-        module
-    )?)?;
+    module.add_function(wrap_pyfunction!(assignment::linear_sum_assignment, module)?)?;
     module.add_function(wrap_pyfunction!(masks::decode_masks, module)?)?;
     module.add_function(wrap_pyfunction!(masks::decode_id_map, module)?)?;
     module.add_function(wrap_pyfunction!(masks::encode_rle, module)?)?;
