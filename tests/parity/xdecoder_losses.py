@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fiber.losses.mask_losses import mask_bce, mask_dice
-from fiber.losses.mask_matching import Matches, bce_costs, dice_costs
-from fiber.losses.point_sampling import sample_points, uncertain_points
-from fiber.losses.region_text import next_word_loss, pair_contrast, retrieval_loss, unit
-from fiber.losses.segmentation import (
+from fiber.losses.masks.mask_losses import mask_bce, mask_dice
+from fiber.losses.masks.mask_matching import Matches, bce_costs, dice_costs
+from fiber.losses.masks.point_sampling import sample_points, uncertain_points
+from fiber.losses.masks.region_text import next_word_loss, pair_contrast, retrieval_loss, unit
+from fiber.losses.masks.segmentation import (
     CLASS_NAME_WEIGHT,
     EXPRESSION_WEIGHT,
     LossOptions,

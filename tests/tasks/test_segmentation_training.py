@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fiber.config import preset
-from fiber.losses.segmentation import CLASS_NAME_WEIGHT, EXPRESSION_WEIGHT
+from fiber.losses.masks.segmentation import CLASS_NAME_WEIGHT, EXPRESSION_WEIGHT
 from fiber.models.abilities import MissingHeadError
 from fiber.tasks import find_task
 from fiber.tasks.segmentation.fields import SegmentationTask

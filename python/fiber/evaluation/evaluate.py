@@ -58,9 +58,8 @@ def evaluate(
 
     Args:
         model: a model, or anything that `load` accepts.
-        task: "retrieval", "matching", "masked_words", "caption", "vqa", "nlvr2", "snli",
-            "winoground", "refcoco", "flickr", "coco", "lvis", "odinw", "panoptic", "semantic",
-            "instance" or "refseg".
+        task: "odinw", or a name of `fiber.tasks.all_evaluations`, such as "vqa", "retrieval",
+            "refcoco", "coco" or "panoptic".
         data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
         split: split to evaluate. "+" joins splits.
         output: file for the predictions in the task's official format, or a folder for "odinw".

@@ -13,9 +13,9 @@ from fiber.data import Tokenizer
 from fiber.data.record import RecordSet
 from fiber.losses.distributed import all_rank_max
 from fiber.losses.itc import text_fingerprints
-from fiber.losses.point_sampling import seeded_points
-from fiber.losses.region_text import have_all, unit
-from fiber.losses.segmentation import (
+from fiber.losses.masks.point_sampling import seeded_points
+from fiber.losses.masks.region_text import have_all, unit
+from fiber.losses.masks.segmentation import (
     CLASS_NAME_WEIGHT,
     EXPRESSION_WEIGHT,
     LossOptions,

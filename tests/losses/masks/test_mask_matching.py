@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.mask_losses import mask_dice
-from fiber.losses.mask_matching import (
+from fiber.losses.masks.mask_losses import mask_dice
+from fiber.losses.masks.mask_matching import (
     bce_costs,
     class_costs,
     dice_costs,

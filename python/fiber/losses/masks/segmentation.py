@@ -24,8 +24,8 @@ from fiber.losses.distributed import (
     wide,
     world_size,
 )
-from fiber.losses.mask_losses import mask_bce, mask_dice, query_class_loss
-from fiber.losses.mask_matching import (
+from fiber.losses.masks.mask_losses import mask_bce, mask_dice, query_class_loss
+from fiber.losses.masks.mask_matching import (
     PUBLISHED_WEIGHTS,
     Matches,
     MatchingWeights,
@@ -34,8 +34,8 @@ from fiber.losses.mask_matching import (
     match_masks,
     phrase_costs,
 )
-from fiber.losses.point_sampling import RandomPoints, sample_points, uncertain_points
-from fiber.losses.region_text import have_all, phrase_alignment_loss, region_text_loss, unit
+from fiber.losses.masks.point_sampling import RandomPoints, sample_points, uncertain_points
+from fiber.losses.masks.region_text import have_all, phrase_alignment_loss, region_text_loss, unit
 from fiber.models.features import MaskPrediction
 
 #: Points at which a mask is compared, in published training.

@@ -7,15 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from fiber.losses.point_sampling import seeded_points
-from fiber.losses.region_text import (
+from fiber.losses.masks.point_sampling import seeded_points
+from fiber.losses.masks.region_text import (
     next_word_loss,
     pair_contrast,
     region_text_loss,
     retrieval_loss,
     token_contrast,
 )
-from fiber.losses.segmentation import (
+from fiber.losses.masks.segmentation import (
     LossOptions,
     RegionTexts,
     mask_losses,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fiber.losses.point_sampling import sample_points, seeded_points, uncertain_points
+from fiber.losses.masks.point_sampling import sample_points, seeded_points, uncertain_points
 
 
 def test_no_maps_have_no_points():

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fiber import _core
 from fiber.losses.distributed import wide
-from fiber.losses.mask_losses import DICE_SMOOTHING
-from fiber.losses.point_sampling import sample_points
+from fiber.losses.masks.mask_losses import DICE_SMOOTHING
+from fiber.losses.masks.point_sampling import sample_points
 
 
 class Matches(NamedTuple):

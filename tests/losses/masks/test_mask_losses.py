@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.losses.mask_losses import mask_bce, mask_dice, query_class_loss
+from fiber.losses.masks.mask_losses import mask_bce, mask_dice, query_class_loss
 
 
 def test_no_masks_have_no_losses():

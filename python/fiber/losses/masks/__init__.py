@@ -1,0 +1,1 @@
+"""Losses of masks, regions and phrases, and their matching."""
