@@ -28,7 +28,6 @@ from fiber.cli.launched import is_launched
 from fiber.cli.models import RUNS, load_quietly
 from fiber.config_io import nearest
 from fiber.messages import printable
-from fiber.runtime.loading import has_graphs
 from fiber.tasks import all_evaluations
 from fiber.terminal import is_terminal
 
@@ -279,6 +278,7 @@ def _eval(options: argparse.Namespace) -> int:
             raise ValueError(f"--rerank requires task 'retrieval', got {options.task!r}")
         settings = {"rerank": options.rerank > 0, "candidates": max(options.rerank, 1)}
     import fiber
+    from fiber.runtime.loading import has_graphs
 
     loading = pick(options, "tokenizer", "answers", "device", "image_size")
     if has_graphs(options.model):

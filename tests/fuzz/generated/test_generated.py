@@ -242,4 +242,5 @@ def test_random_cases_are_linear_in_their_size(tmp_path):
                 case.write(folder, size)
                 sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
             first, second = sizes[1] - sizes[0], sizes[2] - sizes[1]
-            assert second <= 2.2 * max(first, 2000), case.name
+            # Tar archives grow by records of 10,240 bytes.
+            assert second <= 2.2 * max(first, 5000), case.name

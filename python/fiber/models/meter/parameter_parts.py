@@ -16,6 +16,7 @@ PARTS: Mapping[str, Part] = {
     "backbone.text_transform": "cross_modal",
     "backbone.image_layers": "cross_modal",
     "backbone.text_layers": "cross_modal",
+    "backbone.layers": "cross_modal",
     "image_pooler": "cross_modal",
     "text_pooler": "cross_modal",
     "language_head": "head",
