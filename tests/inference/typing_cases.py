@@ -18,8 +18,8 @@ from fiber.models.abilities import (
     RanksCaptions,
     ScoresPairs,
     StartsAtAnswerPriors,
-    WritesCaptions,
 )
+from fiber.models.caption_abilities import WritesCaptions
 from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.meter.config import MeterConfig

@@ -16,7 +16,7 @@ from torch import nn
 
 from fiber.atomic_io import made_folder, write_text
 from fiber.data import sources
-from fiber.data.datasets.registry import SOURCES, Source
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import (
     RECORD_SET,
     Data,
@@ -25,6 +25,7 @@ from fiber.data.datasets.resolve import (
     existing_data,
     open_source,
 )
+from fiber.data.formats.layout import Source
 from fiber.data.record import Record, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.evaluation.context import EvalContext, EvalResult

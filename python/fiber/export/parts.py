@@ -19,9 +19,9 @@ from fiber.models.abilities import (
     EmbedsAlone,
     PredictsTensors,
     ScoresPairs,
-    StepsCaptions,
     need_ability,
 )
+from fiber.models.caption_abilities import StepsCaptions
 from fiber.models.encoders.swin import SwinBlock
 from fiber.models.features import BackboneOutput, ImagePrefix
 from fiber.models.registry import Network

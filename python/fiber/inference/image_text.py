@@ -45,11 +45,10 @@ from fiber.models.abilities import (
     Embeds,
     EmbedsAlone,
     ScoresPairs,
-    WritesCaptions,
-    WritesRegionCaptions,
     has_ability,
     need_ability,
 )
+from fiber.models.caption_abilities import WritesCaptions, WritesRegionCaptions
 from fiber.models.fiber.beam_search import written_tokens
 from fiber.models.heads import EMBEDDING_HEADS
 from fiber.models.model_config import ModelConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -32,7 +33,7 @@ class LabeledSegment(NamedTuple):
     id: int
     #: Class name or phrase, and its index in those that were passed to the call.
     label: str
-    index: int
+    label_index: int
     #: False for stuff, whose parts are one segment.
     is_thing: bool
     #: See `Segmentation`.
@@ -114,7 +115,7 @@ class Segmentation:
     @property
     def indices(self) -> np.ndarray:
         """(n,) int64, index of each label in the classes or phrases passed to the call."""
-        return np.array([each.index for each in self.segments], np.int64)
+        return np.array([each.label_index for each in self.segments], np.int64)
 
     @property
     def boxes_xyxy(self) -> np.ndarray:
@@ -149,7 +150,7 @@ class Segmentation:
                 {
                     "id": each.id,
                     "label": each.label,
-                    "index": each.index,
+                    "index": each.label_index,
                     "is_thing": each.is_thing,
                     "score": round(each.score, 4),
                     "area": int(mask.sum()),
@@ -167,7 +168,7 @@ class Segmentation:
             ModuleNotFoundError: if supervision is not installed.
         """
         try:
-            import supervision
+            supervision: Any = importlib.import_module("supervision")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "to_supervision needs the package supervision: pip install supervision",
@@ -193,7 +194,7 @@ class Segmentation:
             self.masks.repeat(scale, 1).repeat(scale, 2),
             [f"{each.label} {each.score:.2f}" for each in self.segments],
             # Instances and phrases of one label are told apart by their colors.
-            [each.id - 1 if each.is_thing else each.index for each in self.segments],
+            [each.id - 1 if each.is_thing else each.label_index for each in self.segments],
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from fiber.data.image_file import ENDINGS
-from fiber.synthetic.rendering import bounds
+from fiber.synthetic.panoptic import bounds
 
 STAMPS_PACKAGE = "tuxpaint-stamps-default"
 #: Packages with photographs, and the folder that contains them.

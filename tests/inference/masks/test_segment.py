@@ -85,7 +85,7 @@ def test_panoptic_equals_that_of_all_masks(model, images):
     # Fewer masks are resized at once, in other sums.
     assert (found.ids != expected.ids.numpy()).mean() < 1e-3
     for own, theirs in zip(found.segments, expected.segments, strict=True):
-        assert (own.id, own.index, own.is_thing) == (theirs.id, theirs.label, theirs.is_thing)
+        assert (own.id, own.label_index, own.is_thing) == (theirs.id, theirs.label, theirs.is_thing)
         assert own.label == CLASSES[theirs.label] and own.score == pytest.approx(theirs.score)
     strict = model.segment(images[1], CLASSES, score_threshold=1.0)
     assert len(strict) == 0 and not strict.ids.any() and strict.masks.shape == (0, 70, 90)
@@ -99,7 +99,7 @@ def test_semantic_equals_that_of_all_masks(model, images):
     ours = np.array([0, *found.indices])[found.ids]
     assert (ours != labels.numpy()).mean() < 1e-3
     for each in found.segments:
-        own = labels == each.index
+        own = labels == each.label_index
         assert each.score == pytest.approx(best[own].mean().item(), rel=1e-3)
 
 

@@ -27,7 +27,6 @@ from fiber.data.datasets.registry import (
     SOURCES,
     SPLIT_NAMES,
     TABLES,
-    Layout,
     layouts_of,
     where_to_get,
 )
@@ -35,6 +34,7 @@ from fiber.data.formats import jsonl, line_reader
 from fiber.data.formats.annotation_file import TRY_WITH, without_garbage_collection
 from fiber.data.formats.arrow import Tables
 from fiber.data.formats.generated import other_version
+from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
 from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch

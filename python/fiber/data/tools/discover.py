@@ -17,7 +17,6 @@ from fiber.data.datasets.registry import (
     SOURCES,
     SPLIT_NAMES,
     TABLES,
-    Layout,
     layouts_of,
 )
 from fiber.data.datasets.resolve import (
@@ -34,6 +33,7 @@ from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.json_values import split_problem
+from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from fiber.atomic_io import DISK_FULL, explain_write_errors, new_directory
-from fiber.data.datasets.registry import SOURCES, Source
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.formats.annotation_file import is_file
 from fiber.data.formats.json_values import split_problem
+from fiber.data.formats.layout import Source
 from fiber.data.image_file import extension_of
 from fiber.data.record import AnyPath, Record, StoredImage
 from fiber.data.storage.pack_description import (

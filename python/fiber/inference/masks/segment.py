@@ -387,7 +387,7 @@ def _class_question(
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         elif not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
-        elif not 0 <= value <= 1:
+        elif not 0 <= float(value) <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
     return _ClassQuestion(
         kind=chosen,

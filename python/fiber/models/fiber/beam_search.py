@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fiber.models.abilities import WritesCaptions
+from fiber.models.caption_abilities import WritesCaptions
 from fiber.ops.arrays import functions_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.models.abilities import WritesCaptions
+from fiber.models.caption_abilities import WritesCaptions
 from fiber.models.fiber.beam_search import (
     PAD_ID,
     START_ID,

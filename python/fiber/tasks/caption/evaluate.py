@@ -11,7 +11,7 @@ from typing import Any
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, by_image
 from fiber.metrics.captions import caption_scores
-from fiber.models.abilities import WritesCaptions
+from fiber.models.caption_abilities import WritesCaptions
 from fiber.models.fiber.beam_search import CAPTION_BEAMS, beam_search, written_tokens
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fiber.data.batch import ImageTextBatch
-from fiber.models.abilities import WritesCaptions
+from fiber.models.caption_abilities import WritesCaptions
 from fiber.models.registry import build_model
 from fiber.tasks.caption.branches import caption_losses, self_critical_losses
 from fiber.tasks.caption.rewards import CaptionRewards
