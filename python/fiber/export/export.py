@@ -192,7 +192,9 @@ def _export(
         **_settings(network, plan, heads),
     )
     write_json(folder / stored_form.FILE, stored_form.to_json(metadata))
-    differences = check_graphs(Graphs(folder), plan, samples)
+    # The default engine, but for files of torch, which were written here and hold no foreign code.
+    graphs = Graphs(folder, engine="torch" if to == "torch" else None)
+    differences = check_graphs(graphs, plan, samples)
     total = sum(path.stat().st_size for path in folder.iterdir())
     progress(f"  checked at {len(samples)} sizes: {total / 1e6:,.1f} MB in all")
     if precision == "int8":

@@ -14,7 +14,11 @@ MAX_NAME = 256
 
 
 #: What `read_pickle` raises for a damaged pickle.
-PICKLE_ERRORS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
+PICKLE_ERRORS = (
+    *(ValueError, IndexError, KeyError, TypeError, AttributeError),
+    # Of a length that is larger than any file.
+    *(MemoryError, OverflowError),
+)
 
 
 class HostileFileError(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ ENGINES: dict[str, tuple[Engine, ...]] = {
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 #: File in a .pt2 archive that names model and part.
 MARK_FILE = "fiber.json"
+#: Maximum size of this file.
+_MAX_MARK_BYTES = 10_000
 
 
 class Graphs:
@@ -49,8 +52,9 @@ class Graphs:
 
     Args:
         folder: folder that `fiber export` wrote.
-        engine: library that runs the graphs. Default: onnxruntime for ONNX, OpenVINO and torch for
-            their own formats. OpenVINO also runs ONNX.
+        engine: library that runs the graphs. Default: onnxruntime for ONNX, OpenVINO for its own
+            format. OpenVINO also runs ONNX. "torch" is no default: when torch loads a .pt2 file, it
+            runs code that is in it, so ask for it only for files that you exported yourself.
         threads: maximum number of threads of a graph. Default: the engine's own.
 
     Raises:
@@ -74,6 +78,12 @@ class Graphs:
             raise ValueError(
                 f"engine {shown(engine)} does not run the format {shown(self.metadata.to)} of"
                 f" {self.folder}; expected {' or '.join(map(repr, engines))}"
+            )
+        if engine is None and engines[0] == "torch":
+            raise ValueError(
+                f"{self.folder} has .pt2 files, and torch runs code that such a file contains; pass"
+                " engine='torch' if you exported them yourself, or use graphs of fiber export --to"
+                " onnx, which contain none"
             )
         self.engine: Engine = engine or engines[0]
         self._module = _import(self.engine)
@@ -162,10 +172,22 @@ class Graphs:
     def _read_mark(self, path: Path) -> Mapping[str, str]:
         """Return what a graph file says of itself; empty if it cannot be read."""
         try:
+            if self.engine == "torch":
+                return _torch_mark(path)
             return self._thread.submit(_RUNNERS[self.engine], self._module, path, 1).result().mark
         except Exception:
             # A damaged file fails in any way.
             return {}
+
+
+def _torch_mark(path: Path) -> Mapping[str, str]:
+    """Read the mark of a .pt2 archive without torch, which would run code in the file."""
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = (i for i in archive.infolist() if i.filename.endswith(f"extra/{MARK_FILE}"))
+        if entry.file_size > _MAX_MARK_BYTES:
+            raise ValueError(f"{path}: {MARK_FILE} has {entry.file_size} bytes")
+        mark = json.loads(archive.read(entry))
+    return {key: str(value) for key, value in mark.items()}
 
 
 def check_inputs(

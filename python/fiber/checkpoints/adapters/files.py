@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fiber.atomic_io import made_folder, read_json, write_file, write_json
+from fiber.checkpoints.adapters.patterns import PATTERN_FIELDS, pattern_problem
 from fiber.checkpoints.mapped_file import read_safetensors
 from fiber.checkpoints.model_dir import write_tensors
 from fiber.checkpoints.provenance import DATA_PATH, TrainedOn
@@ -229,6 +230,8 @@ def _checked(path: Path, name: str, value: Any) -> Any:
             raise ValueError(
                 f"{path}: {name}: expected a list of {kind.__name__}, got {shown(wrong[0])} in it"
             )
+    if name in PATTERN_FIELDS and (problem := pattern_problem(name, value)) is not None:
+        raise ValueError(f"{path}: {name}: {problem}")
     numbers: list[Any] = list(value.values()) if isinstance(value, dict) else [value]
     least = {"r": 1, "rank_pattern": 1, "lora_alpha": 0, "alpha_pattern": 0, "lora_dropout": 0}
     if name in least:
