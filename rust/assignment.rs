@@ -2,8 +2,8 @@
 //!
 //! Shortest augmenting paths with dual variables, one row at a time, as in Jonker and Volgenant
 //! (1987) and Crouse (2016), "On implementing 2D rectangular assignment algorithms". Where several
-//! assignments have the least cost, the choice is that of SciPy's `linear_sum_assignment`: columns
-//! are scanned in its order, and of equally near ones a free column is taken first.
+//! assignments have the least cost, the choice is that of `scipy.optimize.linear_sum_assignment`:
+//! columns are scanned in its order, and of equally near ones a free column is taken first.
 
 use crate::error::Error;
 

@@ -158,7 +158,10 @@ mod tests {
     fn a_far_window_is_near_the_sums() {
         let far = ACCUMULATED + 10;
         assert_eq!(positions(7 * far, far, far - 2..far)[1], 7 * far - 4);
-        assert_eq!(positions(far, 2 * far, far + 4..far + 5), [(far + 4) / 2]);
+        assert_eq!(
+            positions(far, 2 * far, far + 4..far + 5),
+            [usize::midpoint(far, 4)]
+        );
     }
 
     #[test]

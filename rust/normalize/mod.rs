@@ -407,13 +407,13 @@ mod tests {
                 _ => slot[2 * at..2 * at + 2].to_vec(),
             };
             // (1, 0), (1, 1) and (2, 2) of the first channel.
-            let places = if layout == Layout::Hwc {
+            let offsets = if layout == Layout::Hwc {
                 [9, 12, 24]
             } else {
                 [3, 4, 8]
             };
-            assert_eq!(value(places[1]), value(places[2]));
-            assert_ne!(value(places[0]), value(places[1]));
+            assert_eq!(value(offsets[1]), value(offsets[2]));
+            assert_ne!(value(offsets[0]), value(offsets[1]));
         }
     }
 
