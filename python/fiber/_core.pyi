@@ -40,6 +40,7 @@ __all__ = [
     "draw_below",
     "encode_rle",
     "jitter_image",
+    "linear_sum_assignment",
     "mirror_words",
     "normalize_image",
     "permutation",

@@ -105,7 +105,7 @@ def copied(folder, tmp_path):
 
 
 def test_a_graph_runs_at_other_sizes(folder):
-    graphs = Graphs(folder)
+    graphs = Graphs(folder, engine="torch")
     for shape in ((1, 2), (5, 9)):
         text = np.random.default_rng(0).random(shape, np.float32)
         np.testing.assert_array_equal(graphs.run("double", {"text": text})["more"], text * 2)
@@ -132,23 +132,23 @@ def test_a_flipped_byte(copied, place):
     content[int(len(content) * place)] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"triple\.pt2 is damaged or of another export"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
 
 
 def test_a_truncated_file_and_a_missing_one(copied):
     path = copied / "double.pt2"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"double\.pt2 is damaged.*bytes"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"double\.pt2 does not exist"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
 
 
 def test_a_graph_of_another_part(copied):
     shutil.copy(copied / "double.pt2", copied / "triple.pt2")
     with pytest.raises(ValueError, match=r"triple\.pt2 is the graph 'double'; expected 'triple'"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
 
 
 def test_a_graph_of_another_model(copied):
@@ -157,7 +157,7 @@ def test_a_graph_of_another_model(copied):
     found["files"]["double.pt2"]["sha256"] = "0" * 64
     write(copied, files=found["files"], fingerprint="b" * 64)
     with pytest.raises(ValueError, match=r"double\.pt2 is a graph of another model, aaaa.*bbbb"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
 
 
 @pytest.mark.parametrize(
@@ -178,15 +178,15 @@ def test_a_graph_of_another_model(copied):
 def test_bad_metadata(copied, changes, message):
     write(copied, **changes)
     with pytest.raises(ValueError, match=rf"metadata\.json: .*{re.escape(message)}"):
-        Graphs(copied)
+        Graphs(copied, engine="torch")
 
 
 def test_a_folder_without_graphs(tmp_path):
     with pytest.raises(FileNotFoundError, match="contains no exported graphs"):
-        Graphs(tmp_path)
+        Graphs(tmp_path, engine="torch")
     (tmp_path / "metadata.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
-        Graphs(tmp_path)
+        Graphs(tmp_path, engine="torch")
 
 
 def test_an_engine_of_another_format(folder):

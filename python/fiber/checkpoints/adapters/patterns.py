@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import Any
 
 from fiber.messages import shown
 
@@ -20,12 +20,12 @@ _MAX_REPEATS = 3
 _TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[:=!<P>\w]*|[()*+?{]", re.DOTALL)
 
 
-def pattern_problem(name: str, value: str | Sequence[str]) -> str | None:
+def pattern_problem(name: str, value: Any) -> str | None:
     """Describe why the patterns of a field take no bounded time, or return None.
 
     Args:
         name: one of `PATTERN_FIELDS`.
-        value: its text, texts or keys.
+        value: its text, a list of texts, or a dict by texts.
     """
     # PEFT compares the names of these lists as they are.
     is_list = not isinstance(value, str)
