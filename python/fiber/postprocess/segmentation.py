@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from fiber.config_io import nearest
+from fiber.data.masks.codec import encode_rle
 from fiber.messages import printable
-from fiber.ops.rle import encode_mask
 from fiber.postprocess.files import save_image
 from fiber.postprocess.pictures import Picture, enlarged, open_picture
 from fiber.visualize import draw_masks
@@ -155,7 +155,7 @@ class Segmentation:
                     "score": round(each.score, 4),
                     "area": int(mask.sum()),
                     "box_xyxy": [float(edge) for edge in box],
-                    "segmentation": {"size": [height, width], "counts": encode_mask(mask)},
+                    "segmentation": {"size": [height, width], "counts": encode_rle(mask).counts},
                 }
                 for each, mask, box in zip(self.segments, masks, _boxes(masks), strict=True)
             ],

@@ -1,8 +1,4 @@
-"""`segment`: masks of classes and of phrases.
-
-Each image is computed alone: sums in batches of other sizes are rounded in other ways, and masks
-are thresholds, so that the answer for an image would depend on its company.
-"""
+"""`segment`: masks of classes and of phrases."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from fiber.config_io import nearest
 from fiber.inference.boxes import BoxMethods
 from fiber.inference.inputs import (
     ArrayInputs,
-    ImageBatch,
     ImageInput,
     Images,
     as_list,
@@ -26,6 +21,7 @@ from fiber.inference.inputs import (
     one_list_for_each,
 )
 from fiber.inference.masks.class_vectors import ClassVectorCache, ClassVectors
+from fiber.inference.masks.reading import read_each
 from fiber.inference.options import Phrases, SegmentOptions
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.messages import shown
@@ -37,8 +33,7 @@ if TYPE_CHECKING:
 
     from fiber.postprocess.masks import MaskSizes
 
-#: Tasks whose images have the size for a kind, if it is not the default size.
-_TASKS = {"instance": "instances"}
+
 #: Default thresholds of panoptic segments: of the score, and of the share of a mask's pixels.
 SCORE_THRESHOLD, OVERLAP_THRESHOLD = 0.8, 0.8
 #: Default maximum number of instances.
@@ -174,8 +169,7 @@ class MaskMethods(BoxMethods):
                 vectors = self._vectors_of(network, classes)
                 question = _class_question(vectors.classes, stuff, kind, **options)
                 ask = _class_asker(network, vectors, question)
-                inputs = self._inputs.of(_TASKS.get(question.kind, "segment"))
-                found = _for_each(inputs, given, question.kind, ask, network)
+                found = _for_each(self._inputs, given, question.kind, ask, network)
         return found[0] if single else found
 
     def _vectors_of(
@@ -203,24 +197,12 @@ def _for_each(
     inputs: ArrayInputs, images: list[Any], kind: Kind, ask: _Ask, network: SegmentsMasks
 ) -> list[Segmentation]:
     results: dict[int, Segmentation] = {}
-    for batch in inputs.images(images):
-        for row, index in enumerate(batch.indices):
-            memory = network.read_image(batch.images[row : row + 1])
-            found = ask(memory, _sizes(batch, row), index)
-            results[index] = Segmentation(
-                kind, found.ids, tuple(found.segments), found.overlapping, batch.originals[row]
-            )
+    for image in read_each(network, inputs, images, kind):
+        found = ask(image.memory, image.sizes, image.index)
+        results[image.index] = Segmentation(
+            kind, found.ids, tuple(found.segments), found.overlapping, image.original
+        )
     return [results[index] for index in range(len(images))]
-
-
-def _sizes(batch: ImageBatch, row: int) -> MaskSizes:
-    from fiber.postprocess.masks import MaskSizes
-
-    inside, wanted = (
-        (int(sizes[row][0]), int(sizes[row][1]))
-        for sizes in (batch.image_sizes, batch.original_sizes)
-    )
-    return MaskSizes((batch.images.shape[-2], batch.images.shape[-1]), inside, wanted)
 
 
 def _class_asker(network: SegmentsMasks, vectors: ClassVectors, asked: _ClassQuestion) -> _Ask:

@@ -7,7 +7,7 @@ of the stored image.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,17 +16,20 @@ from torch import Tensor
 
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
+from fiber.inference.masks.class_vectors import encode_classes
+from fiber.inference.masks.reading import MaskImage, read_each
 from fiber.inference.tensor_inputs import Inputs
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 from fiber.metrics.mask_ap import ScoredMasks, TrueMasks, encode_masks, mask_average_precision
 from fiber.metrics.panoptic import FoundSegments, PanopticCounts, TrueSegments
 from fiber.metrics.regions import SemanticCounts, phrase_areas, phrase_mask_metrics
 from fiber.models.mask_abilities import SegmentsMasks
 from fiber.postprocess.masks import (
+    MaskSizes,
+    final_instances,
     final_masks,
-    instance_masks,
-    panoptic_segments,
-    semantic_scores,
+    final_panoptic,
+    final_semantic,
 )
 from fiber.tasks.segmentation.truth import TrueImage, true_image
 
@@ -34,26 +37,10 @@ ResultT = TypeVar("ResultT")
 
 #: Name of the evaluations in messages.
 ASKED = "an evaluation of masks"
-#: Whose images are preprocessed as for each evaluation.
-_SEGMENT, _INSTANCES = "segment", "instances"
 #: Group of a class that has no instances (`Record.label_groups`).
 STUFF = "stuff"
-#: Maximum number of texts that are encoded at once.
-_TEXTS_AT_ONCE = 256
 #: Class of pixels that are not evaluated.
 _IGNORED = -1
-
-
-class _Image(NamedTuple):
-    """What a network predicts of one image, and the sizes that its masks have."""
-
-    memory: Any
-    #: (height, width) in pixels: with padding, without it, and of the stored image.
-    sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-    def resized(self, mask_logits: Tensor) -> Tensor:
-        """Resize masks to the stored image: (n, h, w) -> (n, H, W)."""
-        return final_masks(mask_logits.float(), *self.sizes)
 
 
 def panoptic(context: EvalContext, records: list[Record]) -> EvalResult:
@@ -66,10 +53,9 @@ def panoptic(context: EvalContext, records: list[Record]) -> EvalResult:
     network, vectors = _ready(context, names)
     counts, predictions = PanopticCounts(len(names)), []
 
-    def segment(record: Record, image: _Image) -> tuple[PanopticCounts, dict[str, Any]]:
-        masks, class_logits = _class_masks(network, image, vectors)
-        found = panoptic_segments(masks, class_logits, is_thing)
-        truth, own = true_image(record, image.sizes[2]), PanopticCounts(len(names))
+    def segment(record: Record, image: MaskImage) -> tuple[PanopticCounts, dict[str, Any]]:
+        found = final_panoptic(*_class_masks(network, image, vectors), is_thing)
+        truth, own = true_image(record, image.sizes.wanted), PanopticCounts(len(names))
         map_ids = found.ids.cpu().numpy()
         labels = {each.id: each.label for each in found.segments}
         own.add(FoundSegments(ids=map_ids, labels=labels), _true_segments(truth))
@@ -92,7 +78,7 @@ def panoptic(context: EvalContext, records: list[Record]) -> EvalResult:
             ],
         }
 
-    for own, prediction in _each(context, records, _SEGMENT, network, segment):
+    for own, prediction in _each(context, records, "panoptic", network, segment):
         counts.join(own)
         predictions.append(prediction)
     metrics = counts.metrics(is_thing)
@@ -113,11 +99,11 @@ def semantic(context: EvalContext, records: list[Record]) -> EvalResult:
     network, vectors = _ready(context, names)
     counts, predictions = SemanticCounts(len(names)), []
 
-    def segment(record: Record, image: _Image) -> tuple[SemanticCounts, list[dict[str, Any]]]:
-        masks, class_logits = _class_masks(network, image, vectors)
-        found = semantic_scores(masks, class_logits).argmax(0).cpu().numpy()
+    def segment(record: Record, image: MaskImage) -> tuple[SemanticCounts, list[dict[str, Any]]]:
+        scores = final_semantic(*_class_masks(network, image, vectors))
+        found = scores.argmax(0).cpu().numpy()
         own = SemanticCounts(len(names))
-        own.add(found, _true_classes(true_image(record, image.sizes[2])), _IGNORED)
+        own.add(found, _true_classes(true_image(record, image.sizes.wanted)), _IGNORED)
         present = np.unique(found).tolist()
         rles = encode_masks(np.stack([found == label for label in present]))
         return own, [
@@ -129,7 +115,7 @@ def semantic(context: EvalContext, records: list[Record]) -> EvalResult:
             for label, rle in zip(present, rles, strict=True)
         ]
 
-    for own, entries in _each(context, records, _SEGMENT, network, segment):
+    for own, entries in _each(context, records, "semantic", network, segment):
         counts.join(own)
         predictions += entries
     return EvalResult(counts.metrics(), predictions)
@@ -146,10 +132,9 @@ def instance(context: EvalContext, records: list[Record]) -> EvalResult:
     truths: list[TrueMasks] = []
     predictions: list[dict[str, Any]] = []
 
-    def segment(record: Record, image: _Image) -> tuple[ScoredMasks, TrueMasks]:
-        masks, class_logits = _class_masks(network, image, vectors)
-        own = instance_masks(masks, class_logits, is_thing)
-        truth = true_image(record, image.sizes[2])
+    def segment(record: Record, image: MaskImage) -> tuple[ScoredMasks, TrueMasks]:
+        own = final_instances(*_class_masks(network, image, vectors), is_thing)
+        truth = true_image(record, image.sizes.wanted)
         things = np.array([is_thing[label] for label in truth.labels], bool)
         true = TrueMasks(
             encode_masks(truth.masks[things]), truth.labels[things].tolist(), truth.crowd[things]
@@ -157,7 +142,7 @@ def instance(context: EvalContext, records: list[Record]) -> EvalResult:
         rles = encode_masks(own.masks.cpu().numpy())
         return ScoredMasks(rles, own.scores.tolist(), own.labels.tolist()), true
 
-    results = _each(context, records, _INSTANCES, network, segment)
+    results = _each(context, records, "instance", network, segment)
     for record, (own, true) in zip(records, results, strict=True):
         found.append(own)
         truths.append(true)
@@ -195,12 +180,14 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
     areas: list[tuple[int, int]] = []
     predictions: list[dict[str, Any]] = []
 
-    def find(record: Record, image: _Image) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+    def find(
+        record: Record, image: MaskImage
+    ) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
         phrases = record.phrases
         texts = inputs.texts(phrases)
         scores, logits = network.find_phrases(image.memory, texts.token_ids, texts.text_mask)
-        masks = (image.resized(logits[0]) > 0).cpu().numpy()
-        truth = true_image(record, image.sizes[2])
+        masks = (final_masks(logits[0].float(), *image.sizes) > 0).cpu().numpy()
+        truth = true_image(record, image.sizes.wanted)
         own = [phrase_areas(mask, real) for mask, real in zip(masks, truth.phrases, strict=True)]
         rows = zip(phrases, encode_masks(masks), scores[0].tolist(), strict=True)
         return own, [
@@ -208,7 +195,7 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
             for phrase, rle, score in rows
         ]
 
-    for own, entries in _each(context, records, _SEGMENT, network, find):
+    for own, entries in _each(context, records, "phrases", network, find):
         areas += own
         predictions += entries
     return EvalResult(phrase_mask_metrics(areas), predictions)
@@ -256,56 +243,37 @@ def _ready(context: EvalContext, names: Sequence[str]) -> tuple[SegmentsMasks, T
         if len(given) != len(names) or len(context.classes) != len(names):
             raise ValueError(
                 f"got {len(given)} classes that are names, expected {len(names)}, one for each"
-                f" class of the data: {', '.join(names)[:200]}"
+                f" class of the data: {shown_names(names)}"
             )
         names = given
-    prompts, inputs = network.class_prompts(names), _inputs(context)
-    texts = [text for own in prompts for text in own]
-    found = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        batch = inputs.texts(texts[start : start + _TEXTS_AT_ONCE])
-        found.append(network.prompt_vectors(batch.token_ids, batch.text_mask).float())
-    vectors = torch.cat(found).unflatten(0, (len(prompts), -1))
-    return network, network.class_vectors(vectors)
+    vectors = encode_classes(network, _inputs(context), names)
+    return network, torch.from_numpy(vectors).to(context.device)
 
 
 def _each(
     context: EvalContext,
     records: list[Record],
-    purpose: str,
+    kind: str,
     network: SegmentsMasks,
-    function: Callable[[Record, _Image], ResultT],
+    function: Callable[[Record, MaskImage], ResultT],
 ) -> Iterator[ResultT]:
     """Yield the result of each record, in order, of those of all processes."""
-    inputs = _inputs(context).of(purpose)
+    inputs = _inputs(context)
 
     def results() -> Iterator[ResultT]:
         for record in records[context.processes.own]:
-            for batch in inputs.images([record.images[0]]):
-                inside, stored = _size(batch.image_sizes[0]), _size(batch.original_sizes[0])
-                images = _padded(batch.images, network.config.size_step)
-                sizes = (_size(torch.tensor(images.shape[-2:])), inside, stored)
-                yield function(record, _Image(network.read_image(images), sizes))
+            for image in read_each(network, inputs, [record.images[0]], kind):
+                yield function(record, image)
 
     return context.processes.in_order(results())
 
 
-def _padded(images: Tensor, divisor: int) -> Tensor:
-    """Pad images with zeros to multiples of a number."""
-    height, width = images.shape[-2:]
-    padding = (0, -width % divisor, 0, -height % divisor)
-    return torch.nn.functional.pad(images, padding) if any(padding) else images
-
-
-def _size(values: Tensor) -> tuple[int, int]:
-    height, width = values.tolist()
-    return height, width
-
-
-def _class_masks(network: SegmentsMasks, image: _Image, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the masks of an image at its size, (Q, H, W), and (Q, K + 1) class logits."""
+def _class_masks(
+    network: SegmentsMasks, image: MaskImage, vectors: Tensor
+) -> tuple[Tensor, Tensor, MaskSizes]:
+    """Return the (Q, h, w) masks of an image, (Q, K + 1) class logits, and its sizes."""
     class_logits, mask_logits = network.class_masks(image.memory, vectors)
-    return image.resized(mask_logits[0]), class_logits[0].float()
+    return mask_logits[0], class_logits[0], image.sizes
 
 
 def _true_segments(truth: TrueImage) -> TrueSegments:
