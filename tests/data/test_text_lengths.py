@@ -55,6 +55,11 @@ def test_counts_are_of_the_texts_that_were_used():
     assert counted(0, 1, ok=2) == ["1 of 2 texts had no words; they were used as is"]
     # Of prompts of boxes, the boxes that truncation drops are counted.
     assert counted(2, 3, batch_type="grounding", **statuses) == []
+    # Of records with masks, the phrases.
+    assert counted(2, 3, batch_type="segmentation", **statuses) == [
+        "2 phrases were longer than the 4 tokens of model.max_tokens and were truncated"
+    ]
+    assert counted(0, 3, batch_type="segmentation", **statuses) == []
 
 
 def test_longer_texts():

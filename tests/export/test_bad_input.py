@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import fiber
 from fiber.cli import main
 from fiber.export.export import check_graphs, export_model
 from fiber.export.parts import ExportPlan, Subgraph
@@ -171,26 +170,3 @@ def test_commands(folders, tmp_path, capsys, monkeypatch):
         "onnxscript is not installed; an export to onnx needs `pip install 'fiber-vl[onnx]'`"
         in error
     )
-
-
-def test_code_in_files_of_torch_is_loaded_only_if_asked_for(
-    exported, tmp_path, monkeypatch, capsys, scene_picture
-):
-    folder = tmp_path / "graphs"
-    shutil.copytree(exported("METER merged", "torch"), folder)
-    refused = r"has \.pt2 files, and torch runs code .*; pass engine='torch'"
-    for load in (Graphs, fiber.runtime.load):
-        with pytest.raises(ValueError, match=refused):
-            load(folder)
-    assert main(["answer", str(scene_picture), "what is it?", "--model", str(folder)]) == 2
-    assert "torch runs code that such a file contains" in " ".join(capsys.readouterr().err.split())
-
-    def loaded(*_, **__):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(torch.export, "load", loaded)
-    # Checksums are compared first, and what a file says of itself is read without torch.
-    with next(folder.glob("*.pt2")).open("ab") as file:
-        file.write(b"more")
-    with pytest.raises(ValueError, match="is damaged or of another export"):
-        Graphs(folder, engine="torch")

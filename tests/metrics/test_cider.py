@@ -216,6 +216,8 @@ LIMITED = {
     "not a dict, one item": b"K\1" + text("a") + b"K\1s.",
     "a key without a value": b"}(" + text("a") + b"u.",
     "a list": b"].",
+    "a text longer than any file": b"\x8d" + (2**60).to_bytes(8, "little") + b"a.",
+    "an array longer than any file": b"\x96" + (2**60).to_bytes(8, "little") + b"a.",
     "an attribute": b"}}b.",
     "bytes": b"C\1a.",
     "no mark": b"}u.",

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import fiber.runtime
+from fiber.cli import main
 from fiber.data import ImageTransform
 from fiber.export import formats
 from fiber.export.parts import Subgraph
@@ -132,6 +134,30 @@ def test_a_flipped_byte(copied, place):
     content[int(len(content) * place)] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"triple\.pt2 is damaged or of another export"):
+        Graphs(copied, engine="torch")
+
+
+def test_code_in_files_of_torch_is_loaded_only_if_asked_for(
+    copied, monkeypatch, capsys, scene_picture
+):
+    def loaded(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch.export, "load", loaded)
+    for load in (Graphs, fiber.runtime.load):
+        with pytest.raises(
+            ValueError, match=r"has \.pt2 files, and torch runs code .* engine='torch'"
+        ):
+            load(copied)
+    assert main(["answer", str(scene_picture), "what is it?", "--model", str(copied)]) == 2
+    assert "torch runs code that such a file contains" in " ".join(capsys.readouterr().err.split())
+    # Checksums are compared first, and what a file says of itself is read without torch.
+    with (copied / "triple.pt2").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"triple\.pt2 is damaged or of another export"):
+        Graphs(copied, engine="torch")
+    shutil.copy(copied / "double.pt2", copied / "triple.pt2")
+    with pytest.raises(ValueError, match=r"triple\.pt2 is the graph 'double'; expected 'triple'"):
         Graphs(copied, engine="torch")
 
 

@@ -201,6 +201,10 @@ def test_two_processes_have_the_metrics_of_one(kind, records):
 def test_options_of_classes(records):
     again = run("semantic", records, classes=list(NAMES))
     assert again.metrics == run("semantic", records).metrics
+    network, asked = Oracle(), []
+    network.class_prompts = lambda names: asked.append(names) or Oracle().class_prompts(NAMES)
+    run("semantic", records, network, classes=["crimson", "green", "navy"])
+    assert asked == [["crimson", "green", "navy"]]
     with pytest.raises(ValueError, match="got 1 classes that are names, expected 3"):
         run("panoptic", records, classes=["red"])
     with pytest.raises(ValueError, match="classes_per_prompt is 4"):

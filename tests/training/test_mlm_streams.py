@@ -16,9 +16,12 @@ from PIL import Image
 
 from fiber.data import Tokenizer
 from fiber.data.record import Record
+from fiber.training.config.run import DataConfig, RunConfig
+from fiber.training.config.tasks import QuestionTask, TasksConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
+from tests.models import small_networks
 from tests.training.micro_runs import coarse_config
 
 RECORDED = Path(__file__).with_name("mlm_streams.json")
@@ -103,6 +106,15 @@ def test_each_unit_and_case_has_its_own_draws():
     assert len(own) == len(UNITS) * (len(CASES) + 1) == len(set(own))
     # Captions are masked by token, whatever the unit.
     assert len({tuple(value) for name, value in found.items() if "captions" in name}) == 1
+
+
+def test_units_of_a_text_encoder():
+    """BERT's tokenizer has no words of byte-level BPEs."""
+    model = small_networks.network("METER BERT").config
+    tasks = TasksConfig(question=QuestionTask(share=1))
+    assert RunConfig(model=model, tasks=tasks).data.mlm_unit == "token"
+    with pytest.raises(ValueError, match="data.mlm_unit 'word' is for byte-level BPEs; .* 'token'"):
+        RunConfig(model=model, tasks=tasks, data=DataConfig(mlm_unit="word"))
 
 
 if __name__ == "__main__":
