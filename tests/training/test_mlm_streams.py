@@ -113,7 +113,7 @@ def test_units_of_a_text_encoder():
     model = small_networks.network("METER BERT").config
     tasks = TasksConfig(question=QuestionTask(share=1))
     assert RunConfig(model=model, tasks=tasks).data.mlm_unit == "token"
-    with pytest.raises(ValueError, match=r"data\.mlm_unit 'word' is for byte-level BPEs; .* 'token'"):
+    with pytest.raises(ValueError, match=r"mlm_unit 'word' is for byte-level BPEs; .* 'token'"):
         RunConfig(model=model, tasks=tasks, data=DataConfig(mlm_unit="word"))
 
 
