@@ -145,6 +145,12 @@ def without_place(index):
     del index.storage_data[first_place(index)]
 
 
+def in_a_column(index):
+    key = first_place(index)
+    moved = dataclasses.replace(key, offset=torch.Size([0, 1]))
+    index.storage_data[moved] = index.storage_data.pop(key)
+
+
 def renamed(name):
     def edit(index):
         index.state_dict_metadata[name] = index.state_dict_metadata.pop("model/a")
@@ -184,6 +190,7 @@ WRONG = {
     "a length of another type": (with_place(length=1.0), "1.0"),
     "the same bytes twice": (everywhere, "beyond its"),
     "no place": (without_place, "has no place"),
+    "a place in a column": (in_a_column, "expected 0 in all dimensions but the first"),
     "an entry of another kind": (as_entry, "BytesStorageMetadata"),
     "a tensor without parts": (with_chunks(), "0 of 3 rows"),
     "rows that are missing": (with_chunks(((1, 0), (2, 4))), "does not follow"),

@@ -132,7 +132,15 @@ class _Index:
                 f"{name} has bytes {first:,} to {first + length:,} of {file}, which are beyond its"
                 " end or those of another tensor"
             )
-        return MetadataIndex(name, _size(key.get("offset"))), _StorageInfo(file, first, length)
+        offset = _size(key.get("offset"))
+        if any(offset[1:]):
+            # Chunks are of rows. Many tuples of other integers have one hash, and as keys of a dict
+            # take quadratic time.
+            raise ValueError(
+                f"{name} has a part at {shown(tuple(offset))}; expected 0 in all dimensions but the"
+                " first"
+            )
+        return MetadataIndex(name, offset), _StorageInfo(file, first, length)
 
     def _tensor(
         self,
