@@ -26,7 +26,7 @@ def test_embeddings_without_other_packages(desk, capsys):
     printed = capsys.readouterr().out
     assert "embed_texts.pt2: text (batch, length, 32), text_mask (batch, length)" in printed
     assert "checked at 3 sizes" in printed
-    graphs = Graphs("graphs")
+    graphs = Graphs("graphs", engine="torch")
     assert graphs.metadata.heads == ("itc",)
     assert {"tokenizer.json", "metadata.json"} < {path.name for path in desk.glob("graphs/*")}
     model = fiber.load("runs/demo/coarse", device="cpu")
