@@ -23,7 +23,7 @@ class MaskImage(NamedTuple):
     """An image as a network reads it."""
 
     #: Number of the image among those given.
-    index: int
+    number: int
     #: See `ReadsImages.read_image`.
     memory: Any
     sizes: MaskSizes

@@ -198,8 +198,8 @@ def _for_each(
 ) -> list[Segmentation]:
     results: dict[int, Segmentation] = {}
     for image in read_each(network, inputs, images, kind):
-        found = ask(image.memory, image.sizes, image.index)
-        results[image.index] = Segmentation(
+        found = ask(image.memory, image.sizes, image.number)
+        results[image.number] = Segmentation(
             kind, found.ids, tuple(found.segments), found.overlapping, image.original
         )
     return [results[index] for index in range(len(images))]
