@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import model_path, stage_folders
 from fiber.checkpoints.torch_file import Weights
+from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.env import provenance
@@ -131,16 +133,26 @@ def export_model(
     return [path / name for name in chosen]
 
 
+def _without_masks(config: Any) -> Any:
+    """Return the config of a model without the masks of boxes, which are not exported."""
+    if isinstance(config, FiberConfig) and config.detector.mask_width:
+        detector = dataclasses.replace(config.detector, mask_width=0)
+        return dataclasses.replace(config, detector=detector)
+    return config
+
+
 def _heads_of_stages(
     stages: Mapping[str, StoredModel], heads: Sequence[str] | None
 ) -> dict[str, list[str]]:
     """Return the heads to export of each stage that has some of them."""
-    known = [head for stored in stages.values() for head in stored.config.heads]
+    known = [head for stored in stages.values() for head in _without_masks(stored.config).heads]
     for head in heads or ():
         if head not in known:
             raise ValueError(f"heads: expected some of {', '.join(known)}, got {shown(head)}")
     chosen = {
-        name: [head for head in stored.config.heads if heads is None or head in heads]
+        name: [
+            head for head in _without_masks(stored.config).heads if heads is None or head in heads
+        ]
         for name, stored in stages.items()
     }
     return {name: some for name, some in chosen.items() if some}
@@ -157,7 +169,7 @@ def _export(
 ) -> None:
     """Write the folder of a model; its later name is `shown_as`."""
     network = stored.network.float().eval().requires_grad_(False)
-    config = network.config
+    config = _without_masks(network.config)
     heads = tuple(config.heads if heads is None else dict.fromkeys(heads))
     plan = plan_parts(network, heads)
     sizes = sample_sizes(network, plan)

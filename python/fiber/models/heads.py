@@ -17,6 +17,7 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
         "nlvr2": "nlvr2",
         "caption": "caption_coco",
         "grounding": "grounding",
+        "grounding_mask": "scenes_fine_masks",
     },
     "small": {
         "itc": "small_retrieval",
@@ -26,6 +27,7 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
         "nlvr2": "small_nlvr2",
         "caption": "small_caption",
         "grounding": "scenes_fine",
+        "grounding_mask": "scenes_fine_masks",
     },
     "meter": {
         "itm": "meter_pretrain_published",

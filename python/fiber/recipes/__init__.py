@@ -22,6 +22,7 @@ _FAMILIES = {
     "small": (
         "scenes_coarse",
         "scenes_fine",
+        "scenes_fine_masks",
         "small_caption",
         "small_detection",
         "small_matching",

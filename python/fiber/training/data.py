@@ -176,7 +176,7 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
             for source in (*task.sources, *task.first_sources):
                 known, group = split_source(source)
                 if known not in read:
-                    read[known] = _read_source(config, known, path)
+                    read[known] = _read_source(config, known, path, task.reads_masks)
                 if source not in read:
                     read[source] = _of_group(read[known], known, group)
         except AmbiguousLayoutError as error:
@@ -281,9 +281,9 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
     return ChosenRecords(records, chosen)
 
 
-def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:
+def _read_source(config: RunConfig, source: str, data: Path, masks: bool) -> RecordSet:
     # Invalid boxes can only be dropped; "resample" replaces whole records.
     on_error = "raise" if config.data.on_error == "raise" else "skip"
-    options = {"on_error": on_error, "shots": config.data.shots}
+    options = {"on_error": on_error, "shots": config.data.shots, "masks": masks}
     options = {name: value for name, value in options.items() if name in SOURCES[source].options}
     return open_source(source, data, config.data.split, **options)

@@ -261,7 +261,7 @@ SOURCES = {
             ),
         ),
         marks=(("json.images.caption",),),
-        options=("on_error",),
+        options=("on_error", "masks"),
         where={
             "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
             "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
@@ -287,17 +287,19 @@ SOURCES = {
     "referring": Source(
         standard=_REFERRING_FILE,
         marks=(("json.images.caption", "*refcoco*"),),
-        options=("on_error",),
+        options=("on_error", "masks"),
         where={"RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)"},
     ),
     "refcoco": Source(
         of="referring",
         standard=_REFERRING_FILE,
         layouts=_refcoco("finetune_refcoco_{split}.json"),
-        options=("on_error",),
+        options=("on_error", "masks"),
     ),
     "refcocoplus": Source(
-        of="referring", layouts=_refcoco("finetune_refcoco+_{split}.json"), options=("on_error",)
+        of="referring",
+        layouts=_refcoco("finetune_refcoco+_{split}.json"),
+        options=("on_error", "masks"),
     ),
     "refcocog": Source(
         of="referring",
@@ -305,7 +307,7 @@ SOURCES = {
         layouts=_refcoco(
             "finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json"
         ),
-        options=("on_error",),
+        options=("on_error", "masks"),
     ),
     "objects365": Source(
         layouts=(
