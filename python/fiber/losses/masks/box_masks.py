@@ -59,7 +59,7 @@ def box_mask_losses(
     """
     points = grid_points(enlarged_boxes(batch.boxes_xyxy.float()))
     targets = masks_at(batch.box_masks, points)
-    has_mask = batch.box_masks.flatten(1).any(1)[assigned.box]
+    has_mask = (batch.box_masks.flatten(1) != 0).any(1)[assigned.box]
     image, anchor, box = (part[has_mask] for part in assigned)
     features = features_at(wide(masks.features), points, batch.boxes_per_image, masks.stride)
     embeddings = wide(torch.cat(masks.embeddings, dim=1)[image, anchor])

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 from fiber.models.features import MaskOutput
+from fiber.models.fiber.keys import NUM_MASK_LAYERS
 from fiber.models.masks.pixel_decoder import PixelDecoder
 from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
 from fiber.ops.masks import PLACE_TERMS
 
-#: Transformer layers of the pixel decoder, their attention heads, and the hidden dimension of
-#: their feed-forward layers as a multiple of the channels.
-NUM_LAYERS, NUM_HEADS, FFN_RATIO = 3, 8, 4
+#: Attention heads of the pixel decoder's layers, and the hidden dimension of their feed-forward
+#: layers as a multiple of the channels.
+NUM_HEADS, FFN_RATIO = 8, 4
 
 
 class MaskHead(nn.Module):
@@ -47,7 +48,7 @@ class MaskHead(nn.Module):
             channels,
             detector.mask_width,
             PixelDecoderConfig(
-                num_layers=NUM_LAYERS, num_heads=NUM_HEADS, ffn_width=FFN_RATIO * channels
+                num_layers=NUM_MASK_LAYERS, num_heads=NUM_HEADS, ffn_width=FFN_RATIO * channels
             ),
             detector.norm_groups,
         )
