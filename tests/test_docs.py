@@ -292,6 +292,7 @@ def test_shell_lines(page, page_folder, page_environment):
         pytest.skip(f"{page.name} has no line with `fiber`")
     # The page makes its own.
     shutil.rmtree(page_folder / "runs" / "scenes")
+    (page_folder / "runs" / "masks").unlink(missing_ok=True)
     for command in commands:
         parser().parse_args(command)
         if command[0] == "demo":
