@@ -133,7 +133,7 @@ def export_model(
     return [path / name for name in chosen]
 
 
-def _without_masks(config: Any) -> Any:
+def exported_config(config: Any) -> Any:
     """Return the config of a model without the masks of boxes, which are not exported."""
     if isinstance(config, FiberConfig) and config.detector.mask_width:
         detector = dataclasses.replace(config.detector, mask_width=0)
@@ -145,13 +145,13 @@ def _heads_of_stages(
     stages: Mapping[str, StoredModel], heads: Sequence[str] | None
 ) -> dict[str, list[str]]:
     """Return the heads to export of each stage that has some of them."""
-    known = [head for stored in stages.values() for head in _without_masks(stored.config).heads]
+    known = [head for stored in stages.values() for head in exported_config(stored.config).heads]
     for head in heads or ():
         if head not in known:
             raise ValueError(f"heads: expected some of {', '.join(known)}, got {shown(head)}")
     chosen = {
         name: [
-            head for head in _without_masks(stored.config).heads if heads is None or head in heads
+            head for head in exported_config(stored.config).heads if heads is None or head in heads
         ]
         for name, stored in stages.items()
     }
@@ -169,7 +169,7 @@ def _export(
 ) -> None:
     """Write the folder of a model; its later name is `shown_as`."""
     network = stored.network.float().eval().requires_grad_(False)
-    config = _without_masks(network.config)
+    config = exported_config(network.config)
     heads = tuple(config.heads if heads is None else dict.fromkeys(heads))
     plan = plan_parts(network, heads)
     sizes = sample_sizes(network, plan)
