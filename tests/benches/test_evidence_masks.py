@@ -22,6 +22,22 @@ def test_colors_are_compared_with_that_of_the_center(bench):
     assert bench.color_distances(pixels, (5, 2, 7, 6)).shape == (4, 6)
 
 
+def test_the_page_has_the_table_of_the_rows(bench):
+    rows = bench.Rows("evidence_masks", ("seed",)).rows
+    block = f"{bench.START}\n{bench.table(rows)}\n{bench.END}\n"
+    assert block in bench.PAGE.read_text(encoding="utf-8")
+
+
+def test_masks_beat_both_baselines_for_every_seed(bench):
+    for row in bench.Rows("evidence_masks", ("seed",)).rows:
+        for split in bench.SPLITS:
+            found, box, color = (
+                float(row[f"{name}_ciou/{split}"]) for name in ("model", "box", "color")
+            )
+            assert found > box + 0.08
+            assert found > color
+
+
 @pytest.mark.slow
 def test_a_seed_has_a_row_with_every_metric(bench, tmp_path):
     scenes = generate(tmp_path / "scenes", train=80, val=40, novel=40)
