@@ -50,8 +50,8 @@ class Thresholds(NamedTuple):
     score: float
     #: IoU above which the lower-scored of two boxes with the same label is removed.
     nms: float
-    #: Maximum number of boxes per image.
-    max_detections: int
+    #: Maximum number of boxes per image, or None for no limit.
+    max_detections: int | None
     #: Maximum number of boxes per phrase, or None for no limit (in detection).
     boxes_per_phrase: int | None = None
 

@@ -10,8 +10,9 @@ from PIL import Image
 import fiber
 from fiber.cli import main
 from fiber.config_io import replace_fields
-from fiber.data import Rle, decode_masks
+from fiber.data import Rle, decode_masks, open_source
 from fiber.inference import Model
+from fiber.metrics.regions import phrase_areas, phrase_mask_metrics
 from fiber.models.fiber.detector import FiberDetector
 from fiber.ops.masks import enlarged_boxes
 from fiber.postprocess import Detections
@@ -105,6 +106,28 @@ def test_masks_of_another_size(masked, some_pictures):
         Detections(
             **{**vars(found), "masks": found.masks.transpose(0, 2, 1)},
         )
+
+
+@pytest.mark.filterwarnings("ignore:text .* is truncated:UserWarning")
+def test_masks_of_phrases_are_evaluated(masked, small_scenes):
+    records = list(open_source("expression_masks", small_scenes, "val"))[:3]
+    metrics = fiber.evaluate(masked, "refseg", records)
+    areas = []
+    for record in records:
+        found = masked.ground(record.images[0], record.phrases, masks=True)
+        masks = decode_masks(record.masks, *found.image_size)
+        for number, own in enumerate(record.phrase_masks):
+            (place,) = np.flatnonzero(found.indices == number)
+            areas.append(phrase_areas(found.masks[place], masks[list(own)].any(0)))
+    assert metrics == pytest.approx(phrase_mask_metrics(areas))
+    assert 0 < metrics["ciou"] < 1
+
+
+def test_a_model_without_masks_is_not_evaluated(micro_models, small_scenes):
+    plain = fiber.load(micro_models["fine"], device="cpu")
+    records = list(open_source("expression_masks", small_scenes, "val"))[:1]
+    with pytest.raises(fiber.MissingHeadError, match="'mask'"):
+        fiber.evaluate(plain, "refseg", records)
 
 
 def test_the_command_writes_masks(masked, some_pictures, tmp_path, capsys):

@@ -97,6 +97,7 @@ TASK = Task(
             run="fiber.tasks.segmentation.evaluate:instance",
         ),
         "refseg": _of_masks(
+            heads=("mask", "grounding_mask"),
             source="expression_masks",
             chosen_by=("ciou",),
             run="fiber.tasks.segmentation.evaluate:refseg",
