@@ -3,7 +3,7 @@
 Shapes: maps are (B, C_s, H_s, W_s), from stride 4 to stride 32; D is the width. Any encoder with
 four such maps fits.
 
-Source: Mask2Former (Cheng et al. 2022), as X-Decoder has it, without deformable attention.
+Source: Mask2Former (Cheng et al. 2022), without deformable attention, as in Zou et al. (CVPR 2023).
 """
 
 from __future__ import annotations
