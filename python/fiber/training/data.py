@@ -266,8 +266,8 @@ def check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> Non
     if same:
         raise ValueError(
             f"data for task {task!r}: all {len(records)} records have {' and '.join(same)}, so"
-            f" {' and '.join(losses)} have no negatives; expected at least two different images"
-            " with different texts"
+            f" {' and '.join(losses)} {'has' if len(losses) == 1 else 'have'} no negatives;"
+            " expected at least two different images with different texts"
         )
 
 
