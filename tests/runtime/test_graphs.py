@@ -95,7 +95,7 @@ def folder(tmp_path_factory):
         graphs=graphs,
         dimensions=dimensions,
         image_transform={},
-        text={},
+        text=stored.TextSettings(max_tokens=9, vocab_size=9),
     )
     (folder / "metadata.json").write_text(json.dumps(stored.to_json(metadata)))
     return folder
@@ -194,9 +194,12 @@ def test_a_graph_of_another_model(copied):
         ({"graphs": 3}, "graphs: expected dict, got 3"),
         ({"files": {}}, "graphs.double: files has no 'double.pt2'"),
         ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "files: expected the name of a file"),
-        ({"dimensions": {}}, "graphs.double.text: expected an integer or one of none, got 'batch'"),
+        (
+            {"dimensions": {}},
+            "graphs.double.inputs.text.shape: expected an integer or one of none, got 'batch'",
+        ),
         ({"dimensions": {"batch": {"step": 0}}}, "dimensions: expected multiples of a positive"),
-        ({"text": 3}, "text: expected an object, got 3"),
+        ({"text": 3}, "text: expected TextSettings, got 3"),
         ({"strange": 1}, "unknown field 'strange'"),
         ({"to": "tflite"}, "to: expected one of 'onnx', 'torch', 'openvino', got 'tflite'"),
     ],
@@ -249,7 +252,7 @@ def test_transforms_that_augment_or_are_none():
         describe_transform(ImageTransform.shorter_side([64], 96, flip_probability=0.5))
     with pytest.raises(ValueError, match="image_transform: expected a name"):
         read_transform({"name": "__init__", "arguments": {}})
-    with pytest.raises(ValueError, match=r"image_transform: .*sizze"):
+    with pytest.raises(ValueError, match=r"image_transform\.arguments\.sizze.*did you mean"):
         read_transform({"name": "squash", "arguments": {"sizze": 3}})
 
 

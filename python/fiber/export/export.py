@@ -45,11 +45,15 @@ from fiber.runtime import metadata as stored_form
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import describe_transform
 from fiber.runtime.metadata import (
+    CaptionSettings,
+    DetectorSettings,
     Dimension,
     Format,
     Graph,
     Metadata,
     Precision,
+    RankingSettings,
+    TextSettings,
     describe_file,
 )
 
@@ -352,30 +356,30 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
     config = network.config
     settings: dict[str, Any] = {
         "image_transform": describe_transform(inference_transform(config)),
-        "text": {"max_tokens": config.max_tokens, "vocab_size": config.vocab_size},
+        "text": TextSettings(max_tokens=config.max_tokens, vocab_size=config.vocab_size),
     }
     if "grounding" in heads:
         detector = config.detector
-        settings["detector"] = {
-            "strides": list(detector.strides),
-            "anchor_scale": detector.anchor_scale,
-            "size_divisor": plan.divisor,
-            "delta_weights": list(DELTA_WEIGHTS),
-            "max_log_scale": MAX_LOG_SCALE,
-        }
+        settings["detector"] = DetectorSettings(
+            strides=detector.strides,
+            anchor_scale=detector.anchor_scale,
+            size_divisor=plan.divisor,
+            delta_weights=DELTA_WEIGHTS,
+            max_log_scale=MAX_LOG_SCALE,
+        )
     if "caption" in heads:
-        settings["caption"] = {
-            "start_id": START_ID,
-            "end_id": END_ID,
-            "pad_id": PAD_ID,
-            "mask_id": network.mask_id,
-            "longest": network.longest_caption,
-            "beams": CAPTION_BEAMS,
-        }
+        settings["caption"] = CaptionSettings(
+            start_id=START_ID,
+            end_id=END_ID,
+            pad_id=PAD_ID,
+            mask_id=network.mask_id,
+            longest=network.longest_caption,
+            beams=CAPTION_BEAMS,
+        )
     ranks = [head for head in ("rank", "itc", "itm") if head in heads]
     if ranks:
         is_log_odds = bool(getattr(network, "scores_are_log_odds", True))
-        settings["ranking"] = {"heads": ranks, "scores_are_log_odds": is_log_odds}
+        settings["ranking"] = RankingSettings(heads=tuple(ranks), scores_are_log_odds=is_log_odds)
     return settings
 
 
