@@ -1,4 +1,4 @@
-"""metadata.json with an odd value at any place: it is read, or refused by a message that names it."""
+"""Odd values in metadata.json are read, or refused by a message that names the file."""
 
 import copy
 import json

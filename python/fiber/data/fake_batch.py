@@ -39,7 +39,7 @@ def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
     height, width = common["images"].shape[-2:]
     masks = torch.zeros(samples, height, -(-width // 8), dtype=torch.uint8)
     if layout in ("grounding", "grounding_masks"):
-        boxes = {
+        boxes: dict[str, Any] = {
             "boxes_xyxy": torch.zeros(samples, 4),
             "boxes_per_image": torch.ones(samples, dtype=torch.int64),
             "positive_map": torch.zeros(samples, tokens, dtype=torch.bool),

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from fiber.runtime.metadata import (
     CaptionSettings,
     DetectorSettings,
     Dimension,
+    DType,
     Format,
     Graph,
     Metadata,
@@ -322,7 +323,7 @@ class _Writer:
 
 
 #: Types of tensors that are not float32.
-_DTYPES = {
+_DTYPES: dict[str, DType] = {
     "is_right": "bool",
     "token_ids": "int64",
     "text_mask": "bool",
@@ -372,8 +373,8 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
             start_id=START_ID,
             end_id=END_ID,
             pad_id=PAD_ID,
-            mask_id=network.mask_id,
-            longest=network.longest_caption,
+            mask_id=cast(int, network.mask_id),
+            longest=cast(int, network.longest_caption),
             beams=CAPTION_BEAMS,
         )
     ranks = [head for head in ("rank", "itc", "itm") if head in heads]

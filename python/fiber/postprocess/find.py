@@ -57,7 +57,7 @@ def detect_boxes(
     *,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.6,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
@@ -74,7 +74,7 @@ def detect_boxes(
         original_sizes: B sizes to which boxes are rescaled.
         score_threshold: minimum label score, exclusive, before centerness is applied.
         nms_threshold: IoU above which the lower-scoring of two boxes of a label is removed.
-        max_detections: maximum number of boxes per image.
+        max_detections: maximum number of boxes per image. None means no limit.
         candidates_per_level: (location, label) pairs kept per level before NMS.
         aggregate: how to combine token probabilities, "mean" or "max".
 

@@ -8,12 +8,8 @@ from typing import Any
 from fiber.config_io import replace_fields
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 from fiber.models.encoders.focalnet_config import FocalNetConfig
-from fiber.models.xdecoder.config import (
-    DecoderConfig,
-    PixelDecoderConfig,
-    XDecoderConfig,
-    xdecoder_preset,
-)
+from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
+from fiber.models.xdecoder.config import DecoderConfig, XDecoderConfig, xdecoder_preset
 from fiber.tasks.transform import TransformConfig
 from fiber.training.config.run import (
     DataConfig,

@@ -23,6 +23,8 @@ from fiber.messages import shown, shown_names
 Format = Literal["onnx", "torch", "openvino"]
 #: Types in which the products with weights are computed.
 Precision = Literal["float32", "int8"]
+#: Names of the numpy dtypes of tensors.
+DType = Literal["float32", "int64", "bool"]
 FILE = "metadata.json"
 #: Version of the layout of the folder; a reader takes its own only.
 VERSION = 1
@@ -61,8 +63,7 @@ class TensorSpec:
     """An input or an output of a graph."""
 
     name: str
-    #: Name of a numpy dtype.
-    dtype: Literal["float32", "int64", "bool"]
+    dtype: DType
     #: Sizes, and names of dimensions.
     shape: tuple[int | str, ...]
 
