@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiber.data.datasets.resolve import ChosenRecords
+from fiber.data.datasets.held_out import ChosenRecords
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record

@@ -20,11 +20,11 @@ from fiber.checkpoints.vocabulary.sources import (
     train_tokenizer,
 )
 from fiber.data import Tokenizer
+from fiber.data.datasets.held_out import ChosenRecords
 from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import (
     RECORD_SET,
     AmbiguousLayoutError,
-    ChosenRecords,
     Data,
     check_records,
     check_supported,

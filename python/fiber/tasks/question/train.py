@@ -11,7 +11,7 @@ from torch import Tensor
 from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.checkpoints.vocabulary.sources import choose_answers
 from fiber.data.batch import QuestionBatch
-from fiber.data.datasets.resolve import ChosenRecords
+from fiber.data.datasets.held_out import ChosenRecords
 from fiber.data.record import RecordSet
 from fiber.data.skip_report import counted
 from fiber.losses.bernoulli import entropy
