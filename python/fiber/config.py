@@ -61,8 +61,7 @@ class SwinConfig:
         check_ranges(self, "swin.", ranges)
         require(
             len(self.depths) == len(self.num_heads) == 4,
-            f"swin: expected 4 depths and 4 num_heads, got"
-            f" {shown(self.depths)} and {shown(self.num_heads)}",
+            f"swin: expected 4 depths and num_heads, got {shown((self.depths, self.num_heads))}",
         )
         for stage, (channels, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
             require(

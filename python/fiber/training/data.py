@@ -20,7 +20,6 @@ from fiber.checkpoints.vocabulary.sources import (
     train_tokenizer,
 )
 from fiber.data import Tokenizer
-from fiber.data.datasets.held_out import ChosenRecords
 from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import (
     RECORD_SET,
@@ -35,6 +34,7 @@ from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import skip_lines
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.messages import shown, shown_names
 from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig

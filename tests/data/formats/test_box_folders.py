@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fiber.data.datasets.resolve import open_source
-from fiber.data.formats.voc import read_xml
-from fiber.data.formats.yolo import read_yaml
+from fiber.data.formats.folders.voc import read_xml
+from fiber.data.formats.folders.yolo import read_yaml
 from fiber.data.skip_report import classes_of, skip_lines
 from fiber.data.tools.discover import parts_of
 

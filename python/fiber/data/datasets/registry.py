@@ -56,7 +56,7 @@ def _own(reader: str) -> tuple[Layout, ...]:
 
 def _folder_format(kind: str, module: str, *names: str) -> Layout:
     """Return the layout of a format of folders, whose module has `find` and a reader."""
-    module = f"fiber.data.formats.{module}"
+    module = f"fiber.data.formats.folders.{module}"
     reader = f"{module}:{module.rpartition('.')[2]}"
     return Layout(reader, kind, names, recognize=f"{module}:find", holds_out=True)
 

@@ -21,7 +21,6 @@ from pkgutil import resolve_name
 from typing import Any
 
 from fiber.config_io import nearest
-from fiber.data.datasets import held_out
 from fiber.data.datasets.registry import (
     HELD_OUT,
     LINES,
@@ -40,7 +39,7 @@ from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
 from fiber.data.formats.webdataset import Shards
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet
-from fiber.data.storage import pack_description, packed
+from fiber.data.storage import held_out, pack_description, packed
 from fiber.data.storage.remote_pack import local_path
 from fiber.messages import shown, shown_names
 

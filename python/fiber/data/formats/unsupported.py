@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fiber.data.formats import yolo
+from fiber.data.formats.folders import yolo
 from fiber.data.image_file import ENDINGS
 from fiber.messages import shown
 

@@ -28,10 +28,11 @@ from fiber.data.datasets.resolve import (
     open_source,
     splits_there,
 )
-from fiber.data.formats import jsonl, line_reader, rows, yolo
+from fiber.data.formats import jsonl, line_reader, rows
 from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
+from fiber.data.formats.folders import yolo
 from fiber.data.formats.json_values import split_problem
 from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data

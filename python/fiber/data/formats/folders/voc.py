@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from fiber.data.formats.folder_rows import (
+from fiber.data.formats.folders.rows import (
     MAX_FILE_BYTES,
     SPLIT_NAMES,
     BoxFiles,

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from fiber.data.formats.annotation_boxes import Box
-from fiber.data.formats.folder_rows import (
+from fiber.data.formats.folders.rows import (
     SPLIT_NAMES,
     BoxFiles,
     files_in,
