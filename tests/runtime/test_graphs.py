@@ -17,7 +17,7 @@ from fiber.export import formats
 from fiber.export.parts import Subgraph
 from fiber.export.trace import trace
 from fiber.runtime import metadata as stored
-from fiber.runtime.graphs import Graphs, check_inputs
+from fiber.runtime.graphs import Graphs, _read_mark, check_inputs
 from fiber.runtime.image_transform import describe_transform, prepare_image, read_transform
 from fiber.runtime.metadata import Dimension, Graph, Metadata, TensorSpec
 
@@ -264,3 +264,17 @@ def test_nothing_of_the_runtime_imports_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_marks_are_found_without_an_engine(tmp_path):
+    model, part = b"a" * 64, b"pair_mlm"
+    onnx = b"\x08\x0ar\x4f\x0a\x0bfiber_model\x12\x40" + model
+    onnx += b"r\x16\x0a\x0afiber_part\x12\x08" + part
+    xml = b'<rt_info>\n<fiber_model value="%b" />\n<fiber_part value="%b" />' % (model, part)
+    for name, content in (("pair.onnx", onnx), ("pair.xml", xml)):
+        (tmp_path / name).write_bytes(content)
+        found = _read_mark(tmp_path / name)
+        assert found == {stored.MODEL_KEY: "a" * 64, stored.PART_KEY: "pair_mlm"}
+        # A file that is no text, or ends within a mark, says nothing.
+        (tmp_path / name).write_bytes(content.replace(model, b"\xff" * 64))
+        assert stored.MODEL_KEY not in _read_mark(tmp_path / name)

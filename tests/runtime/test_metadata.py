@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -136,3 +137,60 @@ def test_odd_values_in_metadata_are_read_or_refused(graphs, every):
     found = problems(path, lambda: fiber.runtime.load(graphs, engine="torch"), drawn)
     path.write_text(json.dumps(document))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("detector", "size_divisor"), math.inf, "detector.size_divisor: expected int, got inf"),
+        (("detector", "size_divisor"), 2**63, "detector.size_divisor: expected 1 to 65536, got"),
+        (("detector", "strides"), [], "detector.strides: expected 1 to 16 strides, got ()"),
+        (("detector", "max_log_scale"), math.nan, "detector: boxes are coded with"),
+        (("image_transform", "arguments", "std", 0), 10**400, "std: expected 1e-06 to"),
+        (("image_transform", "arguments", "filter"), "\x1b", "filter: expected one of 'bilinear'"),
+        (("graphs", "image_prefix", "outputs"), [], "outputs: expected tokens, got none"),
+        (("graphs", "image_prefix", "outputs", 0, "shape"), [], "outputs.tokens: expected a shape"),
+        (("graphs", "pair", "outputs", 0, "shape", 1), 2**63, "token_logits.shape: expected an"),
+        (("graphs", "pair", "inputs", 0, "name"), "\u202e", r"names of tensors, got '\u202e'"),
+        (("files", "pair.pt2", "sha256"), "\x1b", r"64 hexadecimal digits, got '\x1b'"),
+        (("heads", 0), "\0", r"heads: expected names of heads, got '\x00'"),
+        (("heads", 0), "itc", "heads: expected some of grounding, which the model has, got itc"),
+        (("heads",), [], "heads: expected some of grounding"),
+        (("model",), {"family": []}, "model.family: the graphs are of a model of the family []"),
+        (("model", "swin", "depths"), [1] * 10_000, "10,000 in all"),
+        (("tokenizer",), "pair.onnx", "tokenizer: files has no 'pair.onnx'"),
+        (("detector",), None, "detector: expected an object, got None"),
+    ],
+)
+def test_what_is_wrong_is_named(detector, place, value, message):
+    folder, document = detector
+    (folder / FILE).write_text(json.dumps(put(document, place, value)))
+    with pytest.raises(ValueError, match=rf"metadata\.json: .*{re.escape(message)}"):
+        fiber.runtime.load(folder, engine="torch")
+
+
+def test_graphs_that_are_missing_are_named(detector):
+    folder, document = detector
+    for name in ("image_prefix", "pair"):
+        left = {key: value for key, value in document["graphs"].items() if key != name}
+        (folder / FILE).write_text(json.dumps({**document, "graphs": left}))
+        with pytest.raises(ValueError, match=rf"metadata\.json: graphs\.{name}: missing"):
+            fiber.runtime.load(folder, engine="torch")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    folder = unloaded.write("fine", tmp_path_factory.mktemp("detector"))
+    return folder, json.loads((folder / FILE).read_text())
+
+
+def test_answers_are_as_many_as_the_logits(tmp_path):
+    folder = unloaded.write("METER", tmp_path)
+    document = json.loads((folder / FILE).read_text())
+    changed = {**document, "answers": document["answers"][1:]}
+    (folder / FILE).write_text(json.dumps(changed))
+    count = len(document["answers"])
+    with pytest.raises(
+        ValueError, match=rf"answers: got {count - 1} strings, .* returns {count} logits"
+    ):
+        fiber.runtime.load(folder, engine="torch")
