@@ -109,7 +109,10 @@ def heads(config: Any) -> dict[str, Callable[[nn.Module], Tensor]]:
 
 def _masks(images: Tensor, ids: Tensor, mask: Tensor) -> Callable[[nn.Module], Tensor]:
     """Find classes of several texts each, and phrases."""
-    classes = torch.stack([ids, ids.flip(1), ids + 1], 0), torch.stack([mask, mask.flip(1), mask], 0)
+    classes = (
+        torch.stack([ids, ids.flip(1), ids + 1]),
+        torch.stack([mask, mask.flip(1), mask]),
+    )
 
     def find(model: Any) -> Tensor:
         found = model(images, *classes, "mask")
