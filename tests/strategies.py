@@ -26,7 +26,7 @@ from tests.losses.two_ranks import run_on_ranks
 from tests.training.distributed.strategy_runs import CASES, RANKS, config_of, trained_as
 from tests.training.micro_runs import make_data
 
-STAGES = ("coarse", "fine", "meter")
+STAGES = ("coarse", "fine", "meter", "masks")
 #: Relative limits of losses and gradient norms in float32.
 FLOAT32_LIMITS = (1e-6, 1e-5)
 

@@ -19,8 +19,12 @@ import pytest
 from PIL import Image
 
 import fiber
+from fiber.checkpoints.model_dir import save_model
 from fiber.cli import parser
+from fiber.config import preset
+from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
+from fiber.models.fiber.detector import FiberDetector
 from fiber.synthetic import scenes, stamps
 from fiber.training.run_dir import RunFolder
 from tests.hub import stub as hub
@@ -174,6 +178,10 @@ def write_segmentation_files(folder):
     (folder / "clip").mkdir()
     for name in ("xdecoder_focalt_last.pt", "xdecoder_focalt_last_novg.pt"):
         write_small_xdecoder_file(folder / name, folder / "clip" / "tokenizer.json")
+    tokenizer = Tokenizer.train(["a red circle and the square"] * 9, 290)
+    fields = {"detector.mask_width": 8, "roberta.vocab_size": tokenizer.vocab_size}
+    config = replace_fields(preset("micro", stage="fine"), fields)
+    save_model(FiberDetector(config), folder / "masks", tokenizer)
 
 
 @pytest.fixture
@@ -187,6 +195,7 @@ def page_folder(request, page, reader_folder):
     if page.name == "segmentation.md":
         for path in request.getfixturevalue("segmentation_files").iterdir():
             (reader_folder / path.name).symlink_to(path)
+        (reader_folder / "masks").rename(reader_folder / "runs" / "masks")
     return reader_folder
 
 
@@ -283,6 +292,7 @@ def test_shell_lines(page, page_folder, page_environment):
         pytest.skip(f"{page.name} has no line with `fiber`")
     # The page makes its own.
     shutil.rmtree(page_folder / "runs" / "scenes")
+    (page_folder / "runs" / "masks").unlink(missing_ok=True)
     for command in commands:
         parser().parse_args(command)
         if command[0] == "demo":

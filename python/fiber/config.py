@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fiber.config_io import check_ranges, nearest, require
+from fiber.config_io import IS_STORED, check_ranges, nearest, require
 from fiber.messages import shown
 
 #: Heads of a coarse-stage model, in construction order.
@@ -61,7 +61,7 @@ class SwinConfig:
         check_ranges(self, "swin.", ranges)
         require(
             len(self.depths) == len(self.num_heads) == 4,
-            f"swin: expected 4 depths and 4 num_heads, got {self.depths} and {self.num_heads}",
+            f"swin: expected 4 depths and num_heads, got {shown((self.depths, self.num_heads))}",
         )
         for stage, (channels, heads) in enumerate(zip(self.channels, self.num_heads, strict=True)):
             require(
@@ -226,18 +226,17 @@ class DetectorConfig:
     drop_block: bool = True
     #: Number of ATSS candidates per level and ground-truth box.
     atss_top_k: int = 9
+    #: Channels of mask features; 0: no masks. Published models have none.
+    mask_width: int = field(default=0, metadata={IS_STORED: bool})
 
     def __post_init__(self) -> None:
         ranges = {
-            "channels": _DIMENSION,
+            **dict.fromkeys(("channels", "norm_groups"), _DIMENSION),
             "num_blocks": (0, 1000),
-            "norm_groups": _DIMENSION,
+            "mask_width": (0, 2**16),
             "anchor_scale": _FACTOR,
-            "shorter_side": _PIXELS,
-            "max_size": _PIXELS,
-            "strides": _PIXELS,
-            "num_unused_classes": _COUNT,
-            "atss_top_k": _COUNT,
+            **dict.fromkeys(("shorter_side", "max_size", "strides"), _PIXELS),
+            **dict.fromkeys(("num_unused_classes", "atss_top_k"), _COUNT),
         }
         check_ranges(self, "detector.", ranges)
 
@@ -289,8 +288,9 @@ class FiberConfig:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads; the fine stage has only "grounding"."""
-        return self.image_text.heads if self.stage == "coarse" else ("grounding",)
+        """Names of the heads; the fine stage has "grounding", and may have "grounding_mask"."""
+        masks = ("grounding_mask",) if self.detector.mask_width else ()
+        return self.image_text.heads if self.stage == "coarse" else ("grounding", *masks)
 
     @property
     def vocab_size(self) -> int:

@@ -110,6 +110,10 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
         if name not in known:
             raise ValueError(f"unknown field {shown(where + name)}: {nearest(name, sorted(known))}")
         arguments[name] = (known[name] or partial(_convert, hints[name]))(value, where + name)
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        is_required = each.default is each.default_factory is dataclasses.MISSING
+        if each.init and is_required and each.name not in arguments:
+            raise ValueError(f"missing field {shown(where + each.name)}")
     return cls(**arguments)
 
 

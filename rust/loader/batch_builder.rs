@@ -11,7 +11,6 @@ use crate::loader::collate::{self, Batch, Skipped};
 use crate::loader::collate_masks::collate_masks;
 use crate::loader::config::{LoaderConfig, OnError};
 use crate::loader::decode_into::{DecodeRequest, ImageDecoder, ImageStatus};
-use crate::loader::record::Task;
 use crate::loader::sample::{PreparedSample, Sample};
 use crate::loader::sample_masks::SampleMasks;
 
@@ -348,7 +347,7 @@ impl BatchBuilder {
             images = Some(without_gaps(block, &kept, record_bytes));
         }
         let mut batch = collate::collate(&samples, images, size, self.first_sample, config)?;
-        if config.task == Task::Segmentation {
+        if config.task.has_masks() {
             batch.masks = collate_masks(&masks, size, config.tokenizer.special_tokens())?;
         }
         batch.statuses = statuses;
@@ -385,6 +384,7 @@ fn skipped(error: &Error) -> Skipped {
 mod tests {
     use super::*;
     use crate::fixtures::config;
+    use crate::loader::record::Task;
 
     #[test]
     fn only_the_last_pending_sample_returns_true() {

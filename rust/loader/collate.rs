@@ -116,7 +116,7 @@ pub(crate) fn collate(
                 }
             }
             Task::Reasoning => batch.truths.push(i64::from(sample.truth)),
-            Task::Grounding => collate_boxes(sample, &mut batch),
+            Task::Grounding | Task::GroundingMasks => collate_boxes(sample, &mut batch),
             // See `collate_masks`.
             Task::Segmentation => {}
         }

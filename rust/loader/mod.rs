@@ -26,7 +26,7 @@ use crate::loader::buffer_pool::BufferPool;
 use crate::loader::collate::{Batch, Skipped};
 use crate::loader::config::LoaderConfig;
 use crate::loader::decode_into::ImageDecoder;
-use crate::loader::record::{Record, Task};
+use crate::loader::record::Record;
 use crate::loader::workers::{
     BatchOutcome, Job, JobKind, QueuedBatch, SampleRef, SessionState, WorkerPool, lock,
 };
@@ -66,11 +66,10 @@ impl Loader {
     /// [`Error::Argument`] if a config value is out of range or a thread cannot be started.
     pub fn new(config: LoaderConfig, threads: usize, keep: usize) -> Result<Self, Error> {
         config.transform.check()?;
-        if config.task == Task::Grounding {
-            config.transform.rand_augment.check_boxes()?;
+        if config.task.has_boxes() {
             config.transform.geometry.check_boxes()?;
         }
-        if config.task == Task::Segmentation {
+        if config.task.has_boxes() || config.task.has_masks() {
             config.transform.rand_augment.check_boxes()?;
         }
         config.tokenizer.check_max_tokens(Some(config.max_tokens))?;
@@ -272,7 +271,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{config, png, record};
     use crate::loader::config::OnError;
-    use crate::loader::record::StoredImage;
+    use crate::loader::record::{StoredImage, Task};
     use crate::transform::Geometry;
     use crate::transform::crop::RandomCrop;
 

@@ -45,6 +45,8 @@ pub enum Task {
     Reasoning,
     /// Images with a text and boxes.
     Grounding,
+    /// Images with a text, boxes and their masks.
+    GroundingMasks,
     /// Images with masks and phrases.
     Segmentation,
 }
@@ -57,6 +59,7 @@ named!(
         Question = "question",
         Reasoning = "reasoning",
         Grounding = "grounding",
+        GroundingMasks = "grounding_masks",
         Segmentation = "segmentation"
     ]
 );
@@ -65,6 +68,16 @@ impl Task {
     /// Number of images per record.
     pub(crate) fn images(self) -> usize {
         if self == Self::Reasoning { 2 } else { 1 }
+    }
+
+    /// Whether the batch has boxes for spans of a text.
+    pub(crate) fn has_boxes(self) -> bool {
+        matches!(self, Self::Grounding | Self::GroundingMasks)
+    }
+
+    /// Whether the batch has masks.
+    pub(crate) fn has_masks(self) -> bool {
+        matches!(self, Self::GroundingMasks | Self::Segmentation)
     }
 }
 
@@ -133,6 +146,8 @@ pub struct Record {
     pub phrases: Vec<String>,
     /// For each phrase, its masks.
     pub phrase_masks: Vec<Vec<usize>>,
+    /// For each box, its mask, or -1; none if no box has one.
+    pub box_masks: Vec<i64>,
 }
 
 impl StoredImage {

@@ -19,7 +19,7 @@ pub struct PreparedSample {
     pub sample: Sample,
     /// The images and their sampled transforms.
     pub images: Vec<(ProbedImage, SampledTransform)>,
-    /// The masks, for [`Task::Segmentation`].
+    /// The masks, for tasks that have any.
     pub masks: Option<PreparedMasks>,
 }
 
@@ -106,7 +106,7 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
             if config.task == Task::Segmentation {
                 masks = Some(PreparedMasks::new(record, &probed)?);
             }
-            if config.task == Task::Grounding {
+            if config.task.has_boxes() {
                 let mut moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 let loses_all = !moved.is_empty() && moved.iter().all(Option::is_none);
                 if let Some(whole) = sampled.uncut(size.0, size.1).filter(|_| loses_all) {
@@ -114,14 +114,17 @@ fn prepare(config: &LoaderConfig, record: &Record) -> Result<PreparedSample, Err
                     sampled = whole;
                     moved = sampled.transform_boxes(&record.boxes_xyxy, size.0, size.1)?;
                 }
-                ground(config, record, flipped, &moved, &mut sample)?;
+                let kept = ground(config, record, flipped, &moved, &mut sample)?;
+                if config.task.has_masks() {
+                    masks = Some(PreparedMasks::of_boxes(record, &probed, &kept)?);
+                }
             }
             sample.image_size = (sampled.height, sampled.width);
         }
         images.push((probed, sampled));
     }
     match config.task {
-        Task::Grounding => {}
+        Task::Grounding | Task::GroundingMasks => {}
         // Not mirrored, because "left" refers to the left one of the two images.
         Task::Reasoning => sample.set_text(encode(config, &record.text)?),
         Task::ImageText | Task::Question | Task::Segmentation => {
@@ -165,7 +168,9 @@ fn check(config: &LoaderConfig, record: &Record) -> Result<(), Error> {
         Task::Reasoning if record.truth.is_none() => {
             Err(Error::field("truth", "missing; expected True or False"))
         }
-        Task::Grounding if record.char_spans.len() != record.boxes_xyxy.len() => {
+        Task::Grounding | Task::GroundingMasks
+            if record.char_spans.len() != record.boxes_xyxy.len() =>
+        {
             let (spans, boxes) = (record.char_spans.len(), record.boxes_xyxy.len());
             let reason = format!("{spans} entries for {boxes} boxes; expected one for each box");
             Err(Error::field("char_spans", reason))
@@ -182,18 +187,20 @@ fn encode(config: &LoaderConfig, text: &str) -> Result<Encoded, Error> {
     config.tokenizer.encode(text, Some(config.max_tokens))
 }
 
-/// Tokenize the text and keep the boxes that survive the crop and are named by a token.
+/// Tokenize the text and keep the boxes that survive the crop and are named by a token; return
+/// their indices.
 fn ground(
     config: &LoaderConfig,
     record: &Record,
     flipped: bool,
     moved: &[Option<BoxXyxy>],
     sample: &mut Sample,
-) -> Result<(), Error> {
+) -> Result<Vec<usize>, Error> {
     let text = mirror_if(flipped, &record.text);
     let encoded = encode(config, &text.text)?;
     try_alloc::reserve_rows(&mut sample.positive_map, moved.len(), encoded.ids.len())?;
-    for (box_xyxy, spans) in moved.iter().zip(&record.char_spans) {
+    let mut kept = Vec::with_capacity(moved.len());
+    for (index, (box_xyxy, spans)) in moved.iter().zip(&record.char_spans).enumerate() {
         let Some(box_xyxy) = box_xyxy else {
             sample.cropped_boxes += 1;
             continue;
@@ -203,12 +210,13 @@ fn ground(
         if row.contains(&true) {
             sample.boxes_xyxy.push(*box_xyxy);
             sample.positive_map.extend(row);
+            kept.push(index);
         } else {
             sample.truncated_boxes += 1;
         }
     }
     sample.set_text(encoded);
-    Ok(())
+    Ok(kept)
 }
 
 fn mirror_if(flipped: bool, text: &str) -> Mirrored {

@@ -22,8 +22,10 @@ pub struct PreparedMasks {
     orientation: u8,
     labels: Vec<i64>,
     crowd: Vec<bool>,
-    /// Masks of each phrase.
+    /// Masks of each phrase, or the mask of each box, if it has one.
     phrases: Vec<Vec<usize>>,
+    /// True if only phrases are wanted.
+    of_boxes: bool,
 }
 
 /// Decoded masks of a sample.
@@ -33,7 +35,7 @@ pub struct SampleMasks {
     pub masks: Planes,
     /// Class of each of these masks.
     pub labels: Vec<i64>,
-    /// For each phrase, the union of its masks.
+    /// For each phrase, the union of its masks; for each box, its mask, or an empty one.
     pub phrases: Planes,
     /// Masks of which the crop left no pixel; they are kept.
     pub emptied: usize,
@@ -43,8 +45,41 @@ fn check_count(field: &'static str, found: usize, count: usize, each: &str) -> R
     if found == count {
         return Ok(());
     }
-    let reason = format!("{found} entries for {count} {each}s; expected one for each {each}");
+    let many = if each == "box" {
+        "boxes".to_owned()
+    } else {
+        format!("{each}s")
+    };
+    let reason = format!("{found} entries for {count} {many}; expected one for each {each}");
     Err(Error::field(field, reason))
+}
+
+/// Check masks against an image of `size` = (height, width); return the content of their map, if
+/// they are in one.
+fn read_map(masks: &Masks, size: (usize, usize)) -> Result<Option<SharedBytes>, Error> {
+    match masks {
+        Masks::Each(masks) => {
+            for (index, mask) in masks.iter().enumerate() {
+                let named = |reason: String| masks::problem(index, reason);
+                mask.check(size).map_err(named)?;
+            }
+            Ok(None)
+        }
+        Masks::Map { image, ids } => {
+            let bytes = image.read()?;
+            let content = (*bytes).as_ref();
+            let found = id_map::probe(content, ids.coding);
+            let found = found.map_err(|fault| image.name_fault(fault))?;
+            if found != size {
+                let reason = format!(
+                    "the id map has {} x {} pixels (height x width), but the image has {} x {}",
+                    found.0, found.1, size.0, size.1
+                );
+                return Err(Error::field(FIELD, reason));
+            }
+            Ok(Some(bytes))
+        }
+    }
 }
 
 impl PreparedMasks {
@@ -62,37 +97,49 @@ impl PreparedMasks {
             let reason = format!("mask {mask}; expected indices of {count} masks");
             return Err(Error::field("phrase_masks", reason));
         }
-        let bytes = match &record.masks {
-            Masks::Each(masks) => {
-                for (index, mask) in masks.iter().enumerate() {
-                    let named = |reason: String| masks::problem(index, reason);
-                    mask.check(size).map_err(named)?;
-                }
-                None
-            }
-            Masks::Map { image, ids } => {
-                let bytes = image.read()?;
-                let content = (*bytes).as_ref();
-                let found = id_map::probe(content, ids.coding);
-                let found = found.map_err(|fault| image.name_fault(fault))?;
-                if found != size {
-                    let reason = format!(
-                        "the id map has {} x {} pixels (height x width), but the image has {} x {}",
-                        found.0, found.1, size.0, size.1
-                    );
-                    return Err(Error::field(FIELD, reason));
-                }
-                Some(bytes)
-            }
-        };
         Ok(Self {
+            bytes: read_map(&record.masks, size)?,
             masks: record.masks.clone(),
-            bytes,
             size,
             orientation: image.orientation(),
             labels: record.mask_labels.clone(),
             crowd: record.mask_crowd.clone(),
             phrases: record.phrase_masks.clone(),
+            of_boxes: false,
+        })
+    }
+
+    /// Check the masks of some boxes of a record against its image, and read its map.
+    pub(crate) fn of_boxes(
+        record: &Record,
+        image: &ProbedImage,
+        kept: &[usize],
+    ) -> Result<Self, Error> {
+        let (count, boxes) = (record.masks.len(), record.boxes_xyxy.len());
+        if !record.box_masks.is_empty() {
+            check_count("box_masks", record.box_masks.len(), boxes, "box")?;
+        }
+        let is_known = |mask: i64| usize::try_from(mask).is_ok_and(|mask| mask < count);
+        let mut chosen = record.box_masks.iter();
+        if let Some(mask) = chosen.find(|&&mask| mask != -1 && !is_known(mask)) {
+            let reason = format!("mask {mask}; expected -1 or indices of {count} masks");
+            return Err(Error::field("box_masks", reason));
+        }
+        let mask_of = |&index: &usize| {
+            let mask = record.box_masks.get(index);
+            let mask = mask.and_then(|&mask| usize::try_from(mask).ok());
+            mask.into_iter().collect()
+        };
+        let size = image.stored_size();
+        Ok(Self {
+            bytes: read_map(&record.masks, size)?,
+            masks: record.masks.clone(),
+            size,
+            orientation: image.orientation(),
+            labels: Vec::new(),
+            crowd: Vec::new(),
+            phrases: kept.iter().map(mask_of).collect(),
+            of_boxes: true,
         })
     }
 
@@ -123,7 +170,7 @@ impl PreparedMasks {
         let phrases = planes.unions(&self.phrases)?;
         let is_crowd = |index: usize| self.crowd.get(index).is_some_and(|&crowd| crowd);
         let seen = (0..count).zip(is_seen);
-        let kept = seen.filter(|&(index, seen)| seen && !is_crowd(index));
+        let kept = seen.filter(|&(index, seen)| !self.of_boxes && seen && !is_crowd(index));
         let kept: Vec<usize> = kept.map(|(index, _)| index).collect();
         planes.keep(&kept);
         let labels = kept.iter().filter_map(|&index| self.labels.get(index));
@@ -199,6 +246,48 @@ mod tests {
         assert_eq!(found.masks.bytes[..3], [0, 0b0011_1111, 0xF0]);
         assert_eq!(found.masks.bytes[117..], [0x80, 0, 0]);
         assert_eq!(found.emptied, 0);
+    }
+
+    #[test]
+    fn masks_of_boxes_follow_the_boxes_that_are_kept() {
+        let (cup, spans) = ([1.0, 2.0, 5.0, 6.0], vec![(4, 8)]);
+        let record = Record {
+            boxes_xyxy: vec![cup; 4],
+            char_spans: vec![spans.clone(), Vec::new(), spans.clone(), spans],
+            box_masks: vec![0, 1, -1, 0],
+            ..masked()
+        };
+        let mut config = config(Task::GroundingMasks);
+        config.transform.geometry = Geometry::Squash { size: 4 };
+        config.transform.flip_probability = 1.0;
+        let decode = |record: &Record| {
+            let prepared = prepare_sample(&config, record)?;
+            let (_, sampled) = &prepared.images[0];
+            let masks = prepared.masks.unwrap();
+            masks.decode(sampled, (4, 4), &config.limits, &mut MaskScratch::default())
+        };
+        // The second box has no token, the third no mask.
+        let found = decode(&record).unwrap();
+        assert_eq!(found.masks.count, 0);
+        let quarter = [0x30, 0x30, 0, 0];
+        assert_eq!(found.phrases.bytes, [quarter, [0; 4], quarter].concat());
+        for (box_masks, expected) in [
+            (vec![0, 1], "box_masks: 2 entries for 4 boxes"),
+            (vec![0, 1, -2, 0], "box_masks: mask -2"),
+            (vec![0, 3, -1, 0], "box_masks: mask 3"),
+        ] {
+            let record = Record {
+                box_masks,
+                ..record.clone()
+            };
+            let message = decode(&record).err().unwrap().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        let without = Record {
+            box_masks: Vec::new(),
+            ..record
+        };
+        assert_eq!(decode(&without).unwrap().phrases.bytes, [0; 12]);
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl BatchFields {
                 )?;
             }
             Task::Reasoning => set("truths", Buffer::new(batch.truths, &[size]))?,
-            Task::Grounding => {
+            Task::Grounding | Task::GroundingMasks => {
                 let boxes = batch.boxes_xyxy.len() / 4;
                 set("boxes_xyxy", Buffer::new(batch.boxes_xyxy, &[boxes, 4]))?;
                 set(
@@ -215,6 +215,11 @@ impl BatchFields {
                     "positive_map",
                     Buffer::new(batch.positive_map, &[boxes, tokens]),
                 )?;
+                if self.task.has_masks() {
+                    let (height, width) = batch.masks.size;
+                    let shape = [boxes, height, width.div_ceil(8)];
+                    set("box_masks", Buffer::new(batch.masks.phrase_masks, &shape))?;
+                }
             }
             Task::Segmentation => {
                 let masks = batch.masks;

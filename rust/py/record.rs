@@ -172,6 +172,7 @@ impl LoaderRecord {
             mask_crowd: attribute!("mask_crowd", list),
             phrases: attribute!("phrases", phrases),
             phrase_masks: attribute!("phrase_masks", list),
+            box_masks: attribute!("box_masks", list),
             key,
         };
         Ok(Self {

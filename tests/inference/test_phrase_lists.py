@@ -39,6 +39,29 @@ LISTS = {
     "a circle\uff0cthe square": ("\uff0c", ["a circle", "the square"]),
     "cat\uff1bdog": ("\uff1b", ["cat", "dog"]),
     '["a mug", "the cup"]': (",", ["a mug", "the cup"]),
+    # Of other scripts, tables and programs.
+    "a circle\u3002the square": ("\u3002", ["a circle", "the square"]),
+    "\u732b\u3002\u72d7\u3002": ("\u3002", ["\u732b", "\u72d7"]),
+    "a circle\uff0ethe square": ("\uff0e", ["a circle", "the square"]),
+    "\u092c\u093f\u0932\u094d\u0932\u0940\u0964 \u0915\u0941\u0924\u094d\u0924\u093e": (
+        "\u0964",
+        ["\u092c\u093f\u0932\u094d\u0932\u0940", "\u0915\u0941\u0924\u094d\u0924\u093e"],
+    ),
+    "\u0642\u0637\u060c \u0643\u0644\u0628": ("\u060c", ["\u0642\u0637", "\u0643\u0644\u0628"]),
+    "a circle\tthe square": ("\t", ["a circle", "the square"]),
+    "a circle\u2028square": ("\u2028", ["a circle", "square"]),
+    "a circle\r\nthe square": ("\r\n", ["a circle", "the square"]),
+    "; a cat | the dog; a bird": ("|", ["a cat", "the dog", "a bird"]),
+    '"a circle", "the square"': (",", ["a circle", "the square"]),
+    "'left cup', 'red hat' and 'bow',": (",", ["left cup", "red hat", "bow"]),
+    '("a circle", "the square")': (",", ["a circle", "the square"]),
+    '"a circle" "the square"': ('"', ["a circle", "the square"]),
+    '"a circle"; "the square"': (";", ["a circle", "the square"]),
+    "\u201ca circle\u201d and \u201cthe square\u201d": ("\u201c", ["a circle", "the square"]),
+    "a circle.the square": (".", ["a circle", "the square"]),
+    "a circle.the square. a star.": (".", ["a circle", "the square", "a star"]),
+    "cat.dog": (".", ["cat", "dog"]),
+    "red circle.blue square": (".", ["red circle", "blue square"]),
 }
 PHRASES = [
     "",
@@ -96,6 +119,25 @@ PHRASES = [
     "the U.S. flag",
     "a 2.5 l bottle",
     "J. R. R. Tolkien",
+    "a 3.5 inch disk",
+    "a disk of 13.5 inch",
+    "a dog, e.g. a poodle",
+    "e.g. a dog",
+    "a black/white dog",
+    "a sign of google.com",
+    "node.js",
+    "St.Bernard",
+    "the Dr.Pepper can",
+    "photo.jpg",
+    # The same object once more, one full stop, and quotation marks of a sign.
+    "the cup. the left one",
+    "the cup.the left one",
+    "\u732b\u3002",
+    "a circle\t",
+    'the "stop" and "go" signs',
+    '"a circle, red"',
+    "the dog's and the cat's bowl",
+    "'tis the dogs'",
 ]
 
 
@@ -125,6 +167,12 @@ def test_long_texts_take_linear_time():
         "cat/",
         "red cat, ",
         " and cat",
+        '"a" ',
+        '"a",   ',
+        "'",
+        "cat.",
+        "a. ",
+        "\t",
     ):
         warn = find_separator(part * 100_000)
         assert warn is None or len(warn[1]) > 1

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fiber.models.encoders.focalnet import FocalNetEncoder
+from fiber.models.masks.pixel_decoder import sine_positions
 from fiber.models.xdecoder.captioner import CaptionDecoding, greedy_captions
 from fiber.models.xdecoder.class_texts import mean_vectors
 from fiber.models.xdecoder.decoder import Memory, Prediction
 from fiber.models.xdecoder.keys import IMAGE, focalnet_keys
-from fiber.models.xdecoder.pixel_decoder import sine_positions
 from fiber.models.xdecoder.segmenter import XDecoder, join_tokens, retrieval_scores
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import ABSOLUTE_MAXIMA, WEIGHT_RULE

@@ -16,8 +16,9 @@ from torch import Tensor
 from fiber.checkpoints.published import load_mapped
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 from fiber.models.encoders.focalnet_config import FocalNetConfig
+from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
 from fiber.models.xdecoder.class_texts import class_texts, with_background
-from fiber.models.xdecoder.config import DecoderConfig, PixelDecoderConfig, XDecoderConfig
+from fiber.models.xdecoder.config import DecoderConfig, XDecoderConfig
 from fiber.models.xdecoder.keys import ignored_xdecoder_key, xdecoder_keys
 from fiber.models.xdecoder.segmenter import XDecoder
 from tests.golden import XDECODER

@@ -18,7 +18,7 @@ from fiber.metrics.regions import (
     phrase_areas,
     phrase_mask_metrics,
 )
-from fiber.models.xdecoder.pixel_decoder import sine_positions
+from fiber.models.masks.pixel_decoder import sine_positions
 from fiber.postprocess.masks import (
     Panoptic,
     final_masks,

@@ -17,7 +17,7 @@ from fiber.export import formats
 from fiber.export.parts import Subgraph
 from fiber.export.trace import trace
 from fiber.runtime import metadata as stored
-from fiber.runtime.graphs import Graphs, check_inputs
+from fiber.runtime.graphs import Graphs, _read_mark, check_inputs
 from fiber.runtime.image_transform import describe_transform, prepare_image, read_transform
 from fiber.runtime.metadata import Dimension, Graph, Metadata, TensorSpec
 
@@ -95,7 +95,7 @@ def folder(tmp_path_factory):
         graphs=graphs,
         dimensions=dimensions,
         image_transform={},
-        text={},
+        text=stored.TextSettings(max_tokens=9, vocab_size=9),
     )
     (folder / "metadata.json").write_text(json.dumps(stored.to_json(metadata)))
     return folder
@@ -194,9 +194,12 @@ def test_a_graph_of_another_model(copied):
         ({"graphs": 3}, "graphs: expected dict, got 3"),
         ({"files": {}}, "graphs.double: files has no 'double.pt2'"),
         ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "files: expected the name of a file"),
-        ({"dimensions": {}}, "graphs.double.text: expected an integer or one of none, got 'batch'"),
+        (
+            {"dimensions": {}},
+            "graphs.double.inputs.text.shape: expected an integer or one of none, got 'batch'",
+        ),
         ({"dimensions": {"batch": {"step": 0}}}, "dimensions: expected multiples of a positive"),
-        ({"text": 3}, "text: expected an object, got 3"),
+        ({"text": 3}, "text: expected TextSettings, got 3"),
         ({"strange": 1}, "unknown field 'strange'"),
         ({"to": "tflite"}, "to: expected one of 'onnx', 'torch', 'openvino', got 'tflite'"),
     ],
@@ -249,7 +252,7 @@ def test_transforms_that_augment_or_are_none():
         describe_transform(ImageTransform.shorter_side([64], 96, flip_probability=0.5))
     with pytest.raises(ValueError, match="image_transform: expected a name"):
         read_transform({"name": "__init__", "arguments": {}})
-    with pytest.raises(ValueError, match=r"image_transform: .*sizze"):
+    with pytest.raises(ValueError, match=r"image_transform\.arguments\.sizze.*did you mean"):
         read_transform({"name": "squash", "arguments": {"sizze": 3}})
 
 
@@ -261,3 +264,17 @@ def test_nothing_of_the_runtime_imports_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_marks_are_found_without_an_engine(tmp_path):
+    model, part = b"a" * 64, b"pair_mlm"
+    onnx = b"\x08\x0ar\x4f\x0a\x0bfiber_model\x12\x40" + model
+    onnx += b"r\x16\x0a\x0afiber_part\x12\x08" + part
+    xml = b'<rt_info>\n<fiber_model value="%b" />\n<fiber_part value="%b" />' % (model, part)
+    for name, content in (("pair.onnx", onnx), ("pair.xml", xml)):
+        (tmp_path / name).write_bytes(content)
+        found = _read_mark(tmp_path / name)
+        assert found == {stored.MODEL_KEY: "a" * 64, stored.PART_KEY: "pair_mlm"}
+        # A file that is no text, or ends within a mark, says nothing.
+        (tmp_path / name).write_bytes(content.replace(model, b"\xff" * 64))
+        assert stored.MODEL_KEY not in _read_mark(tmp_path / name)

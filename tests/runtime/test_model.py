@@ -216,7 +216,7 @@ def edited(folder, target, **fields):
         ("coarse", {"model": {"heads": 3}}, "heads"),
         ("coarse", {"image_transform": {"name": "stretch"}}, "image_transform: expected a name"),
         ("coarse", {"tokenizer": "other.json"}, "files has no 'other.json'"),
-        ("fine", {"detector": {"strides": [8]}}, "detector: expected strides, anchor_scale"),
+        ("fine", {"detector": {"strides": [8]}}, "missing field 'detector.anchor_scale'"),
     ],
 )
 def test_other_metadata(folders, tmp_path, stage, fields, message):

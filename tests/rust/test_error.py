@@ -14,7 +14,9 @@ def tokenizer() -> Tokenizer:
 
 
 #: Fields of masks of a record without any.
-NO_MASKS = dict.fromkeys(("masks", "mask_labels", "mask_crowd", "phrases", "phrase_masks"), ())
+NO_MASKS = dict.fromkeys(
+    ("masks", "mask_labels", "mask_crowd", "phrases", "phrase_masks", "box_masks"), ()
+)
 
 
 def run(tokenizer, *, task="grounding", **changes):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ def hash_of_files(folder):
             for entry in found["annotations"]:
                 entry.pop("segmentation", None)
             content = json.dumps(found).encode()
+        if path.name.startswith("flickr"):
+            content = re.sub(rb', "segmentation": {[^}]*}', b"", content)
         others[path.name] = hashlib.sha256(content).hexdigest()
     text = json.dumps(others, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.prompts.rules import PromptRules
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, Record
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.training.checkpoint import folder as stored
 from fiber.training.checkpoint.folder import checksums
 from fiber.training.checkpoint.layout import CHECKSUMS

@@ -231,6 +231,11 @@ def parse_device(device: torch.device | str | None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(device, torch.dtype):
+        raise ValueError(
+            f"device: got the dtype {device}; expected 'cpu', 'cuda' or 'cuda:N'. The compute"
+            f" dtype is chosen by fiber.load(path, dtype={device})"
+        )
     try:
         target = torch.device(device)
     except (RuntimeError, TypeError) as error:

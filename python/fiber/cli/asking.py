@@ -216,6 +216,10 @@ def _list_images(images: Sequence[str], hint: str | Callable[[Path], str]) -> li
     paths = []
     for image in images:
         check_not_url(image, "image")
+        if image == "-" and not exists(image):
+            raise ValueError(
+                "image '-': images are not read from standard input; pass the path of a file"
+            )
         path = Path(image)
         if path.is_dir():
             inside = sorted(

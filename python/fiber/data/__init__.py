@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fiber.data.batch import (
         Batch,
         GroundingBatch,
+        GroundingMasksBatch,
         ImageTextBatch,
         QuestionBatch,
         RankingBatch,
@@ -35,6 +36,7 @@ __all__ = [
     "ConcatRecords",
     "DataLoader",
     "GroundingBatch",
+    "GroundingMasksBatch",
     "IdMap",
     "ImageTextBatch",
     "ImageTransform",

@@ -165,6 +165,19 @@ class GroundingBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class GroundingMasksBatch(GroundingBatch):
+    """Batch of images, each with a text and boxes for spans of that text, and their masks."""
+
+    ragged: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(("boxes_xyxy", "positive_map", "box_masks"), "boxes_per_image")
+    )
+
+    #: (G, H, ceil(W / 8)) uint8: packed mask of each box; all 0 if it has none. See
+    #: `SegmentationBatch`.
+    box_masks: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SegmentationBatch(Batch):
     """Batch of images with M masks and P phrases in total, each phrase with the union of its masks.
 
@@ -207,6 +220,11 @@ class SegmentationBatch(Batch):
         counts: Tensor = getattr(self, self.ragged[name])
         end = int(counts[: index + 1].sum())
         packed: Tensor = getattr(self, name)[end - int(counts[index]) : end]
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
-        bits = (packed[..., None] >> shifts) & 1
-        return bits.flatten(-2)[..., : self.images.shape[-1]].bool()
+        return unpack_masks(packed, self.images.shape[-1])
+
+
+def unpack_masks(packed: Tensor, width: int) -> Tensor:
+    """Unpack (n, H, ceil(W / 8)) uint8 masks of a batch as (n, H, W) bool."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    bits = (packed[..., None] >> shifts) & 1
+    return bits.flatten(-2)[..., :width].bool()

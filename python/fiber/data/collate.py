@@ -18,6 +18,7 @@ from fiber._core import ColorJitter, ImageTransform, RandAugment
 from fiber.data.batch import (
     Batch,
     GroundingBatch,
+    GroundingMasksBatch,
     ImageTextBatch,
     QuestionBatch,
     ReasoningBatch,
@@ -34,6 +35,7 @@ _BATCH_CLASSES: dict[str, type[Batch]] = {
     "question": QuestionBatch,
     "reasoning": ReasoningBatch,
     "grounding": GroundingBatch,
+    "grounding_masks": GroundingMasksBatch,
     "segmentation": SegmentationBatch,
 }
 _DTYPES = {
@@ -134,7 +136,7 @@ class Collator:
             answers = [(known[a], score) for a, score in answers.items() if a in known]
         # Lazy images are read here, so that errors name this record.
         images, masks = tuple(record.images), record.masks
-        if self.config.batch_type != "segmentation":
+        if self.config.batch_type not in ("segmentation", "grounding_masks"):
             masks = ()
         elif isinstance(masks, IdMap):
             masks = loaded_map(masks)

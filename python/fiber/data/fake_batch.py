@@ -9,6 +9,7 @@ import torch
 from fiber.data.batch import (
     Batch,
     GroundingBatch,
+    GroundingMasksBatch,
     ImageTextBatch,
     QuestionBatch,
     ReasoningBatch,
@@ -35,16 +36,18 @@ def fake_batch(layout: BatchType, common: dict[str, Any], labels: int) -> Batch:
         return QuestionBatch(**common, targets=torch.zeros(samples, labels))
     if layout == "reasoning":
         return ReasoningBatch(**common, truths=torch.zeros(samples, dtype=torch.int64))
-    if layout == "grounding":
-        return GroundingBatch(
-            **common,
-            boxes_xyxy=torch.zeros(samples, 4),
-            boxes_per_image=torch.ones(samples, dtype=torch.int64),
-            positive_map=torch.zeros(samples, tokens, dtype=torch.bool),
-        )
+    height, width = common["images"].shape[-2:]
+    masks = torch.zeros(samples, height, -(-width // 8), dtype=torch.uint8)
+    if layout in ("grounding", "grounding_masks"):
+        boxes: dict[str, Any] = {
+            "boxes_xyxy": torch.zeros(samples, 4),
+            "boxes_per_image": torch.ones(samples, dtype=torch.int64),
+            "positive_map": torch.zeros(samples, tokens, dtype=torch.bool),
+        }
+        if layout == "grounding":
+            return GroundingBatch(**common, **boxes)
+        return GroundingMasksBatch(**common, **boxes, box_masks=masks)
     if layout == "segmentation":
-        height, width = common["images"].shape[-2:]
-        masks = torch.zeros(samples, height, -(-width // 8), dtype=torch.uint8)
         ones = torch.ones(samples, dtype=torch.int64)
         return SegmentationBatch(
             **common,

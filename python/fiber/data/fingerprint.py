@@ -86,6 +86,8 @@ class Fingerprint:
             masks = [self._describe(image), *masks[1:]]
         fields = (masks, record.mask_labels, record.mask_crowd)
         line = (*fields, record.phrases, record.phrase_masks)
+        if record.box_masks:
+            line = (*line, record.box_masks)
         self._digest.update(self._encode(line).encode() + b"\n")
 
     def add_fact(self, *values: Any) -> None:

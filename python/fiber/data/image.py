@@ -18,6 +18,8 @@ from fiber.messages import shown
 EXPECTED = (
     "expected a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)"
 )
+#: Kinds of dtypes of arrays that hold paths, or other objects.
+TEXT_KINDS = "OSUT"
 #: Start of the modes of PIL images with 16-bit values, which end with the byte order.
 _SIXTEEN_BITS = "I;16"
 #: Modes of PIL images without a fixed range of values, and the values of their pixels.
@@ -106,6 +108,17 @@ def wrong_array(array: np.ndarray, other_shape: str) -> ValueError:
 
     `other_shape` is the shape that is accepted beside (H, W, 3).
     """
+    if array.dtype.kind in TEXT_KINDS:
+        what = "object" if array.dtype.kind == "O" else "string"
+        if not array.ndim:
+            return ValueError(
+                f"image is an array of one {what}, not of pixels; if that is a path, pass"
+                " array.item()"
+            )
+        return ValueError(
+            f"image is an array of {what}s of shape {array.shape}, not of pixels; if these are"
+            " paths, pass array.ravel().tolist()"
+        )
     return ValueError(
         f"image is an array of shape {array.shape} and dtype {array.dtype}; expected shape"
         f" (H, W, 3), or {other_shape}, and dtype uint8{_array_hint(array)}"

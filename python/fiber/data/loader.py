@@ -57,7 +57,7 @@ class DataLoader:
             after calling its `set_epoch` if it has one; every rank iterates over all of it and
             keeps only its share.
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
-            record), "grounding" or "segmentation".
+            record), "grounding", "grounding_masks" or "segmentation".
         options: Fields of `LoaderConfig`; `tokenizer`, `transform`, `batch_size` and `max_tokens`
             are required.
 

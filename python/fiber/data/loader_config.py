@@ -14,7 +14,9 @@ from fiber._core import ImageTransform, Tokenizer
 from fiber.data.image_file import MAX_PIXELS
 from fiber.messages import printable, shown
 
-BatchType = Literal["image_text", "question", "reasoning", "grounding", "segmentation"]
+BatchType = Literal[
+    "image_text", "question", "reasoning", "grounding", "grounding_masks", "segmentation"
+]
 ImageDtype = Literal["float32", "float16", "bfloat16", "uint8"]
 OnError = Literal["raise", "skip", "resample"]
 SampleOrder = Literal["uniform", "shards"]
@@ -40,7 +42,7 @@ class CollatorConfig:
 
     Args:
         batch_type: Class of the batches: "image_text", "question", "reasoning" (two images per
-            record), "grounding" or "segmentation".
+            record), "grounding", "grounding_masks" or "segmentation".
         tokenizer: Any of the tokenizers described in docs/loader.md.
         transform: Transform applied to images and their boxes or masks. A horizontal flip also
             swaps "left" and "right" in texts and phrases (not in statements about two images).

@@ -144,6 +144,8 @@ class Record:
     phrases: tuple[str, ...] = ()
     #: For each phrase, the indices of its masks, of which there may be none.
     phrase_masks: tuple[tuple[int, ...], ...] = ()
+    #: For each box, the index of its mask, or -1 if it has none; () if no box has one.
+    box_masks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -175,7 +177,7 @@ class Record:
         elif spans.checked_text is not text:
             self._check_spans(spans)
             spans.checked_text = text
-        if self.masks or self.phrases or self.mask_labels or self.phrase_masks:
+        if self.masks or self.phrases or self.mask_labels or self.phrase_masks or self.box_masks:
             self._check_masks()
         if not self.image_id:
             object.__setattr__(self, "image_id", self.key)
@@ -203,12 +205,15 @@ class Record:
             ("mask_labels", masks, "masks"),
             ("mask_crowd", masks if self.mask_crowd else 0, "masks"),
             ("phrase_masks", len(self.phrases), "phrases"),
+            ("box_masks", len(self.boxes_xyxy) if self.box_masks else 0, "boxes"),
         ):
             if (found := len(getattr(self, name))) != count:
                 raise self._error(f"{name} has {found} entries for {count} {of}")
+        with_mask = [mask for mask in self.box_masks if mask != -1]
         for name, indices, count, of in (
             ("mask_labels", self.mask_labels, len(self.labels), "labels"),
             ("phrase_masks", chain.from_iterable(self.phrase_masks), masks, "masks"),
+            ("box_masks", with_mask, masks, "masks"),
         ):
             for index in indices:
                 if type(index) is not int or not 0 <= index < count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import model_path, stage_folders
 from fiber.checkpoints.torch_file import Weights
+from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.env import provenance
@@ -43,11 +45,16 @@ from fiber.runtime import metadata as stored_form
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import describe_transform
 from fiber.runtime.metadata import (
+    CaptionSettings,
+    DetectorSettings,
     Dimension,
+    DType,
     Format,
     Graph,
     Metadata,
     Precision,
+    RankingSettings,
+    TextSettings,
     describe_file,
 )
 
@@ -131,16 +138,26 @@ def export_model(
     return [path / name for name in chosen]
 
 
+def exported_config(config: Any) -> Any:
+    """Return the config of a model without the masks of boxes, which are not exported."""
+    if isinstance(config, FiberConfig) and config.detector.mask_width:
+        detector = dataclasses.replace(config.detector, mask_width=0)
+        return dataclasses.replace(config, detector=detector)
+    return config
+
+
 def _heads_of_stages(
     stages: Mapping[str, StoredModel], heads: Sequence[str] | None
 ) -> dict[str, list[str]]:
     """Return the heads to export of each stage that has some of them."""
-    known = [head for stored in stages.values() for head in stored.config.heads]
+    known = [head for stored in stages.values() for head in exported_config(stored.config).heads]
     for head in heads or ():
         if head not in known:
             raise ValueError(f"heads: expected some of {', '.join(known)}, got {shown(head)}")
     chosen = {
-        name: [head for head in stored.config.heads if heads is None or head in heads]
+        name: [
+            head for head in exported_config(stored.config).heads if heads is None or head in heads
+        ]
         for name, stored in stages.items()
     }
     return {name: some for name, some in chosen.items() if some}
@@ -157,7 +174,7 @@ def _export(
 ) -> None:
     """Write the folder of a model; its later name is `shown_as`."""
     network = stored.network.float().eval().requires_grad_(False)
-    config = network.config
+    config = exported_config(network.config)
     heads = tuple(config.heads if heads is None else dict.fromkeys(heads))
     plan = plan_parts(network, heads)
     sizes = sample_sizes(network, plan)
@@ -306,7 +323,7 @@ class _Writer:
 
 
 #: Types of tensors that are not float32.
-_DTYPES = {
+_DTYPES: dict[str, DType] = {
     "is_right": "bool",
     "token_ids": "int64",
     "text_mask": "bool",
@@ -340,30 +357,30 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
     config = network.config
     settings: dict[str, Any] = {
         "image_transform": describe_transform(inference_transform(config)),
-        "text": {"max_tokens": config.max_tokens, "vocab_size": config.vocab_size},
+        "text": TextSettings(max_tokens=config.max_tokens, vocab_size=config.vocab_size),
     }
     if "grounding" in heads:
         detector = config.detector
-        settings["detector"] = {
-            "strides": list(detector.strides),
-            "anchor_scale": detector.anchor_scale,
-            "size_divisor": plan.divisor,
-            "delta_weights": list(DELTA_WEIGHTS),
-            "max_log_scale": MAX_LOG_SCALE,
-        }
+        settings["detector"] = DetectorSettings(
+            strides=detector.strides,
+            anchor_scale=detector.anchor_scale,
+            size_divisor=plan.divisor,
+            delta_weights=DELTA_WEIGHTS,
+            max_log_scale=MAX_LOG_SCALE,
+        )
     if "caption" in heads:
-        settings["caption"] = {
-            "start_id": START_ID,
-            "end_id": END_ID,
-            "pad_id": PAD_ID,
-            "mask_id": network.mask_id,
-            "longest": network.longest_caption,
-            "beams": CAPTION_BEAMS,
-        }
+        settings["caption"] = CaptionSettings(
+            start_id=START_ID,
+            end_id=END_ID,
+            pad_id=PAD_ID,
+            mask_id=cast(int, network.mask_id),
+            longest=cast(int, network.longest_caption),
+            beams=CAPTION_BEAMS,
+        )
     ranks = [head for head in ("rank", "itc", "itm") if head in heads]
     if ranks:
         is_log_odds = bool(getattr(network, "scores_are_log_odds", True))
-        settings["ranking"] = {"heads": ranks, "scores_are_log_odds": is_log_odds}
+        settings["ranking"] = RankingSettings(heads=tuple(ranks), scores_are_log_odds=is_log_odds)
     return settings
 
 

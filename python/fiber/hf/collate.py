@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,6 @@ from fiber.hf.processing import FiberVLProcessor, fiber_tokenizer
 from fiber.losses.cross_entropy import IGNORED
 from fiber.messages import shown, shown_names
 
-#: Layout of the batch of each head.
-_BATCH_TYPES: dict[str, BatchType] = {
-    "grounding": "grounding",
-    "vqa": "question",
-    "snli": "question",
-    "nlvr2": "reasoning",
-    "itm": "image_text",
-    "mlm": "image_text",
-    "caption": "image_text",
-}
-#: Field of a record that has the labels of each head, if it is not the text itself.
-_LABELED_BY = {
-    "grounding": "char_spans",
-    "vqa": "answers",
-    "snli": "answers",
-    "nlvr2": "truth",
-    "itm": "truth",
-}
 _RECORD_FIELDS = {each.name for each in fields(Record)}
 
 
@@ -86,9 +68,9 @@ class TrainingCollator:
         transform: ImageTransform | None = None,
         mlm_probability: float = 0.15,
     ) -> None:
-        if head not in _BATCH_TYPES:
+        if head not in _TRAINED:
             raise ValueError(
-                f"head: expected one of {', '.join(map(repr, _BATCH_TYPES))}, got {shown(head)}"
+                f"head: expected one of {', '.join(map(repr, _TRAINED))}, got {shown(head)}"
             )
         if head == "vqa" and not answers:
             raise ValueError(
@@ -98,7 +80,7 @@ class TrainingCollator:
         self.head = head
         self.answers = ENTAILMENT if head == "snli" else tuple(answers)
         self._collator = Collator(
-            _BATCH_TYPES[head],
+            _TRAINED[head].layout,
             tokenizer=fiber_tokenizer(processor.tokenizer),
             transform=transform or processor.image_processor.image_transform,
             max_tokens=processor.tokenizer.model_max_length,
@@ -124,13 +106,13 @@ class TrainingCollator:
             "input_ids": batch.token_ids,
             "attention_mask": batch.text_mask.long(),
         }
-        return made | _LABELS[self.head](batch, records)
+        return made | _TRAINED[self.head].labels(batch, records)
 
     def _record(self, index: int, row: Any) -> Record:
         """Convert a row to a record, and check that it has the labels of the head."""
         if not isinstance(row, Record):
             row = _as_record(index, row)
-        labeled_by = _LABELED_BY.get(self.head, "text")
+        labeled_by = _TRAINED[self.head].labeled_by
         # An image without boxes has no spans.
         is_labeled = bool(row.char_spans) or not row.boxes_xyxy
         if labeled_by != "char_spans":
@@ -233,12 +215,23 @@ def _truth_labels(batch: ReasoningBatch, records: Sequence[Record]) -> dict[str,
     return {"labels": batch.truths}
 
 
-_LABELS: dict[str, Callable[[Any, Sequence[Record]], dict[str, Any]]] = {
-    "grounding": _grounding_labels,
-    "vqa": _answer_labels,
-    "snli": _class_labels,
-    "nlvr2": _truth_labels,
-    "itm": _match_labels,
-    "mlm": _masked_labels,
-    "caption": _caption_labels,
+@dataclass(frozen=True)
+class _Trained:
+    """What a head is trained on."""
+
+    layout: BatchType
+    #: Function from a batch and its records to arguments of `forward`.
+    labels: Callable[[Any, Sequence[Record]], dict[str, Any]]
+    #: Field of a record that has the labels.
+    labeled_by: str = "text"
+
+
+_TRAINED = {
+    "grounding": _Trained("grounding", _grounding_labels, "char_spans"),
+    "vqa": _Trained("question", _answer_labels, "answers"),
+    "snli": _Trained("question", _class_labels, "answers"),
+    "nlvr2": _Trained("reasoning", _truth_labels, "truth"),
+    "itm": _Trained("image_text", _match_labels, "truth"),
+    "mlm": _Trained("image_text", _masked_labels),
+    "caption": _Trained("image_text", _caption_labels),
 }

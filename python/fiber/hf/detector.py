@@ -124,9 +124,11 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
 
 def raw_output(output: Mapping[str, Any]) -> DetectorOutput:
     """Return the output of `FiberVLForZeroShotObjectDetection` as the network gave it."""
-    lists = ("token_logits", "box_deltas", "centerness_logits", "anchors")
     return DetectorOutput(
-        **{name: list(output[name]) for name in lists},
+        token_logits=list(output["token_logits"]),
+        box_deltas=list(output["box_deltas"]),
+        centerness_logits=list(output["centerness_logits"]),
+        anchors=list(output["anchors"]),
         text_mask=output["attention_mask"].bool(),
         inside=output.get("inside"),
     )

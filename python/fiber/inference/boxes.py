@@ -20,8 +20,8 @@ from fiber.inference.prompts import detection_prompts, grounding_prompts
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
-from fiber.models.abilities import FindsBoxes
-from fiber.models.features import DetectorOutput, ImagePrefix
+from fiber.models.abilities import FindsBoxes, FindsMasks
+from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix
 from fiber.ops.arrays import functions_of
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
 from fiber.postprocess.find import TokenMap
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fiber.data.batch import GroundingBatch
+    from fiber.postprocess.box_masks import FoundMasks
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
@@ -49,8 +50,8 @@ class Thresholds(NamedTuple):
     score: float
     #: IoU above which the lower-scored of two boxes with the same label is removed.
     nms: float
-    #: Maximum number of boxes per image.
-    max_detections: int
+    #: Maximum number of boxes per image, or None for no limit.
+    max_detections: int | None
     #: Maximum number of boxes per phrase, or None for no limit (in detection).
     boxes_per_phrase: int | None = None
 
@@ -92,6 +93,22 @@ class Thresholds(NamedTuple):
         # As in grounding, apply the threshold to the final score, which includes centerness.
         return [FoundBoxes(*(part[f.scores >= self.score] for part in f)) for f in found]
 
+    def select_masks(
+        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
+    ) -> list[FoundMasks]:
+        """Select the boxes of phrases of each pair, with their masks."""
+        # Networks with masks need torch, the others do not.
+        from fiber.postprocess.box_masks import ground_phrase_masks
+
+        return ground_phrase_masks(
+            output,
+            token_maps,
+            *sizes,
+            boxes_per_phrase=self.boxes_per_phrase or 1,
+            score_threshold=self.score,
+            nms_threshold=self.nms,
+        )
+
 
 @dataclass
 class PassCounts:
@@ -112,11 +129,12 @@ def find_boxes(
     prompts: Sequence[Sequence[Prompt]],
     thresholds: Thresholds,
     passes: PassCounts,
+    masks: FindsMasks | None = None,
 ) -> list[Detections]:
     """Find boxes for the prompts of each image, best box first.
 
     `prompts` has one list per image. The labels of an image are numbered consecutively across its
-    prompts. `passes` is updated in place.
+    prompts. `passes` is updated in place. `masks` is the network, if masks are wanted.
     """
     found: dict[int, Detections] = {}
     for batch in inputs.images(images):
@@ -124,15 +142,20 @@ def find_boxes(
         passes.images += len(batch.indices)
         passes.encoder_passes += 1
         passes.pairs += len(pairs)
-        joined = boxes_of_images(
-            network, text_prefixes, batch, [pairs], thresholds.select, thresholds.max_detections
-        )
-        for row, (index, boxes) in enumerate(zip(batch.indices, joined, strict=True)):
+        if masks is None:
+            boxes = boxes_of_images(
+                network, text_prefixes, batch, [pairs], thresholds.select, thresholds.max_detections
+            )
+            joined: list[tuple[FoundBoxes, Any]] = [(own, None) for own in boxes]
+        else:
+            joined = _masks_of_images(masks, text_prefixes, batch, pairs, thresholds)
+        for row, (index, (boxes, own_masks)) in enumerate(zip(batch.indices, joined, strict=True)):
             found[index] = Detections.from_found(
                 boxes,
                 [label for prompt in prompts[index] for label in prompt.labels],
                 tuple(batch.original_sizes[row].tolist()),
                 batch.originals[row],
+                own_masks,
             )
     return [found[index] for index in range(len(images))]
 
@@ -156,6 +179,27 @@ def boxes_of_images(
     return [join_chunks(*zip(*own, strict=True), max_detections=max_detections) for own in chunks]
 
 
+def _masks_of_images(
+    network: FindsMasks,
+    text_prefixes: TextPrefixes,
+    batch: ImageBatch,
+    pairs: Sequence[Pair],
+    thresholds: Thresholds,
+) -> list[tuple[FoundBoxes, Any]]:
+    """Return the boxes that all prompts find in each image, best first, with (n, H, W) masks."""
+    from fiber.postprocess.box_masks import join_masks
+
+    prefix = network.mask_prefix(batch.images, batch.image_sizes)
+    chunks: list[list[tuple[FoundMasks, int]]] = [[] for _ in range(len(batch.images))]
+    select, predict = thresholds.select_masks, network.predict_masks
+    found = run_prompts(network, text_prefixes, batch, prefix, [pairs], select, predict)
+    for (row, prompt), own in found:
+        chunks[row].append((own, prompt.first_label))
+    limit = thresholds.max_detections
+    joined = [join_masks(*zip(*own, strict=True), max_detections=limit) for own in chunks]
+    return [(boxes, masks.numpy()) for boxes, masks in joined]
+
+
 def run_prompts(
     network: FindsBoxes,
     text_prefixes: TextPrefixes,
@@ -163,6 +207,7 @@ def run_prompts(
     prefix: ImagePrefix,
     groups: Iterable[Sequence[Pair]],
     select: Callable[..., Iterable[ResultT]],
+    predict: Callable[[BackboneOutput], DetectorOutput] | None = None,
 ) -> Iterator[tuple[Pair, ResultT]]:
     """Yield each (image, prompt) pair and its result, in order.
 
@@ -177,15 +222,16 @@ def run_prompts(
         groups: lists of pairs. Pairs of different groups do not share a forward pass.
         select: computes the result of each of n pairs from the output of the detector, the token
             maps of the prompts, and (n, 2) sizes of the images without padding and originally.
+        predict: what the detector predicts; default: its `predict`.
     """
-    f = functions_of(prefix.tokens)
+    f, predict = functions_of(prefix.tokens), predict or network.predict
     at_once = max(1, PAIR_PIXELS // (batch.images.shape[-1] * batch.images.shape[-2]))
     for some in (g[at : at + at_once] for g in groups for at in range(0, len(g), at_once)):
         rows = [row for row, _ in some]
         texts = text_prefixes.batch([prompt for _, prompt in some])
         # The output has no name, so that it is freed before the next forward pass.
         found = select(
-            network.predict(
+            predict(
                 network.backbone.fuse(
                     prefix.take(f.indices(rows, prefix.tokens), with_stages=True),
                     texts.prefix,
@@ -234,6 +280,7 @@ class BoxMethods(ImageTextMethods):
         score_threshold: float = 0.0,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
+        masks: bool = False,
     ) -> Detections | list[Detections]:
         """Find the best boxes for phrases, either independently or in the context of a caption.
 
@@ -253,15 +300,25 @@ class BoxMethods(ImageTextMethods):
             score_threshold: minimum box score, in [0, 1]; see `Detections`.
             nms_threshold: maximum IoU between two boxes of the same phrase.
             max_detections: maximum number of boxes per image.
+            masks: if True, also return the mask of each box, from the same forward pass. The model
+                needs the head "grounding_mask", which the recipe `scenes_fine_masks` trains.
 
         Returns:
             Detections for each image, best box first.
+
+        Raises:
+            MissingHeadError: if the model finds no boxes, or no masks although they are wanted.
         """
         network = self._able(FindsBoxes, "grounding", "ground")
+        if not isinstance(masks, bool):
+            raise TypeError(f"masks must be True or False, got {shown(masks)}")
+        finds_masks = (
+            self._able(FindsMasks, "grounding_mask", "ground(masks=True)") if masks else None
+        )
         given, single = as_list(images)
         prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
-        return self._boxes(network, given, single, prompts, limits)
+        return self._boxes(network, given, single, prompts, limits, finds_masks)
 
     @overload
     def detect(
@@ -316,11 +373,12 @@ class BoxMethods(ImageTextMethods):
         single: bool,
         prompts: list[list[Prompt]],
         thresholds: Thresholds,
+        masks: FindsMasks | None = None,
     ) -> Detections | list[Detections]:
         thresholds.check()
         if self._text_prefixes is None:
             self._text_prefixes = TextPrefixes(network, self._inputs)
         with self._computing():
             given = (self._text_prefixes, images, prompts, thresholds, self.passes)
-            found = find_boxes(network, self._inputs.of("grounding"), *given)
+            found = find_boxes(network, self._inputs.of("grounding"), *given, masks)
         return found[0] if single else found

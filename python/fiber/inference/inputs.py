@@ -17,7 +17,7 @@ import numpy as np
 from fiber import _core
 from fiber.checkpoints.vocabulary.files import NO_TOKENIZER
 from fiber.data import ImageTransform, Tokenizer, load_image
-from fiber.data.image import EXPECTED, read_open_file, wrong_array
+from fiber.data.image import EXPECTED, TEXT_KINDS, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words, is_longer
@@ -37,6 +37,9 @@ ImagePair: TypeAlias = tuple[ImageInput, ImageInput]
 #: One or more texts.
 Texts: TypeAlias = str | Sequence[str]
 
+#: End of messages about sets.
+_NO_ORDER = "has no fixed order, in which results could be returned, so pass a list of its items"
+
 #: Number of images decoded at a time, and the maximum batch size of the image encoder.
 IMAGES_AT_ONCE = 16
 
@@ -52,7 +55,7 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
         return [images], True
     if isinstance(images, np.ndarray):
         # Treat an array of paths, or of images of different sizes, as a list.
-        if images.ndim in (3, 4) or images.dtype.kind in "OSU":
+        if images.ndim in (3, 4) or (images.ndim == 1 and images.dtype.kind in TEXT_KINDS):
             return ([images], True) if images.ndim == 3 else (list(images), False)
         raise wrong_array(images, "(n, H, W, 3) for n images")
     # Recognize a PIL image without importing PIL, and an open file, which is an iterable of lines.
@@ -65,7 +68,11 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
     # Sets have no order to return results in.
     if hasattr(images, "__iter__") and not isinstance(images, (Mapping, set, frozenset)):
         return list(images), False
-    hint = "; pass list(images.values())" if isinstance(images, Mapping) else ""
+    hint = ""
+    if isinstance(images, Mapping):
+        hint = "; pass list(images.values())"
+    elif isinstance(images, (set, frozenset)):
+        hint = f"; a set {_NO_ORDER}"
     raise TypeError(f"image is a {type(images).__name__}; {EXPECTED}, or a list of these{hint}")
 
 
@@ -77,10 +84,21 @@ def as_texts(texts: str | Sequence[str], what: str) -> list[Any]:
     """
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__iter__"):
+    check_has_order(texts, what)
+    is_scalar = isinstance(texts, np.ndarray) and not texts.ndim
+    if isinstance(texts, (bytes, Mapping)) or is_scalar or not hasattr(texts, "__iter__"):
         kind = type(texts).__name__
-        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {shown(texts)}")
+        hint = "; pass array.item()" if is_scalar else ""
+        raise TypeError(f"{what}: expected a str or a list of str, got {kind} {shown(texts)}{hint}")
     return list(texts)
+
+
+def check_has_order(texts: object, what: str) -> None:
+    """Raise TypeError if texts are a set, whose order differs from process to process."""
+    if isinstance(texts, (set, frozenset)):
+        raise TypeError(
+            f"{what}: expected a str or a list of str, got a set of {len(texts)}; a set {_NO_ORDER}"
+        )
 
 
 def check_top_k(top_k: int) -> None:
@@ -100,6 +118,11 @@ def one_for_each(texts: str | Sequence[str], count: int, what: str) -> list[str]
     given = as_texts(texts, what)
     if isinstance(texts, str):
         given = given * count
+    if not given and count:
+        raise ValueError(
+            f"{what}: got an empty list; expected one text for all images, or a list of one per"
+            " image"
+        )
     if len(given) != count:
         more = f"; to give one image several, repeat it: [image] * {len(given)}" * (count == 1)
         raise ValueError(
@@ -123,6 +146,7 @@ def one_list_for_each(
     if not any(map(is_list, given)):
         given = [not_empty(given, what)] * count
     for index, each in enumerate(given):
+        check_has_order(each, f"{what} list {index}")
         if not is_list(each) or not each:
             like = "" if is_list(each) else ", as other items are lists"
             raise ValueError(

@@ -26,6 +26,7 @@ class GroundOptions(BoxOptions, total=False):
     caption: str | Sequence[str] | None
     spans: Sequence[Any] | None
     boxes_per_phrase: int
+    masks: bool
 
 
 class DetectOptions(BoxOptions, total=False):

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from fiber.inference.noun_phrases import noun_phrases
 from fiber.messages import caller_level, printable, shown
 
-#: Separators that no phrase contains, as on the command line and in lists of other programs.
-_NEVER_IN_A_PHRASE = (";", "\uff1b", "\n", "|", "\u3001")
+#: Matches separators that no phrase contains: semicolons, bars, bullets, line breaks and tabs, the
+#: Chinese "\u3001", and full stops of scripts whose phrases `noun_phrases` does not find.
+_NEVER_IN_A_PHRASE = re.compile(
+    "\r\n|[;\uff1b\u061b|\uff5c\u2022\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029\u3001\uff64"
+    "\u3002\uff0e\uff61\u0964\u06d4\u1362\u17d4\u104b\u0589]"
+)
 #: Matches a period that ends a part, as in the prompts of Grounding DINO: "a cat. the dog."
 _PERIOD = re.compile(r"\.(?:\s|$)")
+_PERIOD_BEFORE_A_WORD = re.compile(r"\.\s*")
 #: Words before a period that is part of an abbreviation.
 _ABBREVIATION = re.compile(
     r"\w|[\w.]*\.\w|mr|mrs|ms|dr|st|no|nr|jr|sr|vs|mt|ft|approx|etc", re.IGNORECASE
@@ -24,8 +29,8 @@ _DETERMINER = re.compile(
     re.IGNORECASE,
 )
 #: Matches a comma with a conjunction, and a conjunction before a noun phrase.
-_COMMA = re.compile(r"[,\uff0c]\s*(?:and\s|or\s)?")
-_SLASH = re.compile("/")
+_COMMA = re.compile(r"[,\uff0c\u060c]\s*(?:and\s|or\s)?")
+_SLASH = re.compile("[/\uff0f]")
 _ANY_CONJUNCTION = re.compile(r"\s+(?:and|or)\s+")
 _CONJUNCTION = re.compile(rf"\s+(?:and|or)\s+(?={_DETERMINER.pattern})", re.IGNORECASE)
 #: Matches a part that says more about the object before it: "the cup, the left one", "the cup, the
@@ -66,6 +71,14 @@ _STATE = re.compile(
 )
 #: Matches a list as Python and JSON write it, in one string.
 _LITERAL = re.compile(r"\[.+\]", re.DOTALL)
+#: Matches a phrase in quotation marks, and the whole of several.
+_QUOTED = re.compile(
+    r"""(?:"[^"]+"|'[^']+'|\u201c[^\u201d]+\u201d|\u2018[^\u2019]+\u2019|\xab[^\xbb]+\xbb"""
+    r"""|\u300c[^\u300d]+\u300d)"""
+)
+_SEVERAL_QUOTED = re.compile(
+    rf"\(?{_QUOTED.pattern}(?:(?:[\s,\uff0c\u060c]|\band\b|\bor\b)*{_QUOTED.pattern})+,?\)?"
+)
 #: Number, and number of characters, of the examples in a warning.
 _MAX_EXAMPLES, _MAX_LENGTH = 3, 60
 
@@ -73,10 +86,11 @@ _MAX_EXAMPLES, _MAX_LENGTH = 3, 60
 def find_separator(phrase: str) -> tuple[str, list[str]] | None:
     """Return the separator and the parts of a text that looks like a list of phrases, or None.
 
-    Semicolons, line breaks, "|" and the Chinese "\u3001" always separate. Periods do between noun
-    phrases, as in the prompts of Grounding DINO. Commas and slashes do between phrases that all
-    have an article or a number, between single words, and between things of one kind with
-    adjectives, of which an object cannot be two.
+    Semicolons, line breaks, tabs, "|", the Chinese "\u3001" and full stops of other scripts always
+    separate, and so do quotation marks around every part. Periods do between noun phrases, as in
+    the prompts of Grounding DINO. Commas, slashes and periods without a space do between phrases
+    that all have an article or a number, and between things of one kind with adjectives, of which
+    an object cannot be two; commas and slashes do between single words.
 
     >>> find_separator("a circle, the square and the star")
     (',', ['a circle', 'the square', 'the star'])
@@ -86,14 +100,26 @@ def find_separator(phrase: str) -> tuple[str, list[str]] | None:
     >>> find_separator("a cat. a dog.")
     ('.', ['a cat', 'a dog'])
     """
-    for separator in _NEVER_IN_A_PHRASE:
-        parts = _parts(phrase.split(separator))
-        if len(parts) > 1:
-            return separator, parts
+    if len(parts := _parts(_NEVER_IN_A_PHRASE.split(phrase))) > 1:
+        # After the first part, since a separator may come before it, too.
+        found = _NEVER_IN_A_PHRASE.search(phrase, phrase.index(parts[0]) + len(parts[0]))
+        assert found is not None
+        return found[0], _unquoted(parts)
     phrase = " ".join(phrase.split())
-    parts = _parts(_PERIOD.split(phrase))
-    if len(parts) > 1 and all(map(_is_noun_phrase, parts)) and not any(map(_is_cut, parts[:-1])):
-        return ".", parts
+    if _SEVERAL_QUOTED.fullmatch(phrase):
+        quoted = _QUOTED.findall(phrase)
+        comma = _COMMA.search(_QUOTED.sub("", phrase))
+        return comma[0][0] if comma else quoted[0][0], _unquoted(quoted)
+    for pattern in (_PERIOD_BEFORE_A_WORD, _PERIOD):
+        parts = _parts(pattern.split(phrase))
+        if len(parts) < 2 or any(map(_is_cut, parts[:-1])):
+            continue
+        if pattern is _PERIOD:
+            are_several = all(map(_is_noun_phrase, parts))
+        else:
+            are_several = all(map(_DETERMINER.match, parts)) or _are_of_one_kind(parts)
+        if are_several and not any(map(_SAME_OBJECT.fullmatch, parts)):
+            return ".", parts
     if _LITERAL.fullmatch(phrase):
         return ",", [part.strip("\"'") for part in _parts(phrase[1:-1].split(","))]
     for pattern in (_COMMA, _SLASH):
@@ -117,7 +143,7 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
             continue
         found = find_separator(text)
         # Some names of classes have a slash, such as "cabinet/shelf".
-        found = None if found is not None and found[0] == "/" and what == "class" else found
+        found = None if found is not None and _SLASH.match(found[0]) and what == "class" else found
         # A single class with a comma is rather a list than a name.
         if found is None and what == "class" and len(parts := _parts(_COMMA.split(text))) > 1:
             found = ",", parts
@@ -138,6 +164,13 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
 
 def _parts(texts: Sequence[str]) -> list[str]:
     return [text.strip() for text in texts if text.strip()]
+
+
+def _unquoted(parts: Sequence[str]) -> list[str]:
+    """Remove quotation marks if they are around every part."""
+    if not all(map(_QUOTED.fullmatch, parts)):
+        return list(parts)
+    return _parts([part[1:-1] for part in parts])
 
 
 def _are_single_words(parts: Sequence[str], with_slash: bool) -> bool:

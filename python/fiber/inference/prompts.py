@@ -19,6 +19,7 @@ from fiber.data.text_lengths import is_longer
 from fiber.inference.inputs import (
     ArrayInputs,
     as_texts,
+    check_has_order,
     is_list,
     not_empty,
     one_for_each,
@@ -48,6 +49,7 @@ def detection_prompts(
         _warn_of_lists([given])
         return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
     for index, each in enumerate(given):
+        check_has_order(each, f"class list {index}")
         if not is_list(each) or not each:
             like = "" if is_list(each) else ", as other items are lists"
             raise ValueError(

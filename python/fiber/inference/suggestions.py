@@ -44,6 +44,10 @@ def suggest_keywords(function: FunctionT) -> FunctionT:
     def checked(*arguments: Any, **options: Any) -> Any:
         for name in options:
             if name not in known:
+                if name == "dtype" and known == ["device"]:
+                    raise TypeError(
+                        f"{function.__name__}() takes no dtype; {_DTYPE.format('float16')}"
+                    )
                 raise TypeError(
                     f"{function.__name__}() got an unexpected keyword argument {name!r};"
                     f" {_similar(name, known)}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from fiber.config import FiberConfig
 from fiber.losses.atss import atss_assign
 from fiber.losses.distributed import all_rank_sum, wide, world_size
+from fiber.losses.masks.box_masks import Assigned, BoxMasks, box_mask_losses
 from fiber.models.features import DetectorOutput
 from fiber.ops.boxes import centers, decode_deltas, paired_giou, to_inclusive
 
@@ -48,6 +49,7 @@ def grounding_losses(
     *,
     background_token: int | None = None,
     whole: Tensor | None = None,
+    box_masks: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch, assigning anchors to boxes by ATSS.
 
@@ -60,12 +62,15 @@ def grounding_losses(
             text fills all 256 tokens, it is </s>, a wrong target for unassigned anchors.
         whole: sum of `num_assigned` over all ranks, if known. For a part of the rank's images, pass
             it, so that the losses of all parts add up.
+        box_masks: (G, H, ceil(W / 8)) uint8 packed masks of the boxes, for losses of masks; see
+            `fiber.losses.masks.box_masks`. The model must predict masks.
 
     Returns:
         Unweighted float32 scalars: `alignment` (token focal loss divided by the number of assigned
         anchors), `box` (centerness-weighted mean of 1 - GIoU) and `centerness` (mean binary cross
         entropy over assigned anchors). Divisors are summed over all ranks. The published weights
-        are 2 for `box` and 1 for the others.
+        are 2 for `box` and 1 for the others. With `box_masks`, also `mask_bce` and `mask_dice`,
+        divided by the number of assigned anchors.
     """
     assigned = _assign(output.anchors, output.inside, batch, config)
     image, anchor = (assigned >= 0).nonzero(as_tuple=True)
@@ -95,11 +100,20 @@ def grounding_losses(
     # Avoid division by 0 if no rank has a box.
     per_anchor = world_size() / whole[0].clamp(min=1.0)
     per_centrality = world_size() / whole[1].clamp(min=1e-6)
-    return {
+    losses = {
         "alignment": alignment * per_anchor,
         "box": (centrality * (1 - giou)).sum() * per_centrality,
         "centerness": centerness * per_anchor,
     }
+    if box_masks is not None and output.masks is not None:
+        masks = box_mask_losses(
+            output.masks,
+            torch.cat(output.anchors),
+            BoxMasks(batch.boxes_xyxy, batch.boxes_per_image, box_masks),
+            Assigned(image, anchor, box),
+        )
+        losses |= {name: loss * per_anchor for name, loss in masks.items()}
+    return losses
 
 
 def num_assigned(

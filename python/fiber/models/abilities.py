@@ -253,6 +253,18 @@ class FindsBoxes(HasConfig, Protocol):
         ...
 
 
+class FindsMasks(FindsBoxes, Protocol):
+    """Finds boxes and their masks for the tokens of a text."""
+
+    def mask_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
+        """Run what precedes fusion, as `image_prefix`, and keep what masks need."""
+        ...
+
+    def predict_masks(self, features: BackboneOutput) -> DetectorOutput:
+        """Predict as `predict` does, with `DetectorOutput.masks`."""
+        ...
+
+
 class PredictsTensors(FindsBoxes, Protocol):
     """Finds boxes by a function of tensors, which can be exported."""
 
@@ -302,6 +314,7 @@ _HEADS: dict[Any, tuple[str, ...]] = {
     WritesCaptions: ("caption",),
     StepsCaptions: ("caption",),
     FindsBoxes: ("grounding",),
+    FindsMasks: ("grounding_mask",),
     PredictsTensors: ("grounding",),
     SegmentsMasks: ("mask",),
     WritesRegionCaptions: ("caption",),

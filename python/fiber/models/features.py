@@ -98,6 +98,17 @@ class MaskPrediction(NamedTuple):
     phrase_vectors: Tensor | None = None
 
 
+class MaskOutput(NamedTuple):
+    """Masks of all locations, from which `fiber.ops.masks` computes those that are wanted."""
+
+    #: For each pyramid level, (B, H_l * W_l, M + `PLACE_TERMS`).
+    embeddings: list[Tensor]
+    #: (B, M, H / stride, W / stride).
+    features: Tensor
+    #: Stride of the features in pixels.
+    stride: int
+
+
 @dataclass(frozen=True)
 class DetectorOutput:
     """Raw predictions of the detector. Lists have one entry per pyramid level, P3 to P7."""
@@ -115,3 +126,5 @@ class DetectorOutput:
     #: (B, A) bool, True = valid location, for mixed-size batches; invalid locations have the lowest
     #: token logits. None if all are valid.
     inside: Tensor | None = None
+    #: Masks of the locations, if the model has them and they are wanted.
+    masks: MaskOutput | None = None

@@ -26,6 +26,7 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
         "nlvr2": "small_nlvr2",
         "caption": "small_caption",
         "grounding": "scenes_fine",
+        "grounding_mask": "scenes_fine_masks",
     },
     "meter": {
         "itm": "meter_pretrain_published",
@@ -37,6 +38,8 @@ HEAD_RECIPES: dict[str, dict[str, str]] = {
     },
 }
 
+#: Recipes of heads that only small models are trained with.
+_SMALL_ONLY = {"grounding_mask": "scenes_fine_masks"}
 
 #: Heads whose vectors of images and texts are compared without fusion, the preferred one first.
 EMBEDDING_HEADS = ("itc", "retrieval")
@@ -101,4 +104,6 @@ def need_head(config: HasHeads, head: str | tuple[str, ...], asked: str) -> None
     trained = HEAD_RECIPES.get(kind, {})
     if recipes := [f"`fiber train {trained[head]}`" for head in heads if head in trained]:
         message += f" To train this head, run {' or '.join(recipes)} (see also `fiber recipes`)."
+    elif small := [f"`fiber train {own}`" for head in heads if (own := _SMALL_ONLY.get(head))]:
+        message += f" {' or '.join(small)} trains a small model with this head."
     raise MissingHeadError(message)

@@ -6,6 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.ops.boxes import centers
+
+#: Values of a location's embedding that weight its place: 1, x, y, x^2 and y^2, relative to the
+#: anchor. The others weight the mask features.
+PLACE_TERMS = 5
+#: Width of the margin around a box that a mask may reach, as a share of the box's sides.
+MASK_MARGIN = 0.1
+
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize mask logits or features: bicubic with antialiasing, (B, C, H, W) -> (B, C, *size)."""
@@ -23,3 +31,48 @@ def mask_boxes(masks: Tensor) -> Tensor:
         boxes[:, first] = torch.where(hit, index, size).amin(1).float() * found
         boxes[:, last] = torch.where(hit, index + 1, 0).amax(1).float()
     return boxes
+
+
+def enlarged_boxes(boxes_xyxy: Tensor) -> Tensor:
+    """Add the margin in which a mask may go beyond its box: (n, 4) -> (n, 4)."""
+    sizes = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    margin = sizes * MASK_MARGIN
+    return torch.cat((boxes_xyxy[:, :2] - margin, boxes_xyxy[:, 2:] + margin), 1)
+
+
+def masks_at_points(
+    embeddings: Tensor, features: Tensor, points: Tensor, anchors_xyxy: Tensor
+) -> Tensor:
+    """Compute mask logits of locations at points: (N, P).
+
+    Args:
+        embeddings: (N, M + `PLACE_TERMS`) of the locations.
+        features: (N, P, M) mask features at the points.
+        points: (N, P, 2) x and y in pixels.
+        anchors_xyxy: (N, 4) anchors of the locations.
+    """
+    place, weights = embeddings[:, :PLACE_TERMS], embeddings[:, PLACE_TERMS:]
+    middles, sizes = centers(anchors_xyxy), anchors_xyxy[:, 2:] - anchors_xyxy[:, :2]
+    offsets = (points - middles[:, None]) / sizes[:, None]
+    terms = torch.cat((torch.ones_like(offsets[..., :1]), offsets, offsets**2), -1)
+    return torch.einsum("npm,nm->np", features, weights) + torch.einsum("npt,nt->np", terms, place)
+
+
+def masks_on_map(embeddings: Tensor, features: Tensor, anchors_xyxy: Tensor, stride: int) -> Tensor:
+    """Compute mask logits of locations at all places of a map: (N, h, w).
+
+    Args:
+        embeddings: (N, M + `PLACE_TERMS`) of locations of one image.
+        features: (M, h, w) mask features of the image.
+        anchors_xyxy: (N, 4) anchors of the locations.
+        stride: stride of the map in pixels.
+    """
+    place, weights = embeddings[:, :PLACE_TERMS], embeddings[:, PLACE_TERMS:]
+    logits = torch.einsum("mhw,nm->nhw", features, weights) + place[:, 0, None, None]
+    middles, sizes = centers(anchors_xyxy), anchors_xyxy[:, 2:] - anchors_xyxy[:, :2]
+    for axis, count in ((0, features.shape[2]), (1, features.shape[1])):
+        places = (torch.arange(count, device=features.device) + 0.5) * stride
+        offsets = (places - middles[:, axis, None]) / sizes[:, axis, None]
+        own = place[:, 1 + axis, None] * offsets + place[:, 3 + axis, None] * offsets**2
+        logits = logits + (own[:, None, :] if axis == 0 else own[:, :, None])
+    return logits

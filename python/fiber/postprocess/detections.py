@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiber.config_io import nearest
+from fiber.data.masks.codec import encode_rle
 from fiber.messages import printable
 from fiber.ops.arrays import functions_of
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
 from fiber.postprocess.pictures import Picture, enlarged, open_picture
-from fiber.visualize import draw_boxes
+from fiber.visualize import draw_boxes, draw_masks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +49,8 @@ class Detections:
     image_size: tuple[int, int]
     #: Path, encoded bytes or uint8 array (H, W, 3) of the image, for `draw` and `save`.
     picture: Picture | None = field(default=None, repr=False)
+    #: (n, H, W) bool mask of each box, which may be empty; None if masks were not asked for.
+    masks: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -55,6 +58,11 @@ class Detections:
             raise ValueError(
                 f"Detections: expected the same number of labels, boxes and scores, got {count}"
                 f" labels, boxes_xyxy {self.boxes_xyxy.shape} and {len(self.scores)} scores"
+            )
+        if self.masks is not None and self.masks.shape != (count, *self.image_size):
+            raise ValueError(
+                f"Detections: masks have shape {self.masks.shape}, expected"
+                f" {(count, *self.image_size)}"
             )
 
     @classmethod
@@ -64,8 +72,9 @@ class Detections:
         labels: Sequence[str],
         image_size: tuple[int, int],
         picture: Picture | None = None,
+        masks: np.ndarray | None = None,
     ) -> Detections:
-        """Attach labels to the boxes of `detect_boxes` or `ground_phrases`."""
+        """Attach labels to the boxes of `detect_boxes` or `ground_phrases`, and masks to boxes."""
         f = functions_of(found.scores)
         indices = f.as_numpy(found.label_indices)
         return cls(
@@ -75,6 +84,7 @@ class Detections:
             indices=indices,
             image_size=(int(image_size[0]), int(image_size[1])),
             picture=picture,
+            masks=masks,
         )
 
     if not TYPE_CHECKING:
@@ -97,10 +107,22 @@ class Detections:
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
-        """Return the dict that the CLI prints as JSON; `image` defaults to the image path."""
+        """Return the dict that the CLI prints as JSON; `image` defaults to the image path.
+
+        Masks are COCO's compressed RLE, which pycocotools reads.
+        """
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
         height, width = self.image_size
+        segmentations: list[dict[str, Any]] = [{}] * len(self)
+        if self.masks is not None:
+            segmentations = [
+                {
+                    "area": int(mask.sum()),
+                    "segmentation": {"size": [height, width], "counts": encode_rle(mask).counts},
+                }
+                for mask in self.masks
+            ]
         return {
             "image": image,
             "width": width,
@@ -112,20 +134,30 @@ class Detections:
                     "score": round(float(score), 4),
                     "label": label,
                     "index": int(index),
+                    **segmentation,
                 }
-                for box, score, label, index in zip(
-                    self.boxes_xyxy, self.scores, self.labels, self.indices, strict=True
+                for box, score, label, index, segmentation in zip(
+                    self.boxes_xyxy,
+                    self.scores,
+                    self.labels,
+                    self.indices,
+                    segmentations,
+                    strict=True,
                 )
             ],
         }
 
     def draw(self) -> Image:
-        """Draw boxes and labels with the best box on top, enlarging small images first.
+        """Draw boxes, labels and masks with the best on top, enlarging small images first.
 
         Raises:
             ValueError: if the image is missing or its size is wrong.
         """
         image, scale = enlarged(open_picture("Detections", self.picture, self.image_size))
+        if self.masks is not None:
+            masks = self.masks.repeat(scale, 1).repeat(scale, 2)
+            colors = [int(index) for index in self.indices]
+            image = draw_masks(image, masks, [""] * len(self), colors)
         draw_boxes(
             image,
             [[float(number) * scale for number in box] for box in self.boxes_xyxy],

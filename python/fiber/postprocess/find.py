@@ -57,7 +57,7 @@ def detect_boxes(
     *,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.6,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
     candidates_per_level: int = 1000,
     aggregate: Literal["mean", "max"] = "mean",
 ) -> list[FoundBoxes]:
@@ -74,7 +74,7 @@ def detect_boxes(
         original_sizes: B sizes to which boxes are rescaled.
         score_threshold: minimum label score, exclusive, before centerness is applied.
         nms_threshold: IoU above which the lower-scoring of two boxes of a label is removed.
-        max_detections: maximum number of boxes per image.
+        max_detections: maximum number of boxes per image. None means no limit.
         candidates_per_level: (location, label) pairs kept per level before NMS.
         aggregate: how to combine token probabilities, "mean" or "max".
 
@@ -127,6 +127,29 @@ def ground_phrases(
     are as in `detect_boxes`. Boxes are grouped by phrase, best first in each group. A phrase
     without tokens (truncated text) has no boxes.
     """
+    found = grounded_locations(
+        output,
+        phrase_token_maps,
+        image_sizes,
+        original_sizes,
+        boxes_per_phrase=boxes_per_phrase,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+    )
+    return [boxes for boxes, _ in found]
+
+
+def grounded_locations(
+    output: DetectorOutput,
+    phrase_token_maps: Sequence[TokenMap],
+    image_sizes: Sizes,
+    original_sizes: Sizes,
+    *,
+    boxes_per_phrase: int,
+    score_threshold: float,
+    nms_threshold: float,
+) -> list[tuple[FoundBoxes, Tensor]]:
+    """Return the boxes of `ground_phrases`, and the (n,) index of the location of each."""
     scores, centerness = _probabilities(output)
     f = functions_of(scores)
     locations_wanted = 1 if boxes_per_phrase == 1 else PLACES_PER_BOX * boxes_per_phrase
@@ -147,9 +170,8 @@ def ground_phrases(
         # NMS returns the best first; a stable sort groups by phrase.
         kept = kept[f.argsort(labels[kept])]
         kept = kept[_index_in_group(labels[kept]) < boxes_per_phrase]
-        found.append(
-            FoundBoxes(_to_original(boxes[kept], *sizes), f.sqrt(values[kept]), labels[kept])
-        )
+        own = FoundBoxes(_to_original(boxes[kept], *sizes), f.sqrt(values[kept]), labels[kept])
+        found.append((own, locations[kept]))
     return found
 
 
@@ -163,6 +185,13 @@ def join_chunks(
         first_labels: index of each prompt's first label in the list of all labels.
         max_detections: maximum number of boxes. Default: all, as in the published code.
     """
+    return join_in_order(chunks, first_labels, max_detections)[0]
+
+
+def join_in_order(
+    chunks: Sequence[FoundBoxes], first_labels: Sequence[int], max_detections: int | None
+) -> tuple[FoundBoxes, Tensor]:
+    """Merge boxes as `join_chunks`; also return their (n,) indices in all chunks, one by one."""
     f = functions_of(chunks[0].scores)
     joined = FoundBoxes(
         f.concat([chunk.boxes_xyxy for chunk in chunks]),
@@ -170,7 +199,7 @@ def join_chunks(
         f.concat([c.label_indices + first for c, first in zip(chunks, first_labels, strict=True)]),
     )
     order = f.argsort(joined.scores, descending=True)[:max_detections]
-    return FoundBoxes(*(part[order] for part in joined))
+    return FoundBoxes(*(part[order] for part in joined)), order
 
 
 def _probabilities(output: DetectorOutput) -> tuple[Tensor, Tensor]:

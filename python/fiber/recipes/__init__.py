@@ -22,6 +22,7 @@ _FAMILIES = {
     "small": (
         "scenes_coarse",
         "scenes_fine",
+        "scenes_fine_masks",
         "small_caption",
         "small_detection",
         "small_matching",
@@ -61,6 +62,7 @@ _FAMILIES = {
         "meter_retrieval_coco_published",
         "meter_retrieval_flickr30k_published",
     ),
+    "segmentation": ("coco_panoptic", "refcocog_masks", "scenes_pixel"),
     "detection": (
         "coco_detection",
         "lvis_detection",

@@ -70,6 +70,28 @@ def scenes_fine() -> RunConfig:
     )
 
 
+def scenes_fine_masks() -> RunConfig:
+    """Masks of the boxes that a fine-stage model finds for texts in generated scenes.
+
+    Command: fiber train scenes_fine_masks --data runs/scenes --init runs/fine --output runs/masks
+    Data: as for `scenes_fine`, with a mask for each box.
+    Hardware: two CPU cores; trains in minutes.
+    Expected: see docs/segmentation.md.
+
+    Only the head of masks is trained: boxes and scores stay those of the initial model.
+    """
+    changes = {
+        "model.detector.mask_width": 16,
+        "tasks.grounding.mask_bce": 1.0,
+        "tasks.grounding.mask_dice": 1.0,
+        "optim.frozen": ("backbone", "stage_norms", "pyramid", "head"),
+        "optim.muon_lr_multiplier": 0.0,
+        "train.steps": 500,
+        "train.checkpoint_every": 100,
+    }
+    return replace_fields(scenes_fine(), changes)
+
+
 def scenes_coarse() -> RunConfig:
     """Coarse-stage model for captions and questions on generated scenes, trained in minutes.
 

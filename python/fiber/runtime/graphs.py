@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fiber.distributions import how_to_install
-from fiber.messages import shown, shown_names
+from fiber.messages import printable, shown, shown_names
 from fiber.runtime.metadata import (
+    FILE,
     MODEL_KEY,
     PART_KEY,
     Dimension,
@@ -42,6 +44,12 @@ _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 MARK_FILE = "fiber.json"
 #: Maximum size of this file.
 _MAX_MARK_BYTES = 10_000
+#: A key of the mark in an ONNX file, a protocol buffer, with the length of its value; in an XML
+#: file, with its value. Maximum size of such a file, whose weights are in another one.
+_KEYS = f"({MODEL_KEY}|{PART_KEY})".encode()
+_ONNX_MARK = re.compile(_KEYS + rb"\x12([\0-\x7f])", re.DOTALL)
+_XML_MARK = re.compile(b"<" + _KEYS + rb' value="(\w{1,127})"')
+_MAX_MARKED_BYTES = 1 << 28
 
 
 class Graphs:
@@ -77,7 +85,7 @@ class Graphs:
         if engine is not None and engine not in engines:
             raise ValueError(
                 f"engine {shown(engine)} does not run the format {shown(self.metadata.to)} of"
-                f" {self.folder}; expected {' or '.join(map(repr, engines))}"
+                f" {self.folder / FILE}; expected {' or '.join(map(repr, engines))}"
             )
         if engine is None and engines[0] == "torch":
             raise ValueError(
@@ -152,11 +160,11 @@ class Graphs:
             if found == expected:
                 continue
             part = next((p for p, g in self.metadata.graphs.items() if g.file == name), None)
-            mark = self._read_mark(path) if part is not None else {}
+            mark = _read_mark(path) if part is not None else {}
             model = mark.get(MODEL_KEY, self.metadata.fingerprint)
             if model != self.metadata.fingerprint:
                 raise ValueError(
-                    f"{path} is a graph of another model, {model[:12]}; expected"
+                    f"{path} is a graph of another model, {printable(model, 12)}; expected"
                     f" {self.metadata.fingerprint[:12]}, the model of metadata.json"
                 )
             if mark.get(PART_KEY, part) != part:
@@ -165,23 +173,38 @@ class Graphs:
                 )
             raise ValueError(
                 f"{path} is damaged or of another export: it has {found.bytes} bytes and SHA-256"
-                f" {found.sha256[:12]}, expected {expected.bytes} and {expected.sha256[:12]};"
-                " export the model again"
+                f" {found.sha256[:12]}, expected {expected.bytes} and {expected.sha256[:12]} of"
+                " metadata.json; export the model again"
             )
 
-    def _read_mark(self, path: Path) -> Mapping[str, str]:
-        """Return what a graph file says of itself; empty if it cannot be read."""
-        try:
-            if self.engine == "torch":
-                return _torch_mark(path)
-            return self._thread.submit(_RUNNERS[self.engine], self._module, path, 1).result().mark
-        except Exception:
-            # A damaged file fails in any way.
-            return {}
+
+def _read_mark(path: Path) -> Mapping[str, str]:
+    """Return what a graph file says of itself; empty if it cannot be read.
+
+    No engine reads it: a file whose checksum is wrong may be anything, and torch would run code in
+    it.
+    """
+    try:
+        return _torch_mark(path) if path.suffix == ".pt2" else _marks_in(path)
+    except Exception:
+        # A damaged file fails in any way.
+        return {}
+
+
+def _marks_in(path: Path) -> Mapping[str, str]:
+    """Find the mark among the bytes of an ONNX file, or of an XML file of OpenVINO."""
+    if path.stat().st_size > _MAX_MARKED_BYTES:
+        return {}
+    content = path.read_bytes()
+    found = {each[1]: each[2] for each in _XML_MARK.finditer(content)}
+    for each in _ONNX_MARK.finditer(content):
+        # A length, and as many bytes.
+        found[each[1]] = content[each.end() : each.end() + each[2][0]]
+    return {key.decode(): value.decode() for key, value in found.items()}
 
 
 def _torch_mark(path: Path) -> Mapping[str, str]:
-    """Read the mark of a .pt2 archive without torch, which would run code in the file."""
+    """Read the mark of a .pt2 archive."""
     with zipfile.ZipFile(path) as archive:
         (entry,) = (i for i in archive.infolist() if i.filename.endswith(f"extra/{MARK_FILE}"))
         if entry.file_size > _MAX_MARK_BYTES:
@@ -259,14 +282,11 @@ def _import(engine: Engine) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
 
 
 class _Runner(ABC):
     """A graph that an engine has loaded."""
-
-    #: Model and part, as the file names them.
-    mark: Mapping[str, str]
 
     @abstractmethod
     def __init__(self, module: Any, path: Path, threads: int | None) -> None: ...
@@ -289,7 +309,6 @@ class _OnnxRuntime(_Runner):
         self._session = module.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        self.mark = self._session.get_modelmeta().custom_metadata_map
 
     def run(self, names: list[str], arrays: list[np.ndarray]) -> list[np.ndarray]:
         return self._session.run(None, dict(zip(names, arrays, strict=True)))
@@ -299,8 +318,6 @@ class _OpenVino(_Runner):
     def __init__(self, module: Any, path: Path, threads: int | None) -> None:
         core = module.Core()
         model = core.read_model(str(path))
-        keys = [key for key in (MODEL_KEY, PART_KEY) if model.has_rt_info([key])]
-        self.mark = {key: str(model.get_rt_info([key]).value) for key in keys}
         # By default it computes in a lower precision where the processor is faster with it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
@@ -316,10 +333,8 @@ class _OpenVino(_Runner):
 class _TorchExport(_Runner):
     def __init__(self, module: Any, path: Path, threads: int | None) -> None:
         self._torch = module
-        files = {MARK_FILE: ""}
         with path.open("rb") as file:
-            program = module.export.load(file, extra_files=files)
-        self.mark = json.loads(files[MARK_FILE] or "{}")
+            program = module.export.load(file)
         # Guards of small maps are about the order of dimensions in memory, not about values.
         self._run = program.module(check_guards=False)
 

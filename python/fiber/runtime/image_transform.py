@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from fiber import _core
+from fiber.config_io import check_ranges, from_dict
 from fiber.data import ImageTransform, load_image
 from fiber.messages import shown
 
@@ -21,6 +23,38 @@ _AUGMENTATIONS = {
 }
 #: Constructors of transforms of inference.
 _NAMES = ("squash", "center_crop", "shorter_side")
+#: Range of sizes in pixels, and of means and standard deviations.
+_PIXELS, _MEAN, _STD = (1, 2**16), (-1e3, 1e3), (1e-6, 1e6)
+#: Maximum number of sizes.
+_MAX_SIZES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    """Arguments of the constructors; which ones a constructor takes is its own matter."""
+
+    size: int = 1
+    sizes: tuple[int, ...] = ()
+    max_size: int = 1
+    divisor: int = 1
+    filter: Literal["bilinear", "bicubic"] = "bilinear"
+    resize: Literal["exact", "fast"] = "exact"
+    alpha: Literal["drop", "premultiply"] = "drop"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) > _MAX_SIZES:
+            raise ValueError(
+                f"{_ARGUMENTS}sizes: expected at most {_MAX_SIZES}, got {len(self.sizes)}"
+            )
+        pixels = dict.fromkeys(("size", "sizes", "max_size", "divisor"), _PIXELS)
+        check_ranges(self, _ARGUMENTS, {**pixels, "mean": _MEAN, "std": _STD})
+
+
+#: Prefix of the arguments in messages.
+_ARGUMENTS = "image_transform.arguments."
 
 
 def describe_transform(transform: ImageTransform) -> dict[str, Any]:
@@ -45,14 +79,15 @@ def read_transform(described: Mapping[str, Any]) -> ImageTransform:
         ValueError: if it is not such an output.
     """
     name, arguments = described.get("name"), described.get("arguments")
-    if name not in _NAMES or not isinstance(arguments, Mapping):
+    if not isinstance(name, str) or name not in _NAMES or not isinstance(arguments, Mapping):
         raise ValueError(
             f"image_transform: expected a name, one of {', '.join(_NAMES)}, and arguments, got"
             f" {shown(described)}"
         )
+    checked = from_dict(_Arguments, dict(arguments), where=_ARGUMENTS)
     try:
-        return getattr(ImageTransform, name)(**arguments)
-    except TypeError as error:
+        return getattr(ImageTransform, name)(**{each: getattr(checked, each) for each in arguments})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"image_transform: {error}") from error
 
 

@@ -18,12 +18,13 @@ from fiber.inference.suggestions import (
     suggest_keywords_of_methods,
     unknown_attribute,
 )
+from fiber.messages import shown, shown_names
 from fiber.models.heads import MissingHeadError, need_head
 from fiber.models.model_config import ModelConfig
 from fiber.models.registry import CONFIGS, read_config
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import read_transform
-from fiber.runtime.metadata import Metadata
+from fiber.runtime.metadata import FILE, Metadata
 from fiber.runtime.networks import GraphDetector, GraphImageText
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class GraphModel(MaskMethods):
     ) -> None:
         about = graphs.metadata
         self.graphs = graphs
-        self.config = _config(about, graphs.folder)
+        self.config = _config(about, graphs.folder / FILE)
         self.answers, self.classes = about.answers, about.classes
         self.tokenizer = _tokenizer(graphs)
         finds_boxes = "grounding" in about.heads
@@ -66,7 +67,7 @@ class GraphModel(MaskMethods):
         try:
             transform = read_transform(about.image_transform)
         except ValueError as error:
-            raise ValueError(f"{graphs.folder}: {error}") from error
+            raise ValueError(f"{graphs.folder / FILE}: {error}") from error
         self._inputs = ArrayInputs(
             lambda task: transform,
             self.tokenizer,
@@ -145,29 +146,30 @@ class StagedGraphModel(Stages, GraphModel):
         self.stages = dict(stages)
 
 
-def _config(about: Metadata, folder: Path) -> ModelConfig:
-    """Read the config of a model, with the heads of its graphs."""
+def _config(about: Metadata, path: Path) -> ModelConfig:
+    """Read the config of a model, with the heads of its graphs, from metadata.json."""
     family = about.model.get("family", "fiber")
-    if family not in CONFIGS:
+    if not isinstance(family, str) or family not in CONFIGS:
         raise ValueError(
-            f"{folder}: the graphs are of a model of the family {family!r}; without the network,"
-            f" models of {' and '.join(CONFIGS)} run"
+            f"{path}: model.family: the graphs are of a model of the family {shown(family)};"
+            f" without the network, models of {' and '.join(CONFIGS)} run"
         )
     try:
         config: Any = read_config(dict(about.model), "model")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {error}") from error
-    if tuple(config.heads) == about.heads:
-        return config
-    heads = dataclasses.replace(config.image_text, heads=about.heads)
-    return dataclasses.replace(config, image_text=heads)
+        unknown = [head for head in about.heads if head not in config.heads]
+        if unknown or not about.heads:
+            raise ValueError(
+                f"heads: expected some of {shown_names(config.heads)}, which the model has, got"
+                f" {shown_names(unknown)}"
+            )
+        if tuple(config.heads) == about.heads:
+            return config
+        heads = dataclasses.replace(config.image_text, heads=about.heads)
+        return dataclasses.replace(config, image_text=heads)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _tokenizer(graphs: Graphs) -> Tokenizer | None:
     name = graphs.metadata.tokenizer
-    if name is None:
-        return None
-    # Its checksum is that of the export, which has checked it for the model.
-    if name not in graphs.metadata.files:
-        raise ValueError(f"{graphs.folder}: files has no {name!r}, which is the tokenizer")
-    return Tokenizer.from_file(graphs.folder / name)
+    return None if name is None else Tokenizer.from_file(graphs.folder / name)

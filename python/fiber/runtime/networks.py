@@ -6,21 +6,89 @@ their heads, but for training: nothing needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 from fiber.models.features import DetectorOutput, ImagePrefix
 from fiber.models.model_config import ModelConfig
 from fiber.ops.anchors import level_anchor_array, level_sizes
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime.graphs import Graphs
-from fiber.runtime.metadata import terms
+from fiber.runtime.metadata import FILE, CaptionSettings, terms
 
 Arrays = dict[str, np.ndarray]
+#: Names of the outputs of each graph that a kind of network runs.
+Needed = dict[str, tuple[str | EllipsisType, ...]]
+#: Graphs of a detector. What follows the tokens are stages of the image encoder.
+_DETECTOR: Needed = {
+    "image_prefix": ("tokens", ...),
+    "text_prefix": ("text",),
+    "pair": ("token_logits", "box_deltas", "centerness_logits"),
+}
+#: Tensors of fixed sizes: their number of dimensions, and those that are integers.
+_FIXED = {
+    "pooled": (2, (1,)),
+    "image_vectors": (2, (1,)),
+    "past": (6, (1, 2, 3, 5)),
+    "rank_logits": (1, ()),
+    **{f"{head}_logits": (2, (1,)) for head in ("itm", "vqa", "snli", "nlvr2")},
+}
+
+
+def _image_text(heads: Collection[str]) -> Needed:
+    """List the graphs of heads on images and texts."""
+    needed: Needed = {"image_prefix": ("tokens",)}
+    if set(heads) - {"caption"}:
+        needed["text_prefix"] = ("text",)
+    scoring = [head for head in heads if head not in ("itc", "caption", "mlm")]
+    if scoring:
+        needed["pair"] = ("pooled",)
+        needed |= {f"head_{head}": (f"{head}_logits",) for head in scoring}
+    if "itc" in heads:
+        needed |= {"embed_images": ("image_vectors",), "embed_texts": ("text_vectors",)}
+    if "caption" in heads:
+        needed["caption_image"] = ("image_keys_values",)
+        needed["caption_step"] = ("caption_logits", "newest")
+    return needed
+
+
+def need_graphs(graphs: Graphs, needed: Needed) -> None:
+    """Check that metadata.json lists some graphs with their outputs.
+
+    Args:
+        graphs: exported graphs.
+        needed: names of graphs and of their outputs, in order; `...` at the end are any more.
+
+    Raises:
+        ValueError: if it does not, or the sizes of a tensor that must be fixed are not.
+    """
+    path = graphs.folder / FILE
+    for name, outputs in needed.items():
+        graph = graphs.metadata.graphs.get(name)
+        if graph is None:
+            raise ValueError(
+                f"{path}: graphs.{name}: missing; expected the graphs {shown_names(needed)}"
+            )
+        first = outputs[:-1] if outputs[-1] is ... else outputs
+        found = tuple(each.name for each in graph.outputs)
+        if found[: len(first)] != first or (first == outputs and len(found) != len(first)):
+            raise ValueError(
+                f"{path}: graphs.{name}.outputs: expected {shown_names(first)}, got"
+                f" {shown_names(found)}"
+            )
+        for each in (*graph.inputs, *graph.outputs):
+            rank, fixed = _FIXED.get(each.name, (len(each.shape), ()))
+            is_fixed = len(each.shape) == rank and all(type(each.shape[n]) is int for n in fixed)
+            if not is_fixed:
+                raise ValueError(
+                    f"{path}: graphs.{name}: the shape of {each.name} must have {rank} sizes, with"
+                    f" integers in the places {', '.join(map(str, fixed))}, got {shown(each.shape)}"
+                )
 
 
 class ArrayNetwork:
@@ -65,9 +133,8 @@ class ArrayNetwork:
     def _size(self, graph: str, output: str, axis: int) -> int:
         """Return a fixed size of an output."""
         found = next(e for e in self.graphs.metadata.graphs[graph].outputs if e.name == output)
-        size = found.shape[axis]
-        assert isinstance(size, int)
-        return size
+        # An integer, which `need_graphs` has checked.
+        return int(found.shape[axis])
 
 
 class GraphDetector(ArrayNetwork):
@@ -79,26 +146,28 @@ class GraphDetector(ArrayNetwork):
 
     def __init__(self, graphs: Graphs, config: ModelConfig) -> None:
         super().__init__(graphs, config)
-        about = graphs.metadata.detector or {}
-        try:
-            self._strides = tuple(int(stride) for stride in about["strides"])
-            self._scale = float(about["anchor_scale"])
-            #: Number that divides the height and width of padded images.
-            self.size_divisor = int(about["size_divisor"])
-            coding = (tuple(about["delta_weights"]), float(about["max_log_scale"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{graphs.folder}: detector: expected strides, anchor_scale, size_divisor,"
-                f" delta_weights and max_log_scale, got {shown(about)}"
-            ) from error
+        path, about = graphs.folder / FILE, graphs.metadata.detector
+        if about is None:
+            raise ValueError(f"{path}: detector: expected an object, got None")
+        self._strides, self._scale = about.strides, about.anchor_scale
+        #: Number that divides the height and width of padded images.
+        self.size_divisor = about.size_divisor
+        coding = (about.delta_weights, about.max_log_scale)
         if coding != (DELTA_WEIGHTS, MAX_LOG_SCALE):
             raise ValueError(
-                f"{graphs.folder}: detector: boxes are coded with {shown(coding)}; expected"
-                f" {(DELTA_WEIGHTS, MAX_LOG_SCALE)}, as this version does"
+                f"{path}: detector: boxes are coded with the delta_weights and the max_log_scale"
+                f" {shown(coding)}; expected {(DELTA_WEIGHTS, MAX_LOG_SCALE)}, as this version does"
             )
-        outputs = graphs.metadata.graphs["image_prefix"].outputs
+        need_graphs(graphs, _DETECTOR)
+        tokens = graphs.metadata.graphs["image_prefix"].outputs[0]
+        rows = tokens.shape[1] if len(tokens.shape) == 4 else None
+        if not isinstance(rows, str) or terms(rows)[0] != "height":
+            raise ValueError(
+                f"{path}: graphs.image_prefix.outputs.tokens: expected a shape like batch,"
+                f" height/16, width/16, 64, got {shown(tokens.shape)}"
+            )
         #: Pixels of an image for each row and column of its tokens.
-        self._pixels = terms(str(outputs[0].shape[1]))[1]
+        self._pixels = terms(rows)[1]
         self._anchors = lru_cache(maxsize=16)(self._all_anchors)
 
     def image_prefix(self, images: np.ndarray, image_sizes: object = None) -> ImagePrefix:
@@ -127,6 +196,23 @@ class GraphDetector(ArrayNetwork):
 class GraphImageText(ArrayNetwork):
     """Graphs on images and texts: the abilities of their heads but `grounding`."""
 
+    def __init__(self, graphs: Graphs, config: ModelConfig) -> None:
+        super().__init__(graphs, config)
+        path, about = graphs.folder / FILE, graphs.metadata
+        need_graphs(graphs, _image_text(about.heads))
+        if "caption" in about.heads and about.caption is None:
+            raise ValueError(f"{path}: caption: expected an object, got None")
+        for head, name in (("vqa", "answers"), ("snli", "entailment")):
+            strings = getattr(about, name)
+            if head not in about.heads or not strings:
+                continue
+            found = self._size(f"head_{head}", f"{head}_logits", -1)
+            if len(strings) != found:
+                raise ValueError(
+                    f"{path}: {name}: got {len(strings)} strings, but the graph head_{head}"
+                    f" returns {found} logits"
+                )
+
     @property
     def pooled_width(self) -> int:
         """Number of channels of a pooled pair."""
@@ -140,7 +226,8 @@ class GraphImageText(ArrayNetwork):
     @property
     def scores_are_log_odds(self) -> bool:
         """True if the sigmoid of `ranking_scores` is the probability of a match."""
-        return bool((self.graphs.metadata.ranking or {}).get("scores_are_log_odds", True))
+        ranking = self.graphs.metadata.ranking
+        return True if ranking is None else ranking.scores_are_log_odds
 
     def image_prefix(self, images: np.ndarray, is_right: np.ndarray | None = None) -> ImagePrefix:
         """Compute what does not depend on the text; `is_right` marks right images of NLVR2."""
@@ -216,20 +303,18 @@ class GraphImageText(ArrayNetwork):
     @property
     def mask_id(self) -> int:
         """Id of <mask>, which is never written."""
-        return self._caption_setting("mask_id")
+        return self._caption.mask_id
 
     @property
     def longest_caption(self) -> int:
         """Maximum number of tokens, including <s> and </s>."""
-        return self._caption_setting("longest")
+        return self._caption.longest
 
-    def _caption_setting(self, name: str) -> int:
-        value = (self.graphs.metadata.caption or {}).get(name)
-        if not isinstance(value, int):
-            raise ValueError(
-                f"{self.graphs.folder}: caption.{name}: expected an integer, got {shown(value)}"
-            )
-        return value
+    @property
+    def _caption(self) -> CaptionSettings:
+        found = self.graphs.metadata.caption
+        assert found is not None
+        return found
 
     def image_tokens(self, images: np.ndarray) -> np.ndarray:
         """Encode images for the decoder: keys and values of its layers."""

@@ -243,6 +243,7 @@ def _add_phrased(
             "group": phrased.group,
         }
     )
+    masks = segmentations(image.segments, image.image_size)
     named = [
         (span, thing)
         for span, things in zip(spans, phrased.things, strict=False)
@@ -251,7 +252,8 @@ def _add_phrased(
     for box_number, (span, thing) in enumerate(named):
         box = image.boxes_xyxy[thing]
         entry = _box_entry(text_id * _PER_IMAGE + box_number, text_id, box, 1)
-        out[f"{kind}.annotations"].append({**entry, "tokens_positive": span})
+        entry |= {"tokens_positive": span, **masks.get(thing, {})}
+        out[f"{kind}.annotations"].append(entry)
 
 
 def write_split(

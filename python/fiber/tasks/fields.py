@@ -66,6 +66,11 @@ class TaskConfig:
         """Return the heads of the model that the task trains or needs."""
         return ()
 
+    @property
+    def reads_masks(self) -> bool:
+        """True if readers with an option `masks` should set it."""
+        return False
+
     def check(self, where: str) -> None:
         """Check the options; `where` is the task's dotted name, as in "tasks.question".
 

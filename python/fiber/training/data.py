@@ -24,7 +24,6 @@ from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import (
     RECORD_SET,
     AmbiguousLayoutError,
-    ChosenRecords,
     Data,
     check_records,
     check_supported,
@@ -35,6 +34,7 @@ from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import skip_lines
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.messages import shown, shown_names
 from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
@@ -176,7 +176,7 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
             for source in (*task.sources, *task.first_sources):
                 known, group = split_source(source)
                 if known not in read:
-                    read[known] = _read_source(config, known, path)
+                    read[known] = _read_source(config, known, path, task.reads_masks)
                 if source not in read:
                     read[source] = _of_group(read[known], known, group)
         except AmbiguousLayoutError as error:
@@ -266,8 +266,8 @@ def check_negatives(task: str, records: RecordSet, losses: Sequence[str]) -> Non
     if same:
         raise ValueError(
             f"data for task {task!r}: all {len(records)} records have {' and '.join(same)}, so"
-            f" {' and '.join(losses)} have no negatives; expected at least two different images"
-            " with different texts"
+            f" {' and '.join(losses)} {'has' if len(losses) == 1 else 'have'} no negatives;"
+            " expected at least two different images with different texts"
         )
 
 
@@ -281,9 +281,9 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
     return ChosenRecords(records, chosen)
 
 
-def _read_source(config: RunConfig, source: str, data: Path) -> RecordSet:
+def _read_source(config: RunConfig, source: str, data: Path, masks: bool) -> RecordSet:
     # Invalid boxes can only be dropped; "resample" replaces whole records.
     on_error = "raise" if config.data.on_error == "raise" else "skip"
-    options = {"on_error": on_error, "shots": config.data.shots}
+    options = {"on_error": on_error, "shots": config.data.shots, "masks": masks}
     options = {name: value for name, value in options.items() if name in SOURCES[source].options}
     return open_source(source, data, config.data.split, **options)

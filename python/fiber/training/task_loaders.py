@@ -113,7 +113,7 @@ class TaskLoaders:
         self._loaders = {
             name: DataLoader(
                 records,
-                tasks[task_of(name)].task.layout,
+                tasks[task_of(name)].layout,
                 tokenizer=tokenizer,
                 transform=training_transform(config.model, config.transform(task_of(name))),
                 batch_size=self.micro_batch_sizes[task_of(name)],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.data import Tokenizer
 from fiber.data.fake_batch import fake_batch
+from fiber.data.loader_config import BatchType
 from fiber.data.record import RecordSet
 from fiber.models.abilities import need_ability
 from fiber.tasks import find_task
@@ -128,6 +129,11 @@ class TaskTraining:
     def labels(self, answers: Sequence[str]) -> Sequence[str]:
         """Return the classes that `targets` of the layout "question" number."""
         return answers
+
+    @property
+    def layout(self) -> BatchType:
+        """Layout of the loader's batches: that of the task, or one with more fields."""
+        return self.task.layout
 
     # Start
 
@@ -261,7 +267,7 @@ class TaskTraining:
             "text_mask": mask,
         }
         labels = len(self.labels([""] * config.model.num_answers))
-        return fake_batch(self.task.layout, common, labels)
+        return fake_batch(self.layout, common, labels)
 
     def traffic(self, config: RunConfig, gpus: int, tokens: int, image_size: ImageSize) -> Traffic:
         """Return the bytes that the losses of a step exchange among two or more GPUs."""

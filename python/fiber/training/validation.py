@@ -20,9 +20,10 @@ from torch import Tensor
 from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, read_tensors, write_tensors
 from fiber.checkpoints.vocabulary.files import Vocabulary
-from fiber.data.datasets.resolve import ChosenRecords, Data, has_splits
+from fiber.data.datasets.resolve import Data, has_splits
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import needed_head, open_records

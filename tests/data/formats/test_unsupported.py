@@ -11,14 +11,15 @@ VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotati
 YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
 LABEL = "0 0.5 0.5 0.1 0.2\n"
 METADATA = '{"file_name": "1.jpg", "text": "a mug"}\n'
-TO_COCO = r".*COCO JSON.*JSON lines.*docs/data\.md"
+BOXES = r".*boxes of classes only \(source detection; see docs/data\.md\)"
+NAMES = r".*missing: the names of the classes, in data\.yaml .*or in classes\.txt"
 #: Files of a folder by name, and what is said of it.
 LAYOUTS = {
-    "YOLO of Roboflow": ({"data.yaml": YOLO, "train/labels/1.txt": LABEL}, "YOLO" + TO_COCO),
-    "YOLO of Ultralytics": ({"labels/train/1.txt": LABEL, "images/1.jpg": ""}, "YOLO" + TO_COCO),
-    "YOLO, labels only": ({"labels/1.txt": LABEL, "labels/classes.txt": "mug"}, "YOLO" + TO_COCO),
-    "VOC": ({"Annotations/1.xml": VOC, "JPEGImages/1.jpg": ""}, "Pascal VOC" + TO_COCO),
-    "VOC of Roboflow": ({"train/1.xml": VOC, "train/1.jpg": ""}, "Pascal VOC" + TO_COCO),
+    "YOLO of Roboflow": ({"data.yaml": YOLO, "train/labels/1.txt": LABEL}, "YOLO" + BOXES),
+    "YOLO of Ultralytics": ({"labels/train/1.txt": LABEL, "images/1.jpg": ""}, "YOLO" + NAMES),
+    "YOLO, labels only": ({"labels/1.txt": LABEL, "labels/notes.txt": "mug"}, "YOLO" + NAMES),
+    "VOC": ({"Annotations/1.xml": VOC, "JPEGImages/1.jpg": ""}, "Pascal VOC" + BOXES),
+    "VOC of Roboflow": ({"train/1.xml": VOC, "train/1.jpg": ""}, "Pascal VOC" + BOXES),
     "ImageFolder": (
         {"metadata.jsonl": METADATA, "1.jpg": ""},
         r"ImageFolder.*rename.*train\.jsonl",
@@ -41,23 +42,28 @@ def write(folder, files):
 def test_a_folder_in_a_known_format_is_answered_with_what_to_do(layout, tmp_path):
     files, said = LAYOUTS[layout]
     write(tmp_path, files)
-    for source in ("captions", "detection"):
+    is_read = layout.startswith("VOC") or "data.yaml" in files
+    for source in ("captions",) if is_read else ("captions", "detection"):
         with pytest.raises(
             FileNotFoundError, match=rf"has no {source} for split 'train': .*{said}"
         ):
             open_source(source, tmp_path, "train")
+    if is_read:
+        assert {part.source for part in parts_of(tmp_path)} == {"detection"}
+        return
     with pytest.raises(ValueError, match=said):
         parts_of(tmp_path)
 
 
 def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
     write(tmp_path, {"data.yaml": YOLO, "1.xml": VOC, "other.yaml": "a: b\n"})
-    for source in ("detection", "objects365"):
-        with pytest.raises(ValueError, match=rf"data\.yaml .*YOLO{TO_COCO}"):
-            open_source(source, tmp_path / "data.yaml", "train")
-    with pytest.raises(ValueError, match=rf"1\.xml .*Pascal VOC{TO_COCO}"):
+    with pytest.raises(ValueError, match=rf"data\.yaml .*YOLO{BOXES}"):
+        open_source("objects365", tmp_path / "data.yaml", "train")
+    with pytest.raises(FileNotFoundError, match=r"data\.yaml: no images of split 'train'; tried"):
+        open_source("detection", tmp_path / "data.yaml", "train")
+    with pytest.raises(ValueError, match=r"1\.xml .*Pascal VOC.*pass the folder"):
         open_source("detection", tmp_path / "1.xml", "train")
-    with pytest.raises(ValueError, match=rf"1\.xml.*Pascal VOC{TO_COCO}"):
+    with pytest.raises(ValueError, match=r"1\.xml.*Pascal VOC.*pass the folder"):
         parts_of(tmp_path / "1.xml")
     with pytest.raises(ValueError, match=r"other\.yaml lacks img, label, labelmap; .*got a$"):
         open_source("objects365", tmp_path / "other.yaml", "train")

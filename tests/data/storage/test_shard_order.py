@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from fiber.data import ConcatRecords, DataLoader, ImageTransform, Tokenizer
-from fiber.data.datasets.resolve import ChosenRecords, open_source
+from fiber.data.datasets.resolve import open_source
 from fiber.data.sampler import IndexSampler
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.data.storage.shard_order import ShardGroups, ShardMap
 from fiber.data.tools.pack import pack
 

@@ -12,9 +12,10 @@ from fiber.data import Tokenizer
 from fiber.inference.model import Model
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 from fiber.models.encoders.focalnet_config import FocalNetConfig
+from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
 from fiber.models.registry import build_model
 from fiber.models.xdecoder.class_texts import TEMPLATES
-from fiber.models.xdecoder.config import DecoderConfig, PixelDecoderConfig, XDecoderConfig
+from fiber.models.xdecoder.config import DecoderConfig, XDecoderConfig
 
 CLASSES = ["red square", "grass", "sky", "blue circle"]
 STUFF = ["grass", "sky"]

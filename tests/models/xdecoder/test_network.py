@@ -8,9 +8,10 @@ import torch
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 from fiber.models.encoders.focalnet_config import FocalNetConfig
 from fiber.models.heads import MissingHeadError
+from fiber.models.masks.pixel_decoder import sine_positions
+from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
 from fiber.models.xdecoder.captioner import CaptionDecoding, greedy_captions
-from fiber.models.xdecoder.config import DecoderConfig, PixelDecoderConfig, XDecoderConfig
-from fiber.models.xdecoder.pixel_decoder import sine_positions
+from fiber.models.xdecoder.config import DecoderConfig, XDecoderConfig
 from fiber.models.xdecoder.segmenter import XDecoder, join_tokens
 
 TINY = XDecoderConfig(

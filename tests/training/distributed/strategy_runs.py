@@ -6,26 +6,38 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fiber.config_io import replace_fields
 from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.data.masks.mask import PackedMask
 from fiber.data.record import Record
-from fiber.training.config.run import RunConfig
+from fiber.tasks.transform import TransformConfig
+from fiber.training.config.run import DataConfig, RunConfig, TrainConfig
 from fiber.training.config.tasks import (
     EntailmentTask,
     ImageTextTask,
     QuestionTask,
     RankingTask,
     ReasoningTask,
+    SegmentationTask,
     TasksConfig,
 )
 from fiber.training.distributed.shard import supports_cpu
 from fiber.training.run_dir import RunFolder
 from fiber.training.train import train
-from tests.training.micro_runs import all_records, coarse_config, fine_config
+from tests.models.xdecoder.test_network import TINY as TINY_SEGMENTER
+from tests.training.micro_runs import (
+    COLOURS,
+    SIDE,
+    all_records,
+    coarse_config,
+    colour_of,
+    fine_config,
+)
 from tests.training.test_meter import TINY
 from tests.training.test_meter import config as meter_config
 
@@ -42,6 +54,14 @@ METER_TASKS = TasksConfig(
     ranking=RankingTask(share=1, false_texts=3),
 )
 METER_HEADS = ("itm", "mlm", "vqa", "nlvr2", "snli", "rank")
+#: Masks of the squares of `micro_runs`, by class and by phrase.
+MASK_TASK = SegmentationTask(share=1, sources=("expression_masks",), num_points=32, phrase_layers=2)
+#: A network whose text encoder takes the texts of classes.
+SMALL_SEGMENTER = dataclasses.replace(
+    TINY_SEGMENTER,
+    heads=("mask",),
+    clip_text=dataclasses.replace(TINY_SEGMENTER.clip_text, vocab_size=290, max_positions=60),
+)
 #: Adam divides each gradient by its own size, so the noise of gradients that are 0 but for rounding
 #: would move weights as far as any other gradient. A larger epsilon leaves them where they are.
 COMMON = {
@@ -60,6 +80,14 @@ def config_of(stage: str, **changes: Any) -> RunConfig:
     if stage == "meter":
         heads = dataclasses.replace(TINY.image_text, heads=METER_HEADS)
         run = meter_config(dataclasses.replace(TINY, image_text=heads), METER_TASKS)
+    elif stage == "masks":
+        run = RunConfig(
+            model=SMALL_SEGMENTER,
+            tasks=TasksConfig(segmentation=MASK_TASK),
+            data=DataConfig(transform=TransformConfig(kind="scale_jitter", flip_probability=0.5)),
+            # Random numbers are those of the samples, whatever rank has them.
+            train=TrainConfig(draws="row"),
+        )
     elif stage == "fine":
         run = fine_config()
     else:
@@ -80,7 +108,30 @@ def records_of(stage: str, pictures: Path) -> dict[str, list[Record]]:
             dataclasses.replace(record, answers={ENTAILMENT[n % 3]: 1.0})
             for n, record in enumerate(pairs)
         ]
+    if stage == "masks":
+        records["segmentation"] = [
+            mask_record(n, each) for n, each in enumerate(records["grounding"])
+        ]
     return records
+
+
+def mask_record(number: int, record: Record) -> Record:
+    """Return a record of `micro_runs` with the mask of its square, whose class is its color."""
+    x0, y0, x1, y1 = map(int, record.boxes_xyxy[0])
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[y0:y1, x0:x1] = True
+    packed = PackedMask(np.packbits(mask, axis=1).tobytes(), mask.shape)
+    color = colour_of(number)
+    return Record(
+        key=record.key,
+        images=record.images,
+        text="",
+        labels=tuple(COLOURS),
+        masks=(packed,),
+        mask_labels=(list(COLOURS).index(color),),
+        phrases=(f"the {color} square", f"a {color} square"),
+        phrase_masks=((0,), (0,)),
+    )
 
 
 def trained(
@@ -111,9 +162,12 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
 
 #: Settings that strategies have to serve, by name, and the stages that have them.
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "plain": (("coarse", "fine", "meter"), {}),
-    "checkpointing": (("coarse", "fine", "meter"), {"train__gradient_checkpointing": True}),
-    "accumulation": (("coarse", "fine", "meter"), {"train__accumulation": 2}),
+    "plain": (("coarse", "fine", "meter", "masks"), {}),
+    "checkpointing": (
+        ("coarse", "fine", "meter", "masks"),
+        {"train__gradient_checkpointing": True},
+    ),
+    "accumulation": (("coarse", "fine", "meter", "masks"), {"train__accumulation": 2}),
     # Compared with one process that has all samples in one pass.
     "passes": (("coarse", "fine", "meter"), {"train__samples_per_pass": 1}),
     "frozen": (("coarse", "fine", "meter"), {"optim__frozen": ("backbone.image", "backbone.text")}),
@@ -143,7 +197,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "train__steps": 4,
         },
     ),
-    "ema": (("coarse", "fine", "meter"), {"train__ema_decay": 0.9}),
+    "ema": (("coarse", "fine", "meter", "masks"), {"train__ema_decay": 0.9}),
     "queue": (
         ("coarse",),
         {"tasks__image_text__itc_form": "queue", "tasks__image_text__queue_length": 12},

@@ -82,7 +82,7 @@ def test_too_few_captions_are_an_error(scenes, tmp_path):
         train(ranking(), data=records, tokenizer=scenes, output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
     one_image = [dataclasses.replace(record, image_id="a") for record in records]
-    with pytest.raises(ValueError, match=r"'ranking'.*same image.*itm have no negatives"):
+    with pytest.raises(ValueError, match=r"'ranking'.*same image.*itm has no negatives"):
         open_data(ranking(), one_image, tokenizer=scenes)
 
 

@@ -24,7 +24,7 @@ from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary, write
 from fiber.checkpoints.weights import dtype_problem
 from fiber.config_io import nearest, to_dict
 from fiber.env import provenance
-from fiber.messages import shown, shown_names
+from fiber.messages import printable, shown, shown_names
 from fiber.models.lora import PREFIX, adapter_tensors, import_peft
 from fiber.models.registry import ModelConfig, read_config
 
@@ -65,6 +65,8 @@ _NOTES = (
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal")
 #: Maximum rank of an adapter.
 _MAX_RANK = 2**16
+#: Maximum number of characters of a reason that PEFT gives.
+_MAX_REASON = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,11 @@ def read_adapter_config(folder: Path) -> tuple[peft.LoraConfig, str | None]:
     base = values.get("base_model_name_or_path")
     if base is not None and (not isinstance(base, str) or "\0" in base):
         raise ValueError(f"{path}: base_model_name_or_path: expected a path, got {shown(base)}")
-    return peft.LoraConfig(**chosen), base or None
+    try:
+        return peft.LoraConfig(**chosen), base or None
+    except (TypeError, ValueError) as error:
+        # Of fields that exclude one another, or need one another.
+        raise ValueError(f"{path}: {printable(str(error), _MAX_REASON)}") from error
 
 
 def _is_same(value: Any, options: tuple[Any, ...]) -> bool:

@@ -58,8 +58,11 @@ def flickr_entities(
     annotations: AnyPath,
     images: AnyPath | None = None,
     on_error: str = "raise",
+    masks: bool = False,
 ) -> RecordList:
     """Read captions with phrases and boxes, one record per caption.
+
+    The dataset has no masks, so `masks` has no effect.
 
     As in the published evaluation, phrases without a box are dropped, as are captions without any
     remaining phrases. `labels` contains the phrases, and `label_groups` their categories. The

@@ -31,6 +31,7 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.formats.json_values import id_key
+from fiber.data.masks.segmentation import masks_of_boxes
 from fiber.data.record import AnyPath, Record
 from fiber.messages import shown
 
@@ -54,6 +55,7 @@ def phrases(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     on_error: str = "raise",
+    masks: bool = False,
 ) -> RecordList:
     """Read captions with phrases and boxes (Flickr30k Entities in MDETR's format).
 
@@ -70,6 +72,8 @@ def phrases(
             published code uses.
         on_error: "raise", or "skip" to clip boxes that exceed their images, drop invalid boxes, and
             count both.
+        masks: if True, also read the masks of boxes, `segmentation` of their entries, if they
+            have any.
 
     Raises:
         FileNotFoundError: if the file or the image folder is missing.
@@ -79,7 +83,7 @@ def phrases(
     file = read_json(path, "Flickr30k Entities, MDETR format")
     names = (f"flickr30k/flickr30k_images/{split}", "flickr30k/flickr30k_images", "flickr30k")
     root = _root(file, folder, images, (*names, f"flickr30k_images/{split}", "flickr30k_images"))
-    return _phrase_records(file, lambda _: root, on_error)
+    return _phrase_records(file, lambda _: root, on_error, masks=masks)
 
 
 def mixed(
@@ -141,10 +145,14 @@ def _texts(
 
 
 def _phrase_records(
-    file: AnnotationFile, root: Callable[[dict[str, Any]], str], on_error: str
+    file: AnnotationFile,
+    root: Callable[[dict[str, Any]], str],
+    on_error: str,
+    *,
+    masks: bool = False,
 ) -> RecordList:
     """Create the records of a file. `root` maps an entry to its image folder."""
-    out = RecordList()
+    out, without = RecordList(), RecordList()
     for entry, text, found in _texts(file, out, on_error):
         spans = [_box_spans(file, box, text, out) for _, box in found]
         file.at("images", entry)
@@ -165,21 +173,32 @@ def _phrase_records(
                 f"has phrases of {labels.characters:,} characters in all; expected at most"
                 f" {MAX_PHRASE_CHARACTERS:,}"
             )
+        box_labels = tuple(map(labels.index, spans))
+        own_masks = masks_of_boxes(file, found, box_labels, without) if masks else {}
+        file.at("images", entry)
         out.append(
             file.record(
                 entry["id"],
                 f"{root(entry)}/{entry['file_name']}",
+                **own_masks,
                 image_size=annotated_size(file, entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
                 char_spans=tuple(spans),
-                box_labels=tuple(map(labels.index, spans)),
+                box_labels=box_labels,
                 labels=tuple(" ".join(text[a:b] for a, b in label) for label in labels.spans),
                 label_spans=tuple(labels.spans),
                 group=file.optional_text(entry, "group"),
             )
         )
+    _report(out, without)
     return out
+
+
+def _report(out: RecordList, without: RecordList) -> None:
+    """Count boxes without a mask, but in a file of boxes, which has no masks at all."""
+    if any(record.masks for record in out):
+        out.add_report(without)
 
 
 def _box_spans(
@@ -250,6 +269,7 @@ def referring(
     images: AnyPath | None = None,
     whole_expression: bool = False,
     on_error: str = "raise",
+    masks: bool = False,
 ) -> RecordList:
     """Read referring expressions (RefCOCO in MDETR's format), one record per expression.
 
@@ -263,7 +283,7 @@ def referring(
     path = annotation_path(folder, split, "referring", annotations)
     file = read_json(path, "RefCOCO, MDETR format")
     root = _root(file, folder, images, MIXED_IMAGES["coco"])
-    out = RecordList()
+    out, without = RecordList(), RecordList()
     for entry, text, found in _texts(file, out, on_error):
         if not found:
             out.skip("expressions without a box")
@@ -271,11 +291,13 @@ def referring(
         spans = ((0, len(text)),)
         if not whole_expression:
             spans = _box_spans(file, found[0][1], text, out)
+        own_masks = masks_of_boxes(file, found, (0,) * len(found), without) if masks else {}
         file.at("images", entry)
         out.append(
             file.record(
                 entry["id"],
                 f"{root}/{entry['file_name']}",
+                **own_masks,
                 image_size=annotated_size(file, entry),
                 text=text,
                 boxes_xyxy=tuple(box for box, _ in found),
@@ -286,4 +308,5 @@ def referring(
                 group=file.optional_text(entry, "group"),
             )
         )
+    _report(out, without)
     return out

@@ -54,6 +54,13 @@ def _own(reader: str) -> tuple[Layout, ...]:
     )
 
 
+def _folder_format(kind: str, module: str, *names: str) -> Layout:
+    """Return the layout of a format of folders, whose module has `find` and a reader."""
+    module = f"fiber.data.formats.folders.{module}"
+    reader = f"{module}:{module.rpartition('.')[2]}"
+    return Layout(reader, kind, names, recognize=f"{module}:find", holds_out=True)
+
+
 def _in_mdetr(*names: str) -> tuple[str, ...]:
     """Return `names` both with and without the prefix of MDETR's archive folder."""
     return (*names, *(f"mdetr_annotations/{name}" for name in names))
@@ -261,7 +268,7 @@ SOURCES = {
             ),
         ),
         marks=(("json.images.caption",),),
-        options=("on_error",),
+        options=("on_error", "masks"),
         where={
             "Flickr30k Entities, original": "https://github.com/BryanPlummer/flickr30k_entities",
             "Flickr30k": "MDETR's mdetr_annotations (final_flickr_separateGT_*.json)",
@@ -287,17 +294,19 @@ SOURCES = {
     "referring": Source(
         standard=_REFERRING_FILE,
         marks=(("json.images.caption", "*refcoco*"),),
-        options=("on_error",),
+        options=("on_error", "masks"),
         where={"RefCOCO": "MDETR's mdetr_annotations (finetune_refcoco_*.json)"},
     ),
     "refcoco": Source(
         of="referring",
         standard=_REFERRING_FILE,
         layouts=_refcoco("finetune_refcoco_{split}.json"),
-        options=("on_error",),
+        options=("on_error", "masks"),
     ),
     "refcocoplus": Source(
-        of="referring", layouts=_refcoco("finetune_refcoco+_{split}.json"), options=("on_error",)
+        of="referring",
+        layouts=_refcoco("finetune_refcoco+_{split}.json"),
+        options=("on_error", "masks"),
     ),
     "refcocog": Source(
         of="referring",
@@ -305,7 +314,7 @@ SOURCES = {
         layouts=_refcoco(
             "finetune_refcocog_{split}_corrected.json", "finetune_refcocog_{split}.json"
         ),
-        options=("on_error",),
+        options=("on_error", "masks"),
     ),
     "objects365": Source(
         layouts=(
@@ -317,6 +326,7 @@ SOURCES = {
                 accepts="fiber.data.datasets.objects365:is_description",
             ),
         ),
+        marks=(("yaml.img", "yaml.label", "yaml.labelmap"),),
         options=("on_error",),
         has_classes=True,
         where={
@@ -331,10 +341,12 @@ SOURCES = {
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, "train"),
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, HELD_OUT),
             Layout("fiber.data.formats.jsonl:jsonl_boxes", LINES, ("{split}.jsonl",)),
+            _folder_format("YOLO", "yolo", "data.yaml", "*.yaml", "*.yml"),
+            _folder_format("Pascal VOC", "voc", "Annotations/*.xml"),
         ),
         row_reader="fiber.data.formats.row_records:box_records",
         rows="boxes",
-        marks=(("json.images", "json.annotations"),),
+        marks=(("json.images", "json.annotations"), ("yaml.names",), ("yaml.nc",)),
         options=("on_error", "shots", "objects", "masks"),
         has_classes=True,
         find="fiber.data.formats.coco_folders:find",

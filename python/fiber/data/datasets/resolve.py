@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from itertools import islice
 from os import PathLike
@@ -22,6 +22,7 @@ from typing import Any
 
 from fiber.config_io import nearest
 from fiber.data.datasets.registry import (
+    HELD_OUT,
     LINES,
     PART_SUFFIXES,
     SOURCES,
@@ -37,10 +38,9 @@ from fiber.data.formats.generated import other_version
 from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
 from fiber.data.formats.webdataset import Shards
-from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet, record_in_epoch
-from fiber.data.storage import pack_description, packed
+from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet
+from fiber.data.storage import held_out, pack_description, packed
 from fiber.data.storage.remote_pack import local_path
-from fiber.data.storage.shard_order import ShardMap, shard_map_of
 from fiber.messages import shown, shown_names
 
 #: Number of kinds of files in a message, and of names of what is in a folder.
@@ -96,13 +96,34 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         splits = asked if layout.has_splits else [split]
         if layout.split in asked:
             splits = [layout.split]
-        parts = [_read(layout, path.parent, part, [path], options) for part in splits]
+        whole = () if layout.recognize else splits
+        parts = [_read(layout, path.parent, part, [path], options) for part in whole]
+        if layout.recognize:
+            parts = [_open_split(source, path, part, options) for part in asked]
     else:
-        parts = []
-        for part in _splits_of(source, path, asked):
-            layout, files = choose_layout(source, path, part)
-            parts.append(_read(layout, path, part, files, options))
+        splits = _splits_of(source, path, asked)
+        parts = [_open_split(source, path, part, options) for part in splits]
     return parts[0] if len(parts) == 1 else ConcatRecords(parts)
+
+
+def _open_split(source: str, data: Path, split: str, options: dict[str, Any]) -> RecordSet:
+    """Read a split of a folder, or of a file that describes one; see `held_out`."""
+    layout, files = choose_layout(source, data, split)
+    folder = data if data.is_dir() else data.parent
+    if not layout.holds_out or split not in ("train", HELD_OUT) or _has_held_out(source, data):
+        return _read(layout, folder, split, files, options)
+    shots = options.get("shots", 0)
+    if shots:
+        options = {**options, "shots": 0}
+    return held_out.divided(_read(layout, folder, "train", files, options), split, shots)
+
+
+def _has_held_out(source: str, data: Path) -> bool:
+    try:
+        return bool(_own_layout(source, data, HELD_OUT))
+    except ValueError:
+        # Opening reports the error.
+        return True
 
 
 def _read(
@@ -153,16 +174,36 @@ def choose_layout(source: str, data: Path, split: str) -> tuple[Layout, list[Pat
         AmbiguousLayoutError: if several layouts match.
         ValueError: if several detection files match one layout.
     """
+    if (found := _own_layout(source, data, split)) is not None:
+        return found
+    if split == HELD_OUT and any(layout.holds_out for layout in layouts_of(source)):
+        training = _own_layout(source, data, "train")
+        if training is not None and training[0].holds_out:
+            return training
+    raise FileNotFoundError(_missing(source, data, split))
+
+
+def _own_layout(source: str, data: Path, split: str) -> tuple[Layout, list[Path]] | None:
+    """Choose the layout that has files for a split; None if there is none. Errors: see above."""
     row, first = SOURCES[source], layouts_of(source)[0]
+    if data.is_file():
+        matches = _layouts_in(source, data, split)
+        return next(iter(matches.items()), None)
     # The layout that `fiber data` writes has priority.
     if files := _first_files(source, data, split):
         return first, [] if first == row.standard else files
     # The boxes of a split may be part of another split's file.
-    if row.find and resolve_name(row.find)(data, split) is not None:
+    if row.find and (file := resolve_name(row.find)(data, split)) is not None:
+        for files in _recognized(source, data, split).values():
+            raise AmbiguousLayoutError(
+                f"{data} has {source} for split {shown(split)} in several formats; pass one of"
+                f" these instead: {file.file}, {files[0]}",
+                (),
+            )
         return first, []
     matches = _layouts_in(source, data, split)
     if not matches:
-        raise FileNotFoundError(_missing(source, data, split))
+        return None
     if len(matches) > 1:
         names = ", ".join(str(files[0].relative_to(data)) for files in matches.values())
         others = (name for name in SOURCES if name != source)
@@ -182,14 +223,25 @@ def _first_files(source: str, folder: Path, split: str) -> list[Path]:
 
 def _layouts_in(source: str, folder: Path, split: str) -> dict[Layout, list[Path]]:
     """Return the layouts of a source that match files in a folder, with the files of each."""
-    matches: dict[Layout, list[Path]] = {}
+    matches: dict[Layout, list[Path]] = _recognized(source, folder, split)
     for layout in sorted(layouts_of(source), key=lambda layout: layout.is_fallback):
         if layout.split not in ("", split) or (layout.is_fallback and matches):
+            continue
+        if layout.recognize:
             continue
         found = (_matching(folder, name, split) for name in layout.names)
         if files := next(filter(None, found), None):
             matches[layout] = files
     return matches
+
+
+def _recognized(source: str, data: Path, split: str) -> dict[Layout, list[Path]]:
+    """Return the layouts that recognize a folder, or its description, with the path of a split."""
+    found = {}
+    for layout in layouts_of(source):
+        if layout.recognize and split in (splits := resolve_name(layout.recognize)(data)):
+            found[layout] = [splits[split]]
+    return found
 
 
 def _reads_one(source: str, folder: Path, split: str, matches: Mapping[Layout, list[Path]]) -> bool:
@@ -211,6 +263,10 @@ def _numbered(path: Path) -> tuple[int, str]:
 
 def _missing(source: str, folder: Path, split: str) -> str:
     """Return the error message for a missing source: what is there, what to do, expected files."""
+    if folder.is_file():
+        found = splits_there((each for each in layouts_of(source) if each.recognize), folder)
+        there = shown_names(found)
+        return f"{folder} has no {source} for split {shown(split)}; available splits: {there}"
     if not folder.is_dir():
         return f"{folder} does not exist; expected a data folder or an annotation file"
     problem = f"{folder} has no {source} for split {shown(split)}"
@@ -243,8 +299,12 @@ def _missing(source: str, folder: Path, split: str) -> str:
 
 def splits_there(layouts: Iterable[Layout], folder: Path) -> list[str]:
     """Return the splits for which a folder has files of some layouts."""
-    found = set()
-    for layout, name in ((each, name) for each in layouts for name in each.names):
+    layouts, found = list(layouts), set[str | None]()
+    for layout in layouts:
+        if layout.recognize:
+            found.update(resolve_name(layout.recognize)(folder))
+    named = (each for each in layouts if not each.recognize)
+    for layout, name in ((each, name) for each in named for name in each.names):
         pattern = re.escape(name).replace(r"\*", ".*")
         # Unrelated files may be called "x.json".
         is_any = name.startswith("{split}.") or layout.is_fallback
@@ -269,6 +329,8 @@ def file_layout(source: str, path: Path, split: str) -> Layout:
     # A list is never a COCO file, whatever its name.
     for layout in () if is_list and SOURCES[source].find else layouts_of(source):
         names = (Path(name.format(split=split)).name for name in layout.names)
+        if layout.recognize and not resolve_name(layout.recognize)(path):
+            continue
         if suffix not in PART_SUFFIXES and any(fnmatch(path.name, name) for name in names):
             return layout
     suffix = ".jsonl" if is_list else suffix
@@ -286,7 +348,7 @@ def layouts_by_suffix(source: str) -> dict[str, Layout]:
     """Return the layout of other file names by extension, that of the kind for a named dataset."""
     kind = SOURCES[source].of or source
     found: dict[str, Layout] = {}
-    for layout in layouts_of(kind):
+    for layout in (each for each in layouts_of(kind) if not each.recognize):
         for name in layout.names:
             found.setdefault(Path(name).suffix, layout)
     if reader := SOURCES[kind].row_reader:
@@ -323,28 +385,6 @@ def check_supported(given: Any, expected: str) -> None:
     """Raise TypeError, with what to do, for data such as a data frame; see `unsupported_object`."""
     if (advice := unsupported_object(given)) is not None:
         raise TypeError(f"{expected}; got {advice}")
-
-
-class ChosenRecords:
-    """The subset of a record set at the given indices."""
-
-    def __init__(self, records: RecordSet, indices: Sequence[int]) -> None:
-        self.records = records
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.records[self.indices[index]]
-
-    def in_epoch(self, epoch: int, index: int) -> Record:
-        """Return the version of a record used in the given epoch."""
-        return record_in_epoch(self.records, epoch, self.indices[index])
-
-    def shard_map(self) -> ShardMap:
-        """See `ShardedRecords`; raise ValueError if the records have no shards."""
-        return shard_map_of(self.records).chosen(self.indices)
 
 
 def existing_data(data: AnyPath) -> Path:

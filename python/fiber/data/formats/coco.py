@@ -91,7 +91,7 @@ def detection(
     Arguments and errors are as in `captions`; the default file is "instances_<split>.json". If
     `objects` is True, `Record.objects` contains all boxes, including dropped ones, for metrics. If
     `masks` is True, `Record.masks` contains the masks of all objects that have one, including
-    crowds.
+    crowds, and `Record.box_masks` those of boxes.
     """
     path = annotation_path(folder, split, "detection", annotations)
     file = read_json(path, "COCO instances").require_list("images")
@@ -121,7 +121,7 @@ def detection_records(
         for _, box in found:
             file.at("annotations", box)
             labels.append(file.look_up(label_index, box, "category_id", "categories"))
-        own_masks = masks_of(file, own, label_index, without) if masks else {}
+        own_masks = masks_of(file, own, label_index, without, found) if masks else {}
         file.at("images", entry)
         out.append(
             file.record(

@@ -29,6 +29,11 @@ class Layout(NamedTuple):
     #: "module:function" that returns whether a file with such a name is of this
     #: kind; "" if all are.
     accepts: str = ""
+    #: "module:function" that returns the splits of a folder, or of a file with such a name, each
+    #: with the path that the reader gets; {} if it is of another format. "": names tell the split.
+    recognize: str = ""
+    #: True if a part of "train" is "val" if a folder has no "val".
+    holds_out: bool = False
 
 
 class Source(NamedTuple):

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fiber.data.formats.folders import yolo
 from fiber.data.image_file import ENDINGS
 from fiber.messages import shown
 
@@ -21,10 +22,8 @@ _MOST_ENTRIES, _MOST_BYTES = 1000, 4096
 #: Folders that may have the labels of a split.
 _SPLIT_FOLDERS = ("", "train", "val", "valid", "test")
 
-_BOXES = (
-    "convert it to COCO JSON (instances_train.json) or to JSON lines with image, boxes_xyxy and"
-    " labels; see docs/data.md"
-)
+_ONLY_BOXES = "boxes of classes only (source detection; see docs/data.md)"
+_WHOLE = "pass the folder of the dataset, as in docs/data.md"
 _LINES = (
     'JSON lines such as {"image": "1.jpg", "text": "a dog"} (docs/data.md has the fields of'
     " questions and boxes)"
@@ -41,7 +40,7 @@ def unsupported_data(path: Path) -> str | None:
     """
     if path.is_file():
         if path.suffix == ".xml" and _is_voc(path):
-            return f"{path} is a Pascal VOC annotation, which is not read; {_BOXES}"
+            return f"{path} is the Pascal VOC annotation of one image; {_WHOLE}"
         return yolo_problem(path) if path.suffix in (".yaml", ".yml") else None
     names = set(_names_in(path))
     if {"dataset_info.json", "state.json"} <= names:
@@ -63,12 +62,17 @@ def _unsupported_split(root: Path, folder: Path) -> str | None:
     """Describe the labels of a split in a format that is not read, or return None."""
     for labels in (folder / "labels", root / "labels" / folder.name):
         if any(_is_yolo_label(file) for file in _first(labels, ".txt")):
-            return f"{root} looks like a YOLO dataset, which is not read; {_BOXES}"
+            return (
+                f"{root} looks like a YOLO dataset, of which one thing is missing: the names of the"
+                f" classes, in data.yaml (names: [mug, plate]) or in classes.txt, one a line"
+                if not yolo.find(root)
+                else f"{root} is a YOLO dataset, which has {_ONLY_BOXES}"
+            )
     if not (root / "Sentences").is_dir():
         # Flickr30k Entities has such files, too, and is read.
         for annotations in (folder / "Annotations", folder):
             if any(_is_voc(file) for file in _first(annotations, ".xml")):
-                return f"{root} looks like Pascal VOC, which is not read; {_BOXES}"
+                return f"{root} looks like Pascal VOC, which has {_ONLY_BOXES}"
     for name in ("metadata.jsonl", "metadata.csv"):
         if "file_name" in _start(folder / name):
             return (
@@ -83,7 +87,10 @@ def yolo_problem(path: Path) -> str | None:
     """Describe a YAML file of a YOLO dataset and what to do, or return None."""
     if len(set(_YOLO_KEY.findall(_start(path)))) < 2:
         return None
-    return f"{path} looks like the description of a YOLO dataset, which is not read; {_BOXES}"
+    return (
+        f"{path} looks like the description of a YOLO dataset, which has {_ONLY_BOXES}, with images"
+        " and labels of each split, and with 'names' of the classes in this file"
+    )
 
 
 def unsupported_object(given: Any) -> str | None:

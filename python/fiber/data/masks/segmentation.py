@@ -62,25 +62,69 @@ def masks_of(
     entries: Sequence[tuple[int, dict[str, Any]]],
     label_index: Mapping[Any, int],
     out: RecordList,
+    boxes: Sequence[tuple[Any, dict[str, Any]]] = (),
 ) -> dict[str, Any]:
     """Return the masks of an image as fields of `Record`, those of crowds included.
 
     `label_index` maps the `id_key` of each category to its index in `Record.labels`. Objects
-    without a mask are left out and counted.
+    without a mask are left out and counted. `boxes` are those of the record, each with its entry.
     """
     masks, labels, crowd = [], [], []
+    numbers = dict[int, int]()
     for index, entry in entries:
         file.at("annotations", entry, index)
         mask = read_segmentation(file, entry)
         if mask is None:
             out.skip("objects without a mask")
             continue
+        numbers[id(entry)] = len(masks)
         masks.append(mask)
         labels.append(file.look_up(label_index, entry, "category_id", "categories"))
         crowd.append(bool(entry.get("iscrowd")))
     is_any = any(crowd)
-    fields = {"masks": tuple(masks), "mask_labels": tuple(labels)}
-    return {**fields, "mask_crowd": tuple(crowd) if is_any else ()}
+    return {
+        "masks": tuple(masks),
+        "mask_labels": tuple(labels),
+        "mask_crowd": tuple(crowd) if is_any else (),
+        "box_masks": _box_masks(numbers, boxes),
+    }
+
+
+def masks_of_boxes(
+    file: AnnotationFile,
+    boxes: Sequence[tuple[Any, dict[str, Any]]],
+    labels: Sequence[int | None],
+    out: RecordList,
+) -> dict[str, Any]:
+    """Return the masks of boxes as fields of `Record`.
+
+    Boxes have their entries; `labels` are their indices in `Record.labels`. Boxes without a mask
+    are counted.
+    """
+    masks, mask_labels, numbers = [], [], dict[int, int]()
+    for (_, entry), label in zip(boxes, labels, strict=True):
+        file.at("annotations", entry)
+        mask = read_segmentation(file, entry)
+        if mask is None:
+            out.skip("boxes without a mask")
+            continue
+        numbers[id(entry)] = len(masks)
+        masks.append(mask)
+        mask_labels.append(label)
+    return {
+        "masks": tuple(masks),
+        "mask_labels": tuple(mask_labels),
+        "box_masks": _box_masks(numbers, boxes),
+    }
+
+
+def _box_masks(
+    numbers: Mapping[int, int], boxes: Sequence[tuple[Any, dict[str, Any]]]
+) -> tuple[int, ...]:
+    """Return `Record.box_masks`, from the number of the mask of each entry, by its `id`."""
+    if not numbers:
+        return ()
+    return tuple(numbers.get(id(entry), -1) for _, entry in boxes)
 
 
 def image_root(file: AnnotationFile, folder: AnyPath, images: AnyPath | None) -> str:

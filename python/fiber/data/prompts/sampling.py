@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from fiber.data.masks.mask import IdMap
 from fiber.data.prompts.classes import (
     SEPARATOR,
     ClassName,
@@ -102,6 +104,7 @@ class SampledPrompts:
             [new_index[record.box_labels[box]] for box in kept],
         )
         # Drop the fields for metrics, which need all classes rather than a sample.
+        fields |= _masks_of(record, kept, fields["box_labels"])
         sampled = dataclasses.replace(record, label_ids=(), label_groups=(), objects=None, **fields)
         return sampled, len(record.box_labels) - len(kept)
 
@@ -204,6 +207,33 @@ class SampledPrompts:
     def _count(self, text: str) -> int:
         """Count tokens without <s> and </s>."""
         return len(self.tokenizer.encode(text)[0]) - 2
+
+
+def _masks_of(record: Record, kept: Sequence[int], labels: Sequence[int]) -> dict[str, Any]:
+    """Return the masks of the boxes that are kept, with their new labels, as fields of `Record`."""
+    if not record.masks:
+        return {}
+    of_boxes = record.box_masks or (-1,) * len(record.boxes_xyxy)
+    found: dict[int, int] = {}
+    for box, label in zip(kept, labels, strict=True):
+        if of_boxes[box] != -1:
+            found.setdefault(of_boxes[box], label)
+    masks = record.masks
+    if isinstance(masks, IdMap):
+        others = (number for mask, number in enumerate(masks.ids) if mask not in found)
+        ids = tuple(masks.ids[mask] for mask in found)
+        masks = masks._replace(ids=ids, void=(*masks.void, *others))
+    else:
+        masks = tuple(masks[mask] for mask in found)
+    numbers = {mask: number for number, mask in enumerate(found)}
+    return {
+        "masks": masks,
+        "mask_labels": tuple(found.values()),
+        "mask_crowd": (),
+        "box_masks": tuple(numbers.get(of_boxes[box], -1) for box in kept) if found else (),
+        "phrases": (),
+        "phrase_masks": (),
+    }
 
 
 class _Vocabulary:

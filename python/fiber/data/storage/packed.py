@@ -166,7 +166,7 @@ class PackedRecords(RecordSequence):
             if not self._objects:
                 entry.pop("objects", None)
             if not self._masks:
-                for name in ("masks", "mask_labels", "mask_crowd"):
+                for name in ("masks", "mask_labels", "mask_crowd", "box_masks"):
                     entry.pop(name, None)
             images = LazyImages(self.image, tuple(numbers))
             fields = {} if shared is None else self._shared[shared]

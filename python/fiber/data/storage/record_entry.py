@@ -227,6 +227,8 @@ _CHECKS: dict[str, _Check] = {
     "masks": ("a list of masks, or the ids of a map", lambda v: isinstance(v, list | dict)),
     "mask_crowd": ("a list of true or false", _are(_is_bool)),
     "phrase_masks": ("lists of indices", _are(_are(_is_index))),
+    # -1 is no mask; `Record` checks the others.
+    "box_masks": ("a list of integers", _are(_is_id)),
     "label_ids": ("a list of integers", _are(_is_id)),
     # `Record` checks the numbers.
     "image_size": ("a list of two integers", _are(is_integer)),

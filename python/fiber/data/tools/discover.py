@@ -32,6 +32,7 @@ from fiber.data.formats import jsonl, line_reader, rows
 from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
+from fiber.data.formats.folders import yolo
 from fiber.data.formats.json_values import split_problem
 from fiber.data.formats.layout import Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data
@@ -174,6 +175,8 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
 
 def _is_of(source: str, split: str, layout: Layout, file: Path) -> bool:
     """Return whether a file, found by its name, has a source and a split by its content."""
+    if layout.recognize:
+        return True
     if layout.has_splits and split not in _karpathy_splits(file):
         return False
     if layout.accepts and not resolve_name(layout.accepts)(file):
@@ -230,7 +233,10 @@ def _in_file(path: Path) -> Iterator[Part]:
         match = re.search(rf"(?<![a-z])({_SPLITS_IN_NAMES})(?![a-z])", path.stem)
         splits = [match[1] if match else "train"]
         layout = file_layout(source, path, splits[0])
-        if layout.has_splits:
+        if layout.recognize:
+            splits = list(resolve_name(layout.recognize)(path)) or ["train"]
+            splits += ["val"] if layout.holds_out and "val" not in splits else []
+        elif layout.has_splits:
             splits = sorted(_karpathy_splits(path))
         elif layout.kind == LINES:
             splits = jsonl.splits_in(path) or splits
@@ -270,6 +276,8 @@ def _keys_of(path: Path) -> tuple[str, Mapping[str, Collection[str]]]:
         return "rows", dict.fromkeys(_fields_there(path), ())
     if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
         return "lines", dict.fromkeys(jsonl.fields_in(path), ())
+    if path.suffix in (".yaml", ".yml"):
+        return "yaml", dict.fromkeys(yolo.read_yaml(path), ())
     if path.suffix != ".json":
         return "", {}
     keys = {}

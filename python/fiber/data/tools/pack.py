@@ -219,9 +219,10 @@ class _Packer:
         records = part.open(**options)
         counts = dict(getattr(records, "counts", {}))
         counts_of_objects = counts
-        if "objects" in source.options:
+        more = [name for name in ("objects", "masks") if name in source.options]
+        if more:
             # What training does not read is stored, too.
-            options |= {name: True for name in ("objects", "masks") if name in source.options}
+            options |= dict.fromkeys(more, True)
             records = part.open(**options)
             counts_of_objects = dict(getattr(records, "counts", {}))
         name = f"index/{split.name}-{part.source}"

@@ -386,7 +386,9 @@ def _default(value: Any, default: Any) -> Any:
 
 
 def _things(classes: tuple[str, ...], stuff: Any, kind: str) -> tuple[bool, ...]:
-    named = [] if stuff is None else not_empty(as_texts(stuff, "stuff"), "stuff")
+    # Unlike those of other texts, the order does not matter.
+    given = list(stuff) if isinstance(stuff, (set, frozenset)) else stuff
+    named = [] if stuff is None else not_empty(as_texts(given, "stuff"), "stuff")
     for name in named:
         if name not in classes:
             raise ValueError(f"stuff {shown(name)} is no class; {nearest(name, classes)}")

@@ -15,7 +15,7 @@ A is the total number of locations, the sum of H_l * W_l over the levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,16 @@ from torch import Tensor, nn
 
 from fiber.config import FiberConfig
 from fiber.models.architecture import Network
-from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix, ImageSizes
+from fiber.models.features import (
+    BackboneOutput,
+    DetectorOutput,
+    ImagePrefix,
+    ImageSizes,
+    MaskOutput,
+)
 from fiber.models.fiber.backbone import FiberBackbone
 from fiber.models.fiber.dyhead import DynamicHead
+from fiber.models.fiber.mask_head import MaskHead
 from fiber.models.fiber.parameter_parts import FINE_PARTS
 from fiber.models.fiber.pyramid import FeaturePyramid
 from fiber.ops.anchors import level_sizes, pyramid_anchors
@@ -133,6 +140,8 @@ class FiberDetector(Network):
         )
         if config.weight_start == "fan_in":
             self.pyramid.init_identity()
+        # Last, so that all else is initialized as without it.
+        self.mask_head = MaskHead(config) if detector.mask_width else None
 
     def forward(
         self,
@@ -141,7 +150,7 @@ class FiberDetector(Network):
         text_mask: Tensor,
         image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
-        """Predict token logits, box deltas and centerness.
+        """Predict token logits, box deltas and centerness, and masks if the model has the head.
 
         H and W must be multiples of 8 patches (32 pixels). If image_sizes is given,
         predictions do not depend on the rest of the batch. If it is None, padding is treated as
@@ -150,10 +159,16 @@ class FiberDetector(Network):
         Raises:
             ValueError: if H, W or image_sizes are invalid.
         """
-        # No local variables, so that intermediate tensors can be freed.
-        return self.predict(
+        has_masks = self.mask_head is not None
+        prefix, predict = (
+            (self.mask_prefix, self.predict_masks)
+            if has_masks
+            else (self.image_prefix, self.predict)
+        )
+        # No further local variables, so that intermediate tensors can be freed.
+        return predict(
             self.backbone.fuse(
-                self.image_prefix(images, image_sizes),
+                prefix(images, image_sizes),
                 self.backbone.text_prefix(token_ids, text_mask),
                 text_mask,
             )
@@ -170,6 +185,12 @@ class FiberDetector(Network):
         Pass the result to the backbone's `fuse`, then to `predict`. Arguments and errors are as in
         `forward`.
         """
+        prefix = self.mask_prefix(images, image_sizes)
+        # The pyramid starts at the second stage.
+        return prefix._replace(stages=prefix.stages[1:])
+
+    def mask_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
+        """Run the image blocks that precede fusion, and keep all stages, as for `predict_masks`."""
         divisor = self.size_divisor
         height, width = images.shape[-2:]
         if images.ndim != 4 or height % divisor or width % divisor:
@@ -180,9 +201,7 @@ class FiberDetector(Network):
         sizes = None
         if image_sizes is not None:
             images, sizes = _crop_padding(images, image_sizes, divisor)
-        prefix = self.backbone.image_prefix(images, sizes)
-        # The pyramid starts at the second stage.
-        return prefix._replace(stages=prefix.stages[1:])
+        return self.backbone.image_prefix(images, sizes)
 
     def predict(self, features: BackboneOutput) -> DetectorOutput:
         """Predict from the output of the backbone's `encode_pair` or `fuse`.
@@ -190,15 +209,29 @@ class FiberDetector(Network):
         Raises:
             ValueError: if `features` has no text.
         """
+        return self._predict_all(features, None)
+
+    def predict_masks(self, features: BackboneOutput) -> DetectorOutput:
+        """Predict as `predict` does, and also masks, from the output of all four stages.
+
+        Raises:
+            ValueError: if `features` has no text, or the model no masks.
+        """
+        if self.mask_head is None:
+            raise ValueError("the model has no masks: detector.mask_width is 0")
+        return self._predict_all(features, self.mask_head)
+
+    def _predict_all(self, features: BackboneOutput, mask_head: MaskHead | None) -> DetectorOutput:
         text, text_mask = features.text, features.text_mask
         if text is None or text_mask is None:
             raise ValueError("features has no text; pass the output of encode_pair or fuse")
         sizes, maps = features.sizes, self.stage_maps(features)
+        stages = () if mask_head is None else features.stages
         del features
         if sizes is None:
             levels = self.pyramid(maps)
             del maps
-            return self._predict(levels, text, text_mask)
+            return self._predict(levels, text, text_mask, mask_head, stages)
         outputs = []
         # Run each size separately, since convolutions, group norms and pooling would see padding.
         for own in dict.fromkeys(sizes):
@@ -208,13 +241,26 @@ class FiberDetector(Network):
                 level[rows, :, :height, :width]
                 for level, (height, width) in zip(maps, self._level_sizes(*own), strict=False)
             ]
+            own_stages = tuple(
+                stage[rows, : own[0] // stride, : own[1] // stride]
+                for stage, stride in zip(stages, self._stage_strides, strict=False)
+            )
             with of_rows(rows):
-                output = self._predict(self.pyramid(cut), text[rows], text_mask[rows])
+                output = self._predict(
+                    self.pyramid(cut), text[rows], text_mask[rows], mask_head, own_stages
+                )
             outputs.append((rows, self._level_sizes(*own), output))
         return self._join(outputs, text_mask)
 
-    def _predict(self, levels: list[Tensor], text: Tensor, text_mask: Tensor) -> DetectorOutput:
-        """Predict from the pyramid levels of images of the same size."""
+    def _predict(
+        self,
+        levels: list[Tensor],
+        text: Tensor,
+        text_mask: Tensor,
+        mask_head: MaskHead | None,
+        stages: Sequence[Tensor],
+    ) -> DetectorOutput:
+        """Predict from the pyramid levels and, for masks, the stages of images of the same size."""
         levels = self.tower(levels)
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         lengths = [height * width for height, width in sizes]
@@ -225,6 +271,7 @@ class FiberDetector(Network):
             centerness_logits=list(centerness.split(lengths, dim=1)),
             anchors=self._anchors(sizes, deltas.device),
             text_mask=text_mask,
+            masks=None if mask_head is None else mask_head(stages, levels),
         )
 
     def predict_all(self, features: BackboneOutput) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,6 +311,10 @@ class FiberDetector(Network):
             norm(stage).permute(0, 3, 1, 2)
             for norm, stage in zip(self.stage_norms, features.stages[-3:], strict=True)
         ]
+
+    @property
+    def _stage_strides(self) -> tuple[int, ...]:
+        return tuple(self.config.swin.patch_size * 2**stage for stage in range(4))
 
     def _anchors(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         detector = self.config.detector
@@ -317,7 +368,27 @@ class FiberDetector(Network):
             anchors=self._anchors(sizes, text_mask.device),
             text_mask=text_mask,
             inside=torch.cat(pad(valid, False), dim=1),
+            masks=self._join_masks(outputs, len(text_mask), pad),
         )
+
+    @staticmethod
+    def _join_masks(
+        outputs: list[tuple[Tensor, list[tuple[int, int]], DetectorOutput]],
+        count: int,
+        pad: Callable[[list[list[Tensor]], float | bool], list[Tensor]],
+    ) -> MaskOutput | None:
+        """Join the masks of `count` images of different sizes, if there are any; see `_join`."""
+        masks = [output.masks for _, _, output in outputs if output.masks is not None]
+        if not masks:
+            return None
+        first = masks[0].features
+        size = [max(each.features.shape[axis] for each in masks) for axis in (2, 3)]
+        features = first.new_zeros(count, first.shape[1], *size)
+        for (rows, _, _), own in zip(outputs, masks, strict=True):
+            height, width = own.features.shape[2:]
+            features[rows, :, :height, :width] = own.features
+        embeddings = pad([each.embeddings for each in masks], 0.0)
+        return MaskOutput(embeddings, features, masks[0].stride)
 
 
 def _crop_padding(

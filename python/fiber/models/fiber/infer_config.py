@@ -17,7 +17,7 @@ from fiber.config import (
     ImageTextConfig,
 )
 from fiber.config_io import to_dict
-from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_TEXT
+from fiber.models.fiber.keys import COARSE_IMAGE, COARSE_TEXT, FINE_IMAGE, FINE_TEXT, MASKS
 from fiber.models.infer import (
     OWN,
     check_fields,
@@ -138,6 +138,7 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
             anchor_scale=_anchor_scale(state, strides),
             strides=strides,
             num_unused_classes=unused,
+            mask_width=_mask_width(state),
         ),
     )
     version = "v3" if any(".norm_i2t_i." in name for name in state) else "v2"
@@ -145,10 +146,16 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
     if own is None:
         return config
     # Except `shift_small_maps`: our small presets set it to False, unlike the published code.
-    fields = ("detector.channels", "detector.num_blocks", "detector.num_unused_classes")
-    check_fields(own, config, (*_DETERMINED, *fields))
+    fields = ("channels", "num_blocks", "num_unused_classes", "mask_width")
+    check_fields(own, config, (*_DETERMINED, *(f"detector.{name}" for name in fields)))
     check_stored(stored, _published_names(own), f"{OWN} has")
     return own
+
+
+def _mask_width(state: Mapping[str, Tensor]) -> int:
+    """Return the channels of mask features, or 0 if there are none."""
+    name = f"{MASKS}pixel_decoder.mask_features.weight"
+    return shape_of(state, name, 4)[0] if any(each.startswith(MASKS) for each in state) else 0
 
 
 def _count_fused(state: Mapping[str, Tensor]) -> int:
@@ -203,6 +210,7 @@ def stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         add("detector.channels", head, 0)
         add("detector.num_unused_classes", "head.unused_classes.weight", 0)
         sizes["detector.num_blocks"] = count(r"tower\.blocks\.(\d+)\.")
+        add("detector.mask_width", "mask_head.pixel_decoder.mask_features.weight", 0)
     return sizes
 
 

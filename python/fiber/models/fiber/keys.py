@@ -31,6 +31,10 @@ FINE_IMAGE = "fusion_backbone.backbone.body."
 FINE_TEXT = "fusion_backbone.language_backbone.body.model."
 _PYRAMID = "fusion_backbone.backbone.fpn."
 _HEAD = "rpn.head."
+#: Prefix of the head of masks in files of the published form; the published code has no such head.
+MASKS = "rpn.mask_head."
+#: Transformer layers of the head of masks.
+NUM_MASK_LAYERS = 3
 
 #: Weight whose input channels are in RGB or BGR order.
 FIRST_CONVOLUTION = "backbone.image.patch_embedding.projection.weight"
@@ -219,6 +223,30 @@ def fine_keys(config: FiberConfig) -> KeyMap:
     keys["head.log_temperature"] = (f"{_HEAD}log_scale",)
     for level in range(len(config.detector.strides)):
         keys[f"head.level_scales.{level}"] = (f"{_HEAD}scales.{level}.scale",)
+    if config.detector.mask_width:
+        keys |= _mask_keys(config)
+    return keys
+
+
+def _mask_keys(config: FiberConfig) -> KeyMap:
+    """Return the key mapping of the head of masks, which no published file has."""
+    decoder, stages = "pixel_decoder.", len(config.swin.depths)
+    layers = ["embedding.0", "embedding.2", f"{decoder}input_projection", f"{decoder}mask_features"]
+    layers += [f"stage_norms.{stage}" for stage in range(stages)]
+    tensors = []
+    for number in range(NUM_MASK_LAYERS):
+        own = f"{decoder}layers.{number}."
+        tensors += [f"{own}attention.in_weight", f"{own}attention.in_bias"]
+        parts = ("attention.output", "attention_norm", "mlp.0", "mlp.2", "mlp_norm")
+        layers += [own + part for part in parts]
+    numbers = [("outputs", number) for number in range(stages)]
+    numbers += [("laterals", number) for number in range(stages - 1)]
+    for kind, number in numbers:
+        tensors.append(f"{decoder}{kind}.{number}.convolution.weight")
+        layers.append(f"{decoder}{kind}.{number}.norm")
+    keys: KeyMap = {f"mask_head.{name}": (f"{MASKS}{name}",) for name in tensors}
+    for name in layers:
+        keys |= weight_and_bias(f"mask_head.{name}", f"{MASKS}{name}")
     return keys
 
 

@@ -37,6 +37,7 @@ FINE_PARTS: Mapping[str, Part] = {
     "pyramid": "head",
     "tower": "head",
     "head": "head",
+    "mask_head": "head",
 }
 #: Gates, and vectors whose names in the published coarse-stage code (`temp`, `norm_i2t_i`,
 #: `vqa_classifier.1`) match none of its norm patterns.

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.models.encoders.clip import PastKeys
-from fiber.models.xdecoder.attention import PackedAttention, feed_forward
+from fiber.models.masks.attention import PackedAttention, feed_forward
+from fiber.models.masks.pixel_decoder import PixelFeatures, sine_positions
 from fiber.models.xdecoder.config import XDecoderConfig
-from fiber.models.xdecoder.pixel_decoder import PixelFeatures, sine_positions
 from fiber.ops.masks import resize_masks
 
 #: Number of maps that the layers read in turn.

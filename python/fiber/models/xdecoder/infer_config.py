@@ -19,12 +19,8 @@ from fiber.models.infer import (
     own_config,
     shape_of,
 )
-from fiber.models.xdecoder.config import (
-    XDECODER_PRESETS,
-    DecoderConfig,
-    PixelDecoderConfig,
-    XDecoderConfig,
-)
+from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
+from fiber.models.xdecoder.config import XDECODER_PRESETS, DecoderConfig, XDecoderConfig
 from fiber.models.xdecoder.keys import (
     CLASS_WEIGHTS,
     DECODER,

@@ -21,12 +21,12 @@ from fiber.data import Tokenizer
 from fiber.models.encoders.clip_text import ClipTextEncoder, last_tokens
 from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.heads import need_head
+from fiber.models.masks.pixel_decoder import PixelDecoder
 from fiber.models.xdecoder.captioner import CAPTION_STEPS, caption_text, greedy_captions
 from fiber.models.xdecoder.class_texts import class_texts, mean_vectors, with_background
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
 from fiber.models.xdecoder.parameter_parts import DECAY, PARTS
-from fiber.models.xdecoder.pixel_decoder import PixelDecoder
 from fiber.models.xdecoder.training import TrainedNetwork
 from fiber.ops.linear import whole_table
 

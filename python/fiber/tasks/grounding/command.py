@@ -47,6 +47,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
             "--spans LIST": "half-open character spans of phrases in the caption, instead of"
             ' --phrases, as in "2:12; 18:24", or "2:5,18:24" for a phrase in two parts',
             "--boxes-per-phrase N": "maximum number of boxes per phrase (default: 1)",
+            "--masks": "also find the mask of each box, by a model of the recipe scenes_fine_masks",
             **_BOX_OPTIONS,
         },
         phrases={"type": semicolon_list},
@@ -91,7 +92,7 @@ def _ground(options: argparse.Namespace) -> int:
     if options.spans is not None and (options.caption is None or options.phrases is not None):
         raise ValueError("--spans requires --caption and cannot be combined with --phrases")
     session = _session(options, "phrases")
-    arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans")
+    arguments = pick(options, "boxes_per_phrase", "phrases", "caption", "spans", "masks")
     _print_boxes(options, session, partial(session.model.ground, **arguments))
     return 0
 

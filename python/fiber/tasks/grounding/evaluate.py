@@ -186,7 +186,9 @@ def run_same_sized(
     """
     # The loader checks boxes against their images, then drops the boxes, since they have no span.
     stripped = [
-        dataclasses.replace(record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=())
+        dataclasses.replace(
+            record, boxes_xyxy=boxes, char_spans=((),) * len(boxes), box_labels=(), box_masks=()
+        )
         for record in records
         for boxes in [() if context.permute_images else record.boxes_xyxy]
     ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from fiber.config_io import require
+from fiber.config_io import IS_STORED, require
 from fiber.data.prompts.rules import ClassRule, PromptRules
 from fiber.tasks.fields import TaskConfig
 from fiber.tasks.task import Evaluation, Task
@@ -17,7 +17,10 @@ from fiber.tasks.task import Evaluation, Task
 class GroundingTask(TaskConfig):
     """Detection of boxes for phrases, expressions or class names (fine stage)."""
 
-    losses: ClassVar[tuple[str, ...]] = ("alignment", "box", "centerness")
+    losses: ClassVar[tuple[str, ...]] = (
+        *("alignment", "box", "centerness"),
+        *("mask_bce", "mask_dice"),
+    )
     sources: tuple[str, ...] = ("referring", "phrases", "detection")
     #: How to sample the classes of a prompt from a source that has classes, for every image and
     #: epoch; see `fiber.data.prompts.rules.PromptRules`.
@@ -30,6 +33,9 @@ class GroundingTask(TaskConfig):
     alignment: float = 1.0
     box: float = 2.0
     centerness: float = 1.0
+    #: Weights of the losses of masks; with 0 for both, masks are not read.
+    mask_bce: float = field(default=0.0, metadata={IS_STORED: bool})
+    mask_dice: float = field(default=0.0, metadata={IS_STORED: bool})
 
     def prompt_rules(self) -> PromptRules:
         """Build the rules for sampling a prompt's classes.
@@ -41,8 +47,13 @@ class GroundingTask(TaskConfig):
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(PromptRules)}
         )
 
+    @property
+    def reads_masks(self) -> bool:
+        """True if losses of masks count."""
+        return bool(self.mask_bce or self.mask_dice)
+
     def heads(self) -> tuple[str, ...]:
-        return ("grounding",)
+        return ("grounding", "grounding_mask") if self.reads_masks else ("grounding",)
 
     def check(self, where: str) -> None:
         super().check(where)

@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fiber.data import Tokenizer
-from fiber.data.batch import GroundingBatch
+from fiber.data.batch import GroundingBatch, GroundingMasksBatch
 from fiber.data.datasets.registry import SOURCES
+from fiber.data.loader_config import BatchType
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_counts
 from fiber.losses.grounding import grounding_losses, num_assigned
 from fiber.messages import shown, shown_names
-from fiber.models.abilities import FindsBoxes
+from fiber.models.abilities import FindsBoxes, FindsMasks
 from fiber.tasks.fields import split_source
+from fiber.tasks.grounding.fields import GroundingTask
 from fiber.training.config.run import RunConfig
 from fiber.training.objectives.draw import Draw, Place
 from fiber.training.objectives.forward_passes import ONE_PASS, ForwardPasses
@@ -38,6 +40,15 @@ class GroundingTraining(TaskTraining):
     }
     fall_soon: ClassVar[tuple[str, ...]] = ("alignment",)
 
+    options: GroundingTask
+
+    @property
+    def layout(self) -> BatchType:
+        return "grounding_masks" if self.options.reads_masks else "grounding"
+
+    def needed_abilities(self) -> Sequence[type]:
+        return (FindsMasks,) if self.options.reads_masks else (FindsBoxes,)
+
     def check_records(self, name: str, records: RecordSet) -> None:
         # Some of the images may have no box.
         checked = range(0, len(records), -(-len(records) // BOXLESS_RECORDS))
@@ -46,6 +57,13 @@ class GroundingTraining(TaskTraining):
                 f"data for task {self.task.name!r}: expected records with boxes_xyxy, but the"
                 f" {len(checked)} checked records have none; the first record is"
                 f" {shown(records[0].key)}{_dropped_boxes(records)}"
+            )
+        if self.options.reads_masks and not any(records[index].box_masks for index in checked):
+            raise ValueError(
+                f"data for task {self.task.name!r}: expected records with masks of boxes"
+                f" (box_masks), but the {len(checked)} checked records have none; the first record"
+                f" is {shown(records[0].key)}; data of `fiber data scenes` that an earlier version"
+                " generated must be generated again"
             )
 
     def classes(self, records: RecordSet) -> tuple[str, ...]:
@@ -87,7 +105,8 @@ class GroundingTraining(TaskTraining):
         for part, (own_rows,) in zip(passes.batches(batch), rows, strict=True):
             with draw.dropout(Place.PAIR, own_rows):
                 output = model(part.images, part.token_ids, part.text_mask, part.image_sizes)
-            yield grounding_losses(output, part, model.config, whole=whole)
+            masks = part.box_masks if isinstance(part, GroundingMasksBatch) else None
+            yield grounding_losses(output, part, model.config, whole=whole, box_masks=masks)
 
     def cost_passes(
         self,

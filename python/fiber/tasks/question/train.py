@@ -11,9 +11,9 @@ from torch import Tensor
 from fiber.checkpoints.vocabulary.files import Vocabulary
 from fiber.checkpoints.vocabulary.sources import choose_answers
 from fiber.data.batch import QuestionBatch
-from fiber.data.datasets.resolve import ChosenRecords
 from fiber.data.record import RecordSet
 from fiber.data.skip_report import counted
+from fiber.data.storage.held_out import ChosenRecords
 from fiber.losses.bernoulli import entropy
 from fiber.losses.vqa import vqa_loss
 from fiber.messages import shown, shown_names

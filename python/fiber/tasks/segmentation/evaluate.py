@@ -16,13 +16,17 @@ from torch import Tensor
 
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
+from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
 from fiber.inference.masks.class_vectors import encode_classes
 from fiber.inference.masks.reading import MaskImage, read_each
+from fiber.inference.prompts import grounding_prompts
 from fiber.inference.tensor_inputs import Inputs
+from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown, shown_names
 from fiber.metrics.mask_ap import ScoredMasks, TrueMasks, encode_masks, mask_average_precision
 from fiber.metrics.panoptic import FoundSegments, PanopticCounts, TrueSegments
 from fiber.metrics.regions import SemanticCounts, phrase_areas, phrase_mask_metrics
+from fiber.models.abilities import FindsMasks
 from fiber.models.mask_abilities import SegmentsMasks
 from fiber.postprocess.masks import (
     MaskSizes,
@@ -167,7 +171,8 @@ def instance(context: EvalContext, records: list[Record]) -> EvalResult:
 def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
     """Evaluate the mask of each phrase by IoU; all phrases of an image are asked together.
 
-    Predictions have the mask of each phrase.
+    A detector is asked about each phrase alone: the mask is that of its best box. Predictions have
+    the mask of each phrase.
 
     Raises:
         ValueError: if a record has no phrases; the message names it.
@@ -175,6 +180,8 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
     for record in records:
         if not record.phrases:
             raise ValueError(f"record {shown(record.key)} has no phrases; expected at least one")
+    if "grounding_mask" in context.network.config.heads:
+        return _refseg_of_boxes(context, records)
     network = context.able(SegmentsMasks, ASKED, "mask")
     inputs = _inputs(context)
     areas: list[tuple[int, int]] = []
@@ -196,6 +203,47 @@ def refseg(context: EvalContext, records: list[Record]) -> EvalResult:
         ]
 
     for own, entries in _each(context, records, "phrases", network, find):
+        areas += own
+        predictions += entries
+    return EvalResult(phrase_mask_metrics(areas), predictions)
+
+
+def _refseg_of_boxes(context: EvalContext, records: list[Record]) -> EvalResult:
+    """Evaluate the masks of the best boxes of phrases, as `refseg`."""
+    network = context.able(FindsMasks, ASKED, "grounding_mask")
+    inputs = _inputs(context)
+    prefixes = TextPrefixes(network, inputs)
+    limits = Thresholds(score=0.0, nms=1.0, max_detections=None, boxes_per_phrase=1)
+
+    def results() -> Iterator[tuple[list[tuple[int, int]], list[dict[str, Any]]]]:
+        for record in records[context.processes.own]:
+            prompts = grounding_prompts(record.phrases, None, None, 1, inputs)
+            given = (network, inputs, prefixes, record.images[:1], prompts, limits, PassCounts())
+            (found,) = find_boxes(*given, network)
+            assert found.masks is not None
+            masks = np.zeros((len(record.phrases), *found.image_size), bool)
+            scores = np.zeros(len(record.phrases))
+            # A phrase that was cut off has no box, and an empty mask.
+            masks[found.indices], scores[found.indices] = found.masks, found.scores
+            truth = true_image(record, found.image_size)
+            own = [phrase_areas(*pair) for pair in zip(masks, truth.phrases, strict=True)]
+            rows = zip(record.phrases, encode_masks(masks), scores.tolist(), strict=True)
+            yield (
+                own,
+                [
+                    {
+                        "key": record.key,
+                        "phrase": phrase,
+                        "segmentation": _as_text(rle),
+                        "score": score,
+                    }
+                    for phrase, rle, score in rows
+                ],
+            )
+
+    areas: list[tuple[int, int]] = []
+    predictions: list[dict[str, Any]] = []
+    for own, entries in context.processes.in_order(results()):
         areas += own
         predictions += entries
     return EvalResult(phrase_mask_metrics(areas), predictions)

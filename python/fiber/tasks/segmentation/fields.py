@@ -23,6 +23,9 @@ class SegmentationTask(TaskConfig):
     num_points: int = 12544
     #: Number of last layers with losses of phrases; masks and classes have those of all layers.
     phrase_layers: int = 6
+    #: Maximum number of phrases of an image in a step. As published, their number is drawn from 1
+    #: to this one.
+    max_phrases: int = 4
     #: Maximum number of classes whose names stand in for the phrases of an image without any.
     max_class_names: int = 4
     #: Weights. With weights of 0 for all losses of phrases, phrases are not read.
@@ -44,7 +47,7 @@ class SegmentationTask(TaskConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
-        for name in ("num_points", "phrase_layers", "max_class_names"):
+        for name in ("num_points", "phrase_layers", "max_phrases", "max_class_names"):
             value = getattr(self, name)
             require(value >= 1, f"{where}.{name} must be 1 or more, got {value}")
 
@@ -97,6 +100,7 @@ TASK = Task(
             run="fiber.tasks.segmentation.evaluate:instance",
         ),
         "refseg": _of_masks(
+            heads=("mask", "grounding_mask"),
             source="expression_masks",
             chosen_by=("ciou",),
             run="fiber.tasks.segmentation.evaluate:refseg",

@@ -221,6 +221,7 @@ class SegmentationTraining(TaskTraining):
     def phrases_of(self, batch: Any, class_texts: Texts, draw: Draw, rows: Tensor) -> Phrases:
         """Return the phrases of images, with class names in place of missing ones.
 
+        Of the phrases of an image, a random number from 1 to `max_phrases` are drawn at random.
         Names are those of at most `max_class_names` classes of the image, drawn at random, with a
         phrase for each mask of a class. An image without masks has no phrases.
         """
@@ -230,12 +231,14 @@ class SegmentationTraining(TaskTraining):
         labels = batch.mask_labels.split(batch.masks_per_image.tolist())
         ids, texts, masks, weights = [], [], [], []
         for row, number in enumerate(rows.tolist()):
+            random = torch.Generator().manual_seed(_seed(draw, number + 1))
             if counts[row]:
-                own = given.rows(torch.arange(starts[row], starts[row] + counts[row]))
-                masks.append(batch.phrase_masks_of(row))
+                most = int(torch.randint(1, self.options.max_phrases + 1, (), generator=random))
+                chosen = torch.randperm(counts[row], generator=random)[:most].sort().values
+                own = given.rows((starts[row] + chosen).to(given.token_ids.device))
+                masks.append(batch.phrase_masks_of(row)[chosen.to(given.token_ids.device)])
                 weights.append(EXPRESSION_WEIGHT)
             else:
-                random = torch.Generator().manual_seed(_seed(draw, number + 1))
                 present = labels[row].unique()
                 order = torch.randperm(len(present), generator=random)[
                     : self.options.max_class_names

@@ -3,7 +3,7 @@
 Shapes: maps are (B, C_s, H_s, W_s), from stride 4 to stride 32; D is the width. Any encoder with
 four such maps fits.
 
-Source: Mask2Former (Cheng et al. 2022), as X-Decoder has it, without deformable attention.
+Source: Mask2Former (Cheng et al. 2022), without deformable attention, as in Zou et al. (CVPR 2023).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fiber.models.xdecoder.attention import PackedAttention, feed_forward
-from fiber.models.xdecoder.config import NORM_GROUPS, PixelDecoderConfig
+from fiber.models.masks.attention import PackedAttention, feed_forward
+from fiber.models.masks.pixel_decoder_config import NORM_GROUPS, PixelDecoderConfig
 
 #: Longest wavelength of the position code, and what keeps its divisions finite.
 _TEMPERATURE = 10000.0
@@ -74,10 +74,12 @@ class EncoderLayer(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution without bias, and GroupNorm."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, norm_groups: int = NORM_GROUPS
+    ) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.GroupNorm(NORM_GROUPS, outputs)
+        self.norm = nn.GroupNorm(norm_groups, outputs)
         nn.init.kaiming_uniform_(self.convolution.weight, a=1)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -89,7 +91,12 @@ class PixelDecoder(nn.Module):
     """Pixel decoder for maps with the given channels, from stride 4 to stride 32."""
 
     def __init__(
-        self, channels: Sequence[int], width: int, mask_width: int, config: PixelDecoderConfig
+        self,
+        channels: Sequence[int],
+        width: int,
+        mask_width: int,
+        config: PixelDecoderConfig,
+        norm_groups: int = NORM_GROUPS,
     ) -> None:
         super().__init__()
         self.width = width
@@ -97,8 +104,10 @@ class PixelDecoder(nn.Module):
         self.input_projection = nn.Conv2d(last, width, 1)
         self.layers = nn.ModuleList(EncoderLayer(width, config) for _ in range(config.num_layers))
         #: One more than laterals: the first is on the output of the Transformer.
-        self.outputs = nn.ModuleList(ConvNorm(width, width, 3) for _ in channels)
-        self.laterals = nn.ModuleList(ConvNorm(each, width, 1) for each in reversed(lower))
+        self.outputs = nn.ModuleList(ConvNorm(width, width, 3, norm_groups) for _ in channels)
+        self.laterals = nn.ModuleList(
+            ConvNorm(each, width, 1, norm_groups) for each in reversed(lower)
+        )
         self.mask_features = nn.Conv2d(width, mask_width, 3, padding=1)
         for convolution in (self.input_projection, self.mask_features):
             nn.init.kaiming_uniform_(convolution.weight, a=1)

@@ -1,0 +1,114 @@
+"""What readers of folders with a file for each image share: images, their sizes, bounded text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fiber import _core
+from fiber.atomic_io import check_regular_file
+from fiber.data.formats.row_records import DataRow, RowSource
+from fiber.data.image_file import ENDINGS
+from fiber.messages import printable
+
+#: Names of splits in other tools, with the names here.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+#: Maximum number of bytes of the labels of one image, and of a description of a dataset.
+MAX_FILE_BYTES = 1 << 22
+#: Number of bytes in which the size of an image is looked for first.
+_HEADER_BYTES = 1 << 16
+
+
+class BoxFiles(RowSource):
+    """Rows of boxes from a file for each image.
+
+    `boxes` yields rows; `on_error` is "raise" or "skip", as in `box_records`.
+    """
+
+    # A bound method would make pickled records include the reader.
+    image = staticmethod(os.fspath)  # type: ignore[assignment]
+
+    def __init__(self, on_error: str) -> None:
+        super().__init__()
+        self.skips_errors = on_error == "skip"
+
+    def rows(self, kind: str) -> Iterator[DataRow]:
+        """Yield the rows; see `RowSource`."""
+        yield from self.boxes()
+
+    def boxes(self) -> Iterator[DataRow]:
+        """Yield a row for each image."""
+        raise NotImplementedError
+
+    def refuse(self, error: Exception, counted: str) -> None:
+        """Raise an error, or count it if errors are skipped."""
+        if not self.skips_errors:
+            raise error
+        self.skip(counted)
+
+
+def read_small(path: Path) -> str:
+    """Read a UTF-8 file of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is longer, or is not UTF-8.
+    """
+    check_regular_file(path)
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{path} has more than {MAX_FILE_BYTES:,} bytes; expected fewer")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not UTF-8 text: {problem}") from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return the stored (height, width) of an image file without decoding it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no image.
+    """
+    with path.open("rb") as file:
+        content = file.read(_HEADER_BYTES)
+        try:
+            height, width, _ = _core.probe_image(content)
+        except _core.DecodeError:
+            try:
+                height, width, _ = _core.probe_image(content + file.read())
+            except _core.DecodeError as problem:
+                raise ValueError(f"{path}: {problem}") from None
+    return height, width
+
+
+def files_in(folder: Path, endings: str | tuple[str, ...]) -> list[Path]:
+    """Return the files in a folder, without its subfolders, whose names have an ending, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [each.name for each in entries if each.name.lower().endswith(endings)]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files in a folder, without its subfolders, sorted by name."""
+    return files_in(folder, ENDINGS)
+
+
+def first_folder(folders: Iterable[Path]) -> Path | None:
+    """Return the first of some folders that exists."""
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def tried(paths: Iterable[Path]) -> str:
+    """Join paths for a message."""
+    return ", ".join(printable(str(path), 200) for path in dict.fromkeys(paths))

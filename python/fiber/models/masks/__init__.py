@@ -1,0 +1,1 @@
+"""Modules of mask predictions that families share."""
