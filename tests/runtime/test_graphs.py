@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -175,6 +176,14 @@ def test_a_graph_of_another_part(copied):
     shutil.copy(copied / "double.pt2", copied / "triple.pt2")
     with pytest.raises(ValueError, match=r"triple\.pt2 is the graph 'double'; expected 'triple'"):
         Graphs(copied, engine="torch")
+
+
+def test_a_mark_with_control_characters(copied):
+    with zipfile.ZipFile(copied / "double.pt2", "w") as archive:
+        archive.writestr("double/extra/fiber.json", json.dumps({stored.MODEL_KEY: "\x1b[2J" * 99}))
+    with pytest.raises(ValueError, match=r"double\.pt2 is a graph of another model") as found:
+        Graphs(copied, engine="torch")
+    assert str(found.value).isprintable() and len(str(found.value)) < 300 + len(str(copied))
 
 
 def test_a_graph_of_another_model(copied):

@@ -15,6 +15,7 @@ from fiber.data.batch import unpack_masks
 from fiber.metrics.regions import phrase_areas, phrase_mask_metrics
 from fiber.ops.boxes import paired_giou
 from fiber.ops.masks import masks_on_map
+from fiber.tasks.grounding.fields import GroundingTask
 from fiber.training.train import train
 
 #: What a model of few steps changes in both recipes.
@@ -88,6 +89,12 @@ def test_masks_of_right_boxes_beat_the_boxes(runs, small_scenes):
     ciou = {name: phrase_mask_metrics(own)["ciou"] for name, own in areas.items()}
     print(ciou)
     assert ciou["mask"] > ciou["box"]
+
+
+@pytest.mark.parametrize("loss", ["mask_bce", "mask_dice"])
+def test_one_loss_of_masks_is_enough(loss):
+    assert not GroundingTask(share=1).reads_masks
+    assert GroundingTask(share=1, **{loss: 1.0}).heads() == ("grounding", "grounding_mask")
 
 
 def test_data_without_masks(small_scenes, tmp_path):

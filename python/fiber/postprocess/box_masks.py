@@ -11,10 +11,7 @@ from torch import Tensor
 from fiber.models.features import DetectorOutput
 from fiber.ops.masks import enlarged_boxes, masks_on_map
 from fiber.postprocess.find import FoundBoxes, Sizes, TokenMap, grounded_locations, join_in_order
-from fiber.postprocess.masks import MaskSizes, final_masks
-
-#: Number of masks that are resized to the size of the image at once.
-_MASKS_AT_ONCE = 8
+from fiber.postprocess.masks import MASKS_AT_ONCE, MaskSizes, final_masks
 
 
 class FoundMasks(NamedTuple):
@@ -87,8 +84,8 @@ def _masks_in_boxes(logits: Tensor, boxes_xyxy: Tensor, sizes: MaskSizes) -> Ten
     columns = torch.arange(width, device=logits.device) + 0.5
     x0, y0, x1, y1 = enlarged_boxes(boxes_xyxy).unsqueeze(-1).unbind(1)
     in_rows, in_columns = (y0 <= rows) & (rows < y1), (x0 <= columns) & (columns < x1)
-    for start in range(0, len(logits), _MASKS_AT_ONCE):
-        some = slice(start, start + _MASKS_AT_ONCE)
+    for start in range(0, len(logits), MASKS_AT_ONCE):
+        some = slice(start, start + MASKS_AT_ONCE)
         is_in_box = in_rows[some, :, None] & in_columns[some, None, :]
         masks[some] = ((final_masks(logits[some], *sizes) > 0) & is_in_box).cpu()
     return masks

@@ -20,7 +20,7 @@ from fiber.ops.masks import mask_boxes, resize_masks
 #: Added to the number of pixels of a mask before dividing by it, as published.
 _AREA_EPS = 1e-6
 #: Number of masks that are resized to the size of the output at once.
-_MASKS_AT_ONCE = 8
+MASKS_AT_ONCE = 8
 #: Probability from which on a pixel belongs to a mask.
 _FOREGROUND = 0.5
 
@@ -189,8 +189,8 @@ def final_semantic(mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes) 
         sizes: sizes of the image.
     """
     scores = mask_logits.new_zeros(class_logits.shape[1] - 1, *sizes.wanted, dtype=torch.float32)
-    for start in range(0, len(mask_logits), _MASKS_AT_ONCE):
-        some = slice(start, start + _MASKS_AT_ONCE)
+    for start in range(0, len(mask_logits), MASKS_AT_ONCE):
+        some = slice(start, start + MASKS_AT_ONCE)
         masks = final_masks(mask_logits[some].float(), *sizes)
         scores += semantic_scores(masks, class_logits[some].float())
     return scores

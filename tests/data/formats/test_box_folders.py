@@ -146,6 +146,18 @@ def test_boxes_are_those_of_coco_format(layout, tmp_path):
     ]
 
 
+def test_copies_of_an_image_are_in_one_split(tmp_path):
+    boxes = {f"{n}_jpg.rf.{copy}.jpg": [(5, 6, 25, 26, 0)] for n in range(6) for copy in range(4)}
+    write_yolo(tmp_path, "roboflow", boxes, data_yaml="names: [cup, mug]\n")
+    photographs = []
+    for split in ("train", "val"):
+        records = open_source("detection", tmp_path, split)
+        names = [Path(records[index].image_id).name for index in range(len(records))]
+        photographs.append({name.partition("_jpg")[0] for name in names})
+    train, val = photographs
+    assert not train & val and len(train | val) == 6
+
+
 def test_splits_of_a_dataset(tmp_path):
     data = tmp_path / "data.yaml"
     write_yolo(tmp_path, "roboflow", data_yaml="train: train/images\nval: valid/images\n" + NAMES)

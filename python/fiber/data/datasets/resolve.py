@@ -92,14 +92,14 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
         layout = file_layout(source, path, split)
-        # A file without splits is read as a whole, and only once.
-        splits = asked if layout.has_splits else [split]
-        if layout.split in asked:
-            splits = [layout.split]
-        whole = () if layout.recognize else splits
-        parts = [_read(layout, path.parent, part, [path], options) for part in whole]
         if layout.recognize:
             parts = [_open_split(source, path, part, options) for part in asked]
+        else:
+            # A file without splits is read as a whole, and only once.
+            splits = asked if layout.has_splits else [split]
+            if layout.split in asked:
+                splits = [layout.split]
+            parts = [_read(layout, path.parent, part, [path], options) for part in splits]
     else:
         splits = _splits_of(source, path, asked)
         parts = [_open_split(source, path, part, options) for part in splits]

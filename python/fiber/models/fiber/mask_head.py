@@ -2,9 +2,9 @@
 
 An extension of this package; published FIBER has none. The mask of a box is the product of the
 embedding at the box's location with the mask features, as in YOLACT (Bolya et al. 2019), plus a
-quadratic function of the place relative to the location's anchor, so that things which look the
-same are told apart (cf. CondInst, Tian et al. 2020). The features are those of a pixel
-decoder as in Mask2Former (Cheng et al. 2022).
+quadratic function of the place relative to the location's anchor, which separates instances that
+look the same (cf. CondInst, Tian et al. 2020). The features are those of a pixel decoder as in
+Mask2Former (Cheng et al. 2022).
 """
 
 from __future__ import annotations

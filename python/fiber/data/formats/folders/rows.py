@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,9 +42,9 @@ class BoxFiles(RowSource):
         """Yield the rows; see `RowSource`."""
         yield from self.boxes()
 
+    @abstractmethod
     def boxes(self) -> Iterator[DataRow]:
         """Yield a row for each image."""
-        raise NotImplementedError
 
     def refuse(self, error: Exception, counted: str) -> None:
         """Raise an error, or count it if errors are skipped."""
