@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fiber
 from fiber.models.registry import build_model
 from fiber.recipes.small import small_meter
+from tests.models.xdecoder.small_model import small_model
 
 #: Networks by name: the packaged ones, and METER with one of its choices changed.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -21,6 +22,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "METER BERT": {"text_encoder": "bert"},
     "METER Swin": {"image_encoder": "swin"},
     "METER merged": {"kind": "merged_attention"},
+    "X-Decoder": {},
 }
 
 
@@ -29,6 +31,8 @@ def network(name: str, dropout: float = 0.0) -> Any:
     torch.manual_seed(0)
     if name.startswith("METER"):
         return build_model(_meter_config(dropout, **NETWORKS[name]))
+    if name == "X-Decoder":
+        return _with_masks(dropout)
     packaged: Any = fiber.load(f"scenes/{name}")
     config = packaged.config
     config = dataclasses.replace(
@@ -61,6 +65,16 @@ def _meter_config(dropout: float, **choices: str) -> Any:
     return dataclasses.replace(config, cross=cross, image_text=heads, **encoders, **choices)
 
 
+def _with_masks(dropout: float) -> Any:
+    """Build a network that finds masks; what it drops are whole branches of its blocks."""
+    made: Any = small_model().network
+    config = made.config
+    focalnet = dataclasses.replace(config.focalnet, drop_path=dropout)
+    built = build_model(dataclasses.replace(config, focalnet=focalnet))
+    built.load_state_dict(made.state_dict())
+    return built
+
+
 def inputs(config: Any, batch: int = 2, length: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """Draw images, token ids and a mask with some padding."""
     draw = torch.Generator().manual_seed(1)
@@ -88,4 +102,23 @@ def heads(config: Any) -> dict[str, Callable[[nn.Module], Tensor]]:
         given = torch.stack([images, images.flip(0)], 1) if head == "nlvr2" else images
         return lambda model: model(given, ids, mask, head)
 
+    if "mask" in config.heads:
+        return {**{head: of(head) for head in config.heads}, "mask": _masks(images, ids, mask)}
     return {head: of(head) for head in config.heads}
+
+
+def _masks(images: Tensor, ids: Tensor, mask: Tensor) -> Callable[[nn.Module], Tensor]:
+    """Find classes of several texts each, and phrases."""
+    classes = (
+        torch.stack([ids, ids.flip(1), ids + 1]),
+        torch.stack([mask, mask.flip(1), mask]),
+    )
+
+    def find(model: Any) -> Tensor:
+        found = model(images, *classes, "mask")
+        memory, texts = model.read_image(images), model.encode_text(ids, mask)
+        tokens = texts.tokens[mask][None].expand(len(images), -1, -1)
+        phrases = model.phrase_masks(memory, texts, tokens)
+        return torch.cat([part.flatten(1) for part in (*found, *phrases)], 1)
+
+    return find

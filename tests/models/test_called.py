@@ -39,7 +39,10 @@ def hooked(modules, hook) -> Iterator[None]:
 def with_noise(output, scale, draw):
     """Add noise to every tensor of a module's output."""
     if isinstance(output, tuple | list):
-        return type(output)(with_noise(each, scale, draw) for each in output)
+        changed = [with_noise(each, scale, draw) for each in output]
+        return output._make(changed) if hasattr(output, "_make") else type(output)(changed)
+    if not torch.is_tensor(output) or not output.is_floating_point():
+        return output
     return output + scale * torch.randn(output.shape, generator=draw)
 
 

@@ -146,7 +146,7 @@ OTHERS = (
     Mistake(
         "level embedding left out",
         _DECODER,
-        ".transpose(1, 2) + self.level_embedding.weight[level]",
+        ".transpose(1, 2) + levels[level]",
         ".transpose(1, 2)",
     ),
     Mistake(
@@ -164,7 +164,7 @@ OTHERS = (
     Mistake(
         "caption positions left out",
         _DECODER,
-        "placed = caption_tokens + self.caption_positions.weight[:length]",
+        "placed = caption_tokens + self._rows(self.caption_positions, length)",
         "placed = caption_tokens",
     ),
     Mistake(

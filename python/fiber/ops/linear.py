@@ -1,7 +1,8 @@
-"""Linear layers whose weights a kernel may read instead of calling them."""
+"""Layers whose weights may be read instead of calling them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.parametrize import is_parametrized
@@ -23,6 +24,16 @@ def is_plain(module: nn.Module) -> bool:
         and not is_parametrized(module)
         and type(module.weight) in (Tensor, nn.Parameter, FakeTensor)
     )
+
+
+def whole_table(module: nn.Embedding) -> Tensor:
+    """Return all rows of a table, for products with them: (rows, D).
+
+    The module is called if it has an adapter, hooks or a parametrization.
+    """
+    if type(module) is nn.Embedding and not is_hooked(module) and not is_parametrized(module):
+        return module.weight
+    return module(torch.arange(len(module.weight), device=module.weight.device))
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -62,7 +62,8 @@ def outputs(model, image, kind="panoptic"):
     (batch,) = inputs.images([image])
     vectors = torch.from_numpy(model.class_vectors(CLASSES).vectors)
     with torch.inference_mode():
-        classes, masks = model.network(batch.images, vectors)
+        memory = model.network.read_image(batch.images)
+        classes, masks = model.network.class_masks(memory, vectors)
     sizes = (tuple(batch.images.shape[-2:]), tuple(batch.image_sizes[0].tolist()), image.shape[:2])
     return classes[0], final_masks(masks[0], *sizes)
 

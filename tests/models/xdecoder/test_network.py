@@ -51,7 +51,7 @@ def texts_of(model, count=3):
 @torch.no_grad()
 def test_shapes(model, memory):
     vectors = torch.nn.functional.normalize(torch.randn(4, 32), dim=-1)
-    found = model(torch.randn(2, 3, 64, 96), vectors)
+    found = model.class_masks(memory, vectors)
     assert found.class_logits.shape == (2, 7, 4)
     assert found.mask_logits.shape == (2, 7, 16, 24)
     texts, mask = texts_of(model)

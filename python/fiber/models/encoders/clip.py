@@ -81,6 +81,11 @@ class PastKeys:
         self.key, self.value = key, value
         return key, value
 
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of all tokens so far, of which there is one."""
+        assert self.key is not None and self.value is not None
+        return self.key, self.value
+
 
 class PatchProjection(nn.Module):
     """Split an image into patches and project each one."""

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.models.encoders.clip import PastKeys
+
 
 class PackedAttention(nn.Module):
     """Multi-head attention.
 
     Shapes:
         queries: (B, Q, D).
-        keys, values: (B, S, D); (B, h, S, d) once projected.
+        keys, values: (B, S, D).
         hidden: bool, broadcast to (B, h, Q, S); True = may not be attended to. No row may be True
             as a whole.
     """
-
-    extra_forwards = ("project_keys", "attend")
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -34,22 +34,27 @@ class PackedAttention(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None = None
+        self,
+        queries: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        hidden: Tensor | None = None,
+        past: PastKeys | None = None,
     ) -> Tensor:
-        """Attend: (B, Q, D)."""
-        return self.attend(queries, *self.project_keys(keys, values), hidden)
+        """Attend: (B, Q, D).
 
-    def project_keys(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Project keys and values: 2 x (B, S, D) -> 2 x (B, h, S, d)."""
-        return self._project(keys, 1), self._project(values, 2)
-
-    def attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None = None
-    ) -> Tensor:
-        """Attend to projected keys: (B, Q, D), 2 x (B, h, S, d) -> (B, Q, D)."""
+        With `past`, keys and values follow those of earlier calls, which it has, and are appended;
+        None adds none.
+        """
+        found = None
+        if keys is not None and values is not None:
+            found = self._project(keys, 1), self._project(values, 2)
+        if past is not None:
+            found = past.append(*found) if found is not None else past.kept()
+        assert found is not None
         allowed = None if hidden is None else ~hidden
         attended = F.scaled_dot_product_attention(
-            self._project(queries, 0), keys, values, attn_mask=allowed
+            self._project(queries, 0), *found, attn_mask=allowed
         )
         return self.output(attended.transpose(1, 2).flatten(2))
 

@@ -23,9 +23,12 @@ ARCHITECTURES = (
         stored_config=infer_config.stored_config,
         keys=keys.xdecoder_keys,
         stored_sizes=infer_config.stored_sizes,
-        # MLPs of every part, and the outputs of attention. Projections of queries, keys and values
-        # are parameters in the decoder.
-        lora_targets=("*.mlp.*", "*.output", "backbone.text.blocks.*.qkv"),
+        # MLPs of every part, focal modulation, and attention of the text encoder. Projections of
+        # queries, keys and values are parameters in the decoders, whose outputs have adapters.
+        lora_targets=(
+            *("*.mlp.*", "*.output", "backbone.text.blocks.*.qkv"),
+            "backbone.image.*.modulation.projection",
+        ),
         ignored_key=keys.ignored_xdecoder_key,
         to_published=keys.with_buffers,
         encoders=(keys.UNICL,),

@@ -67,8 +67,8 @@ class LayerPast:
     """Projected keys and values that one layer keeps to continue captions."""
 
     def __init__(self) -> None:
-        #: 2 x (B, h, N, d) of the map.
-        self.map: tuple[Tensor, Tensor] | None = None
+        #: Those of the map.
+        self.map = PastKeys()
         #: Those of the queries and of the caption tokens so far.
         self.states = PastKeys()
 
@@ -114,18 +114,14 @@ class DecoderLayer(nn.Module):
             (B, R + g, D).
         """
         rows = states.shape[1]
-        projected = self.cross_attention.project_keys(map_keys, map_values)
+        of_map, of_states = (None, None) if past is None else (past.map, past.states)
         placed = states + positions[:, :rows]
-        attended = self.cross_attention.attend(placed, *projected, map_hidden[:, None])
+        attended = self.cross_attention(placed, map_keys, map_values, map_hidden[:, None], of_map)
         states = self.cross_norm(states + attended)
         if tokens is not None:
             states = torch.cat((states, tokens), 1)
         placed = states + positions
-        keys, values = self.self_attention.project_keys(placed, states)
-        if past is not None:
-            past.map = projected
-            past.states.append(keys, values)
-        attended = self.self_attention.attend(placed, keys, values, hidden)
+        attended = self.self_attention(placed, placed, states, hidden, of_states)
         states = self.self_norm(states + attended)
         return self.mlp_norm(states + self.mlp(states))
 
@@ -136,13 +132,12 @@ class DecoderLayer(nn.Module):
 
         `outside` is (B, 1, N) bool, True = the caption may not look there.
         """
-        assert past.map is not None
         hidden = None if outside is None else outside[:, None]
-        attended = self.cross_attention.attend(states + positions, *past.map, hidden)
+        attended = self.cross_attention(states + positions, None, None, hidden, past.map)
         states = self.cross_norm(states + attended)
         placed = states + positions
-        keys, values = past.states.append(*self.self_attention.project_keys(placed, states))
-        states = self.self_norm(states + self.self_attention.attend(placed, keys, values))
+        attended = self.self_attention(placed, placed, states, None, past.states)
+        states = self.self_norm(states + attended)
         return self.mlp_norm(states + self.mlp(states))
 
 
@@ -179,9 +174,10 @@ class XDecoderDecoder(nn.Module):
         Resizing is linear, so masks at the size of a map are products with resized features.
         """
         values, keys, sizes, resized = [], [], [], []
+        levels = self._rows(self.level_embedding, NUM_LEVELS)
         for level, each in enumerate(features.maps):
             size = (each.shape[-2], each.shape[-1])
-            value = each.flatten(2).transpose(1, 2) + self.level_embedding.weight[level]
+            value = each.flatten(2).transpose(1, 2) + levels[level]
             positions = sine_positions(*size, self.width, each).flatten(1).T
             values.append(value)
             keys.append(value + positions)
@@ -191,11 +187,24 @@ class XDecoderDecoder(nn.Module):
             tuple(values), tuple(keys), tuple(sizes), features.mask_features, tuple(resized)
         )
 
-    def forward(self, memory: Memory) -> list[Prediction]:
+    def forward(
+        self,
+        memory: Memory,
+        phrase_tokens: Tensor | None = None,
+        phrase_mask: Tensor | None = None,
+        *,
+        caption_tokens: Tensor | None = None,
+        region: Tensor | None = None,
+    ) -> list[Prediction]:
         """Decode the queries; return the predictions of the start and of each layer.
 
-        Latent queries and the class query do not see each other: segmentation and retrieval.
+        Latent queries and the class query do not see each other: segmentation and retrieval. With
+        tokens of phrases or of captions, see `refer` or `caption`.
         """
+        if phrase_tokens is not None:
+            return self.refer(memory, phrase_tokens, phrase_mask)
+        if caption_tokens is not None:
+            return self.caption(memory, caption_tokens, region)
         states, positions = self._start(memory)
         return self._decode(memory, states, positions, self._query_hidden(states))
 
@@ -245,7 +254,7 @@ class XDecoderDecoder(nn.Module):
         """
         states, positions = self._start(memory)
         length = caption_tokens.shape[1]
-        placed = caption_tokens + self.caption_positions.weight[:length]
+        placed = caption_tokens + self._rows(self.caption_positions, length)
         states = torch.cat((states, caption_tokens.detach()), 1)
         positions = torch.cat((positions, placed), 1)
         queries = self.num_queries
@@ -280,7 +289,7 @@ class XDecoderDecoder(nn.Module):
         Returns:
             (B, 1, D) states, of which the next tokens are predicted.
         """
-        states, positions = tokens, tokens + self.caption_positions.weight[place]
+        states, positions = tokens, tokens + self._rows(self.caption_positions, place + 1, place)
         for number, layer in enumerate(cast("list[DecoderLayer]", list(self.layers))):
             past, beyond = pasts[number], outside[number % NUM_LEVELS]
             states = layer.continue_caption(states, positions, past, beyond)
@@ -338,8 +347,15 @@ class XDecoderDecoder(nn.Module):
         return torch.einsum("brm,bmhw->brhw", chosen, memory.mask_features)
 
     def _start(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        shape = (memory.batch_size, -1, -1)
-        return self.queries.weight.expand(shape), self.query_positions.weight.expand(shape)
+        queries, positions = (
+            self._rows(table, self.num_queries).expand(memory.batch_size, -1, -1)
+            for table in (self.queries, self.query_positions)
+        )
+        return queries, positions
+
+    def _rows(self, table: nn.Embedding, stop: int, start: int = 0) -> Tensor:
+        # The module is called: it may have an adapter or hooks.
+        return table(torch.arange(start, stop, device=self.norm.weight.device))
 
     def _query_hidden(self, like: Tensor) -> Tensor:
         is_class = torch.arange(self.num_queries, device=like.device) == self.num_queries - 1

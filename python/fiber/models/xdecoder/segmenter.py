@@ -28,6 +28,7 @@ from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
 from fiber.models.xdecoder.parameter_parts import DECAY, PARTS
 from fiber.models.xdecoder.training import TrainedNetwork
+from fiber.ops.linear import whole_table
 
 #: Maximum of the exponential of the logit scale, for phrases. It is not limited for classes.
 MAX_SCALE = 100.0
@@ -139,9 +140,32 @@ class XDecoder(TrainedNetwork):
             self.image_projection = nn.Parameter(torch.empty(channels, width))
             nn.init.trunc_normal_(self.image_projection, std=0.02)
 
-    def forward(self, images: Tensor, class_vectors: Tensor) -> ClassMasks:
-        """Segment images; see `class_masks`."""
-        return self.class_masks(self.read_image(images), class_vectors)
+    def forward(
+        self, images: Tensor, token_ids: Tensor, text_mask: Tensor, head: str
+    ) -> Tensor | ClassMasks:
+        """Run a head.
+
+        Returns:
+            What the head computes:
+
+            - "mask": `ClassMasks` of K classes, for texts (K + 1, T, L): T of each class, those of
+              the background last.
+            - "caption": (B, L, V) next-token logits, for texts (B, L).
+            - "retrieval": (B, n) `retrieval_scores`, for texts (n, L).
+
+        Raises:
+            MissingHeadError: if the model does not have the head.
+        """
+        need_head(self.config, head, f"{type(self).__name__}.forward")
+        texts = self.encode_text(token_ids.flatten(0, -2), text_mask.flatten(0, -2))
+        if head == "mask":
+            vectors = mean_vectors(texts.vectors.unflatten(0, token_ids.shape[:-1]))
+            return self.class_masks(self.read_image(images), vectors)
+        if head == "caption":
+            last = self.decoder(self.read_image(images), caption_tokens=texts.tokens)[-1]
+            assert last.captions is not None
+            return self.caption_logits(last.captions)
+        return retrieval_scores(self.image_vectors(images), texts.vectors)
 
     def read_image(self, images: Tensor) -> Memory:
         """Compute what the decoder reads of images."""
@@ -194,7 +218,7 @@ class XDecoder(TrainedNetwork):
             phrase_mask: (B, g) bool, True = real token; None if all are.
         """
         need_head(self.config, "mask", "segmentation")
-        last = self.decoder.refer(memory, phrase_tokens, phrase_mask)[-1]
+        last = self.decoder(memory, phrase_tokens, phrase_mask)[-1]
         copies = slice(self.decoder.num_queries, None)
         similarity = self.phrase_similarity(last, texts.vectors)
         return PhraseMasks(similarity, self.decoder.mask_logits(last, memory, copies))
@@ -298,7 +322,7 @@ class XDecoder(TrainedNetwork):
 
     def caption_logits(self, states: Tensor) -> Tensor:
         """Compute next-token logits by the word embeddings: (B, L, D) -> (B, L, V)."""
-        return states @ self.backbone.text.word_embedding.weight.T
+        return states @ whole_table(self.backbone.text.word_embedding).T
 
     def scale(self) -> Tensor:
         """Return the scale of cosines of phrases."""

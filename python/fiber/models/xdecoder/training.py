@@ -49,7 +49,7 @@ class TrainedNetwork(Network):
         need_head(self.config, "mask", "training on masks")
         decoder, memory = self.decoder, self.read_image(images)
         tokens = None if phrases is None else joined_tokens(phrases)
-        predictions = decoder(memory) if tokens is None else decoder.refer(memory, tokens)
+        predictions = decoder(memory, tokens)
         latent = slice(0, decoder.num_queries - 1)
         copies = slice(decoder.num_queries, None)
         found = []
@@ -80,7 +80,7 @@ class TrainedNetwork(Network):
             Predictions of the last layers, the last first, and (B, D) vectors of the image encoder.
         """
         maps = self.backbone.encode_image(images)
-        predictions = self.decoder.caption(self.prepare(maps), tokens)
+        predictions = self.decoder(self.prepare(maps), caption_tokens=tokens)
         last = self.decoder.num_queries - 1
         found = []
         for each in predictions[: -layers - 1 : -1]:
