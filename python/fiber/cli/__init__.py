@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         description="FIBER: a vision-language model for image-level and region-level tasks.",
         epilog="`fiber COMMAND --help` describes a command. Start with `fiber demo --fast`.",
     )
+    root.set_defaults(example="`fiber demo --fast`; `fiber --help` lists the commands")
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (runs, plan, data):
