@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,24 @@ class TestProcess:
         assert process.stderr is not None
         assert process.stderr.read() == b""
         process.stderr.close()
+
+    @pytest.mark.parametrize("arguments", [["recipes"], ["--help"], ["train", "--help"]])
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_full_disk(self, arguments, unbuffered):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "fiber", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            )
+        said = "could not be written (No space left on device); free some space"
+        assert done.stderr.startswith(f"fiber: error: standard output {said}")
+        assert len(done.stderr.splitlines()) == 1
+        # Neither that of bad input, nor that of Python, which fails to flush at exit.
+        assert done.returncode == 1
 
     @pytest.mark.parametrize("module", ["fiber", "fiber.cli"])
     def test_module(self, module):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from fiber.config_io import nearest
 from fiber.messages import printable
+from fiber.terminal import STDOUT, explain_output_errors
 
 #: Maximum number of characters of an error or a warning.
 MAX_MESSAGE = 4000
@@ -89,6 +90,13 @@ class CommandParser(argparse.ArgumentParser):
             **dict.fromkeys(("retrieve", "retrieval"), "did you mean search?"),
             **dict.fromkeys(("info", "env", "check"), "did you mean doctor?"),
         }
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or an error; argparse would ignore that it cannot be written."""
+        stream = file or sys.stderr
+        with explain_output_errors(stream, STDOUT if stream is sys.stdout else "standard error"):
+            stream.write(message)
+            stream.flush()
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and a message, and exit with code 2.
