@@ -267,3 +267,32 @@ def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         (tmp_path / "a.json").write_text("{")
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ('{"a": 1,}', "remove the comma before '}'"),
+        ('{"a": [1, 2 , \n ]}', "remove the comma before ']'"),
+        ('{"a": 1', "at the end"),
+        ('{"a": "b', "closing quote"),
+        ("{'a': 1}", "double quotes"),
+        ('{"a": None}', "None as null"),
+        ('{"a": 1} {"a": 2}', ".jsonl"),
+        ('{"a": 1 // one\n}', "delimiter"),
+        ('{\n// one\n"a": 1}', "remove the comment"),
+        ('{"a": "b\nc"}', r"as \n"),
+        (r'{"a": "C:\data"}', r"as \\"),
+        ("\ufeff{}", "byte order mark"),
+        ("[" * 10**5, "nested too deeply"),
+        ("1" * 5000, "digits"),
+    ],
+)
+def test_how_to_mend_json(tmp_path, text, advice):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON: ") as raised:
+        read_json(tmp_path / "a.json")
+    assert advice in str(raised.value)
+    assert len(str(raised.value)) < 400 + len(str(tmp_path))

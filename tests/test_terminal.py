@@ -1,12 +1,21 @@
+import errno
 import io
 import json
+import os
 import sys
 from unicodedata import bidirectional
 
 import pytest
 
 from fiber.progress import ImageProgress, say
-from fiber.terminal import EscapingStream, escape_controls, escaping, is_terminal, unescaped
+from fiber.terminal import (
+    EscapingStream,
+    escape_controls,
+    escaping,
+    explain_output_errors,
+    is_terminal,
+    unescaped,
+)
 
 
 def test_ordinary_text_stays():
@@ -46,7 +55,7 @@ def test_streams_are_restored():
 
 def test_a_stream_is_otherwise_that_below(capsys):
     below = io.StringIO()
-    stream = EscapingStream(below)  # type: ignore[arg-type]
+    stream = EscapingStream(below, "standard output")  # type: ignore[arg-type]
     assert stream.write("a\x1b") == 2
     stream.writelines(["b\r", "c\n"])
     print("d\x07", file=stream, flush=True)
@@ -55,6 +64,26 @@ def test_a_stream_is_otherwise_that_below(capsys):
         print("out\x1b")
         print("err\x1b", file=sys.stderr)
     assert capsys.readouterr() == ("out\\u001b\n", "err\\u001b\n")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        OSError, match=r"^\[Errno 28\] out could not be .* free some space"
+    ) as raised:
+        EscapingStream(FullDisk(), "out").write("a")
+    assert raised.value.errno == errno.ENOSPC and "MB are free" not in str(raised.value)
+    with (
+        (tmp_path / "out.txt").open("w") as file,
+        pytest.raises(OSError, match=r"out, the file .*out\.txt, .* MB are free: free some space"),
+        explain_output_errors(file, "out"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(BrokenPipeError, match=r"^$"), explain_output_errors(sys.stdout, "out"):
+        raise BrokenPipeError
 
 
 def test_libraries_write_no_colors(monkeypatch):

@@ -58,6 +58,7 @@ _SUBMODULES = {"data", "kernels", "config", "runtime"}
 _METHODS = {
     *("ground", "detect", "segment", "answer", "caption", "match", "reason", "entail", "search")
 }
+_ASKING = {"predict", "infer", "inference", "run", "ask"}
 _LOADERS = {"Model", "AutoModel", "FIBER", "METER", "from_pretrained", "load_model", "pipeline"}
 
 if _core.build_profile == "debug":
@@ -98,6 +99,8 @@ def _hint(name: str) -> str:
 
     if name in _METHODS:
         return f"; it is a method of models: fiber.load(path).{name}"
+    if name in _ASKING:
+        return "; load a model, and ask it: fiber.load(path).ground(image, phrases)"
     if name in _LOADERS:
         return "; models are loaded by fiber.load(path)"
     return f"; {nearest(name, __dir__())}"

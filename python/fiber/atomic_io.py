@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -25,6 +26,18 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Errors raised by `json.loads` for invalid JSON, very deep nesting, or very long integers.
 JSON_ERRORS = (ValueError, RecursionError)
+
+#: Number of characters before and after a mistake in JSON that are looked at.
+_MAX_AROUND = 100
+#: What other languages write where a value of JSON is expected, and how JSON does.
+_IN_JSON = {
+    "'": "use double quotes",
+    "None": "write None as null",
+    "True": "write True as true",
+    "False": "write False as false",
+    "\ufeff": "save it as UTF-8 without a byte order mark",
+    **dict.fromkeys(("#", "//", "/*"), "remove the comment, which JSON does not have"),
+}
 
 _SPECIAL_FILES = {
     stat.S_IFIFO: "a named pipe",
@@ -221,7 +234,40 @@ def read_json(path: Path, max_bytes: int | None = None) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except JSON_ERRORS as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {describe_json_error(error)}") from error
+
+
+def describe_json_error(error: Exception) -> str:
+    """Describe why a text is not JSON: what and where, and how to mend common mistakes."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    before, after = (
+        error.doc[max(0, error.pos - _MAX_AROUND) : error.pos].rstrip(),
+        error.doc[error.pos : error.pos + _MAX_AROUND].lstrip(),
+    )
+    advice = ""
+    if not before and not after:
+        return "it is empty"
+    # Newer versions of Python give the place of the comma.
+    if found := re.match(r",\s*([}\]])", before[-1:] * (before[-1:] == ",") + after):
+        advice = f"; remove the comma before {found[1]!r}"
+    elif not after:
+        advice = "; add the closing bracket, or what else is missing at the end"
+    elif error.msg.startswith("Extra data"):
+        advice = "; save a file with one JSON object a line as .jsonl" * (after[0] in "{[")
+    elif error.msg.startswith("Unterminated"):
+        advice = "; add the closing quote, or what else is missing at the end"
+    elif error.msg.startswith("Invalid control"):
+        advice = r"; write a line break in a string as \n"
+    elif error.msg.startswith("Invalid \\"):
+        advice = r"; write a backslash as \\"
+    else:
+        advice = next(
+            (f"; {hint}" for start, hint in _IN_JSON.items() if after.startswith(start)), ""
+        )
+    return f"{error}{advice}"
 
 
 def flush_to_disk(file: IO[Any]) -> None:

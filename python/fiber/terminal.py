@@ -11,7 +11,13 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO, cast
+
+from fiber.atomic_io import full_disk_advice
+
+#: Name of the standard output in errors.
+STDOUT = "standard output"
 
 #: Matches C0 and C1 controls except line feeds, line and paragraph separators, marks and controls
 #: of the direction of text, and lone surrogates, which streams cannot encode. Joiners stay, since
@@ -33,15 +39,24 @@ def escape_controls(text: str) -> str:
 
 
 class EscapingStream:
-    """Text stream that escapes control characters; otherwise as the stream that it writes to."""
+    """Text stream that escapes control characters; otherwise as the stream that it writes to.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    An error of the system is raised with the name of the stream, such as "standard output".
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self.stream, self.name = stream, name
 
     def write(self, text: str) -> int:
         """Write a text with escaped control characters; return its length."""
-        self.stream.write(escape_controls(text))
+        with explain_output_errors(self.stream, self.name):
+            self.stream.write(escape_controls(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with explain_output_errors(self.stream, self.name):
+            self.stream.flush()
 
     def writelines(self, lines: Any) -> None:
         """Write several texts."""
@@ -57,10 +72,42 @@ class EscapingStream:
 
 
 @contextlib.contextmanager
+def explain_output_errors(stream: TextIO, name: str) -> Iterator[None]:
+    """Re-raise an OSError of a write to a stream with its name, and what to do if a disk is full.
+
+    That of a pipe that nobody reads stays as it is.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        file = _file_below(stream)
+        where = name if file is None else f"{name}, the file {file},"
+        advice = full_disk_advice(error, Path() if file is None else file)
+        if file is None:
+            # The free space is that of another disk.
+            advice = advice and "; free some space and run the command again"
+        message = f"{where} could not be written ({error.strerror}){advice}"
+        raise OSError(error.errno, message) from error
+
+
+def _file_below(stream: TextIO) -> Path | None:
+    """Return the regular file that a stream writes to, if any; known on Linux."""
+    try:
+        path = Path(f"/proc/self/fd/{stream.fileno()}").readlink()
+        return path if path.is_file() else None
+    except (OSError, ValueError):
+        # Also for a stream without a descriptor.
+        return None
+
+
+@contextlib.contextmanager
 def escaping() -> Iterator[None]:
     """Escape control characters on standard output and standard error."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, EscapingStream(stream)) for stream in streams)
+    sys.stdout = cast(TextIO, EscapingStream(streams[0], STDOUT))
+    sys.stderr = cast(TextIO, EscapingStream(streams[1], "standard error"))
     try:
         yield
     finally:

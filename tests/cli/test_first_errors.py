@@ -36,7 +36,7 @@ def read_rows(table: str) -> list[Row]:
     for block in table.split("\n\n"):
         first, *more = block.strip().splitlines()
         text = " ".join(line.strip() for line in more)
-        if first.startswith("$ fiber "):
+        if first.startswith("$ fiber"):
             found = re.fullmatch(r"\[(\d)\] (.+)", text)
             assert found, block
             rows.append(Row(first[8:], True, found[1], found[2]))
@@ -50,8 +50,34 @@ ROWS = read_rows(TABLE.read_text(encoding="utf-8"))
 
 def test_the_table_has_all_rows():
     table = TABLE.read_text(encoding="utf-8")
-    assert len(ROWS) == table.count("$ fiber ") + table.count(">>> ") > 80
+    assert len(ROWS) == table.count("$ fiber") + table.count(">>> ") > 80
     assert len({row.did for row in ROWS}) == len(ROWS)
+
+
+#: Matches the start of what to do next: an order, or the value that was expected. Words must begin
+#: a part of a sentence, since a name such as `--save` or "bbox" says nothing.
+WAY_ON = re.compile(
+    r"(?:; |, |: |\(|\. |(?:and|or|so|to|several,) )(?:did you mean|expected|add|ask|call|check"
+    r"|convert|copy|correct|download|install|keep|load|move|multiply|name|open|pass|quote|raise"
+    r"|remove|repeat|run|save|scale|see|set|train|unset|use|write)\b"
+    r"|such as|for example, `|as in|says which|it (?:is a method of|belongs to)"
+    r"|(?:is|are) (?:passed|loaded|asked|chosen|set|generated|trained) "
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.did)
+def test_every_row_says_how_to_go_on(row):
+    assert WAY_ON.search(row.said.removeprefix("fiber: error: "))
+
+
+def test_what_says_nothing_of_a_way_on():
+    for said in (
+        "a.jpg: no such file",
+        "'bbox' and user",
+        "--save out: Not a directory",
+        "a: used",
+    ):
+        assert not WAY_ON.search(said)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +94,10 @@ def folder(tmp_path_factory, micro_models, scene_picture) -> Path:
     Image.new("RGB", (90, 70), "red").save(folder / "b.jpg")
     (folder / "words.jpg").write_text("no picture")
     (folder / "photo.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(100))
+    (folder / "page.jpg").write_text("<!DOCTYPE html><title>404</title>")
+    (folder / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1")
+    (folder / "zero.png").write_bytes(b"")
+    Image.new("RGB", (90, 70)).save(folder / "large.png")
     (folder / "empty").mkdir()
     (folder / "imgs" / "cat").mkdir(parents=True)
     shutil.copy(folder / "a.jpg", folder / "imgs" / "cat")
@@ -85,6 +115,9 @@ def write_data(folder: Path) -> None:
         "answer": '{"image": "a.jpg", "question": "what?", "answer": 1.5}',
         "txt": '{"image": "a.jpg", "txt": "a mug"}',
         "comma": '{"image": "a.jpg", "text": "a mug",}',
+        "quotes": "{'image': 'a.jpg', 'text': 'a mug'}",
+        "null": '{"image": "a.jpg", "text": None}',
+        "number": '{"image": "a.jpg", "text": 7}',
         "gone": '{"image": "gone.jpg", "text": "a mug"}',
         "two": '{"image": "a.jpg", "text": "a mug"}\n{"image": "b.jpg", "text": "a cup"}',
     }
@@ -101,6 +134,7 @@ def write_data(folder: Path) -> None:
     }
     for name, text in tables.items():
         (folder / name).write_text(text)
+    (folder / "cut.json").write_text(json.dumps(coco(["a.jpg"], {}))[:-9])
     mistakes = {
         "xyxy": {"bbox": [50, 30, 80, 60]},
         "float": {"category_id": 2.0},
@@ -181,7 +215,7 @@ def test_python(row, model):
     check(row, raised.type.__name__, str(raised.value))
 
 
-def test_what_works(model):
+def test_what_works(model, tmp_path):
     """What a new user may doubt: every kind of image gives the same answer."""
     expected = model.ground("a.jpg", "a red circle").to_dict()["detections"]
     data = Path("a.jpg").read_bytes()
@@ -190,11 +224,12 @@ def test_what_works(model):
             assert model.ground(given, "a red circle").to_dict()["detections"] == expected
             both = model.ground([given, given], "a red circle")
             assert [each.to_dict()["detections"] for each in both] == [expected] * 2
+    file = tmp_path / "deep.png"
     Image.open("a.jpg").convert("L").point(lambda value: value * 256, "I").convert("I;16").save(
-        "deep.png"
+        file
     )
-    deep = model.ground("deep.png", "a red circle").to_dict()["detections"]
-    with Image.open("deep.png") as image:
+    deep = model.ground(file, "a red circle").to_dict()["detections"]
+    with Image.open(file) as image:
         assert image.mode == "I;16"
         assert model.ground(image, "a red circle").to_dict()["detections"] == deep
     assert model.to("cpu") is model

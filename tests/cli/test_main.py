@@ -1,13 +1,18 @@
 """The table of commands, and what a process of its own shows."""
 
+import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import fiber
+from fiber import recipes
 from fiber.cli import main, parser
 
 TABLE = """
@@ -16,6 +21,14 @@ ground detect segment answer caption match reason entail search
 convert export bench tune doctor
 """
 COMMANDS = TABLE.split()
+
+
+def subcommands(root: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield root
+    for action in root._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from subcommands(each)
 
 
 class TestTable:
@@ -38,6 +51,31 @@ class TestTable:
             main([command, "--help"])
         assert stopped.value.code == 0
         assert f"usage: fiber {command}" in capsys.readouterr().out
+
+    def test_examples(self, capsys):
+        """A command without its arguments shows a command line that can be parsed."""
+        shown = 0
+        for command in subcommands(parser()):
+            if command.prog.endswith("bench data"):
+                continue
+            try:
+                command.parse_args([])
+            except SystemExit:
+                said = capsys.readouterr().err
+                examples = re.findall(r"`fiber ([^`]+)`", said.partition("for example, ")[2])
+                assert examples, said
+                for example in examples:
+                    if example != "--help":
+                        parser().parse_args(shlex.split(example))
+                shown += 1
+        assert shown > 20
+
+    def test_recipes_of_the_example(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train"])
+        said = capsys.readouterr().err.partition("for example, ")[2]
+        found = re.findall(r"(?:small|own|scenes)_\w+", said)
+        assert len(found) > 3 and set(found) <= set(recipes.names())
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit):
@@ -96,6 +134,24 @@ class TestProcess:
         assert process.stderr.read() == b""
         process.stderr.close()
 
+    @pytest.mark.parametrize("arguments", [["recipes"], ["--help"], ["train", "--help"]])
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_full_disk(self, arguments, unbuffered):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "fiber", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            )
+        said = "could not be written (No space left on device); free some space"
+        assert done.stderr.startswith(f"fiber: error: standard output {said}")
+        assert len(done.stderr.splitlines()) == 1
+        # Neither that of bad input, nor that of Python, which fails to flush at exit.
+        assert done.returncode == 1
+
     @pytest.mark.parametrize("module", ["fiber", "fiber.cli"])
     def test_module(self, module):
         done = subprocess.run(
@@ -105,4 +161,4 @@ class TestProcess:
             check=False,
         )
         assert done.returncode == 2
-        assert done.stderr == "fiber: error: none.jpg: no such image file or folder\n"
+        assert done.stderr.startswith("fiber: error: none.jpg: no such image file or folder; ")

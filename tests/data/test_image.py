@@ -198,3 +198,58 @@ def test_urls_are_not_fetched(url, tmp_path):
     # A name with a colon is none.
     with pytest.raises(FileNotFoundError):
         load_image(tmp_path / "a:b" / "cat.jpg")
+
+
+def encoded(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(
+        file, kind
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (b"", "download it again"),
+        (b"\n<HTML><title>Not found", "HTML page"),
+        (b'<?xml version="1.0"?>\n<svg width="2">', "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\0\0\0\x1cftypheic", "convert it first"),
+        (b"a, b, c", "pass another file"),
+        *((encoded(kind)[:-200], "download it again") for kind in ("JPEG", "PNG", "WEBP")),
+        (encoded("PNG").replace(b"IDAT", b"IDAX"), "damaged"),
+        (encoded("PNG"), "smaller image"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[:4]!r} {len(value)}",
+)
+def test_what_to_do_with_a_broken_image(tmp_path, data, advice):
+    path = tmp_path / "a.img"
+    path.write_bytes(data)
+    limits = {"max_pixels": 100} if advice == "smaller image" else {}
+    for given in (data, path, str(path), io.BytesIO(data)):
+        with pytest.raises(DecodeError, match=advice) as raised:
+            load_image(given, **limits)
+        assert raised.value.status in ("corrupt", "unsupported")
+        assert ("a.img" in str(raised.value)) == isinstance(given, (str, Path))
+
+
+def test_what_to_do_with_a_missing_image(tmp_path):
+    def advice(name: str) -> str:
+        with pytest.raises(FileNotFoundError) as raised:
+            load_image(tmp_path / name)
+        assert raised.value.filename == str(tmp_path / name)
+        return raised.value.strerror or ""
+
+    assert "there is no folder" in advice("none/a.jpg")
+    assert "there are no images" in advice("a.jpg")
+    (tmp_path / "notes.txt").write_text("")
+    assert "there are no images" in advice("note.jpg")
+    for name in ("kitchen.JPG", "street.png", "IMG_0001.jpg", "IMG_0002.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    assert advice("kitchen.jpg").endswith(f"did you mean {tmp_path / 'kitchen.JPG'}?")
+    assert advice("img_0001.png").startswith("No such file or directory; did you mean ")
+    assert "IMG_0001.jpg, IMG_0002.jpg, kitchen.JPG and 1 more" in advice("w.jpg")
+    (tmp_path / "\x1b[2J.jpg").write_bytes(b"")
+    assert "\\x1b" in advice("w.jpg") and "\x1b" not in advice("w.jpg")
+    assert len(advice("w" * 250)) < 400 + 2 * len(str(tmp_path))

@@ -249,7 +249,8 @@ def _check_legacy_start(path: Path, start: bytes) -> None:
     if not start.startswith(b"\x80") or tarfile.is_tarfile(path):
         raise ValueError(
             f"{path} is not a checkpoint written by torch.save or safetensors; it starts with"
-            f" {shown(start[:16])}"
+            f" {shown(start[:16])}; pass a model folder, or a file that ends in .pt, .pth, .ckpt or"
+            " .safetensors"
         )
 
 

@@ -28,7 +28,7 @@ from fiber.data.storage.remote import RemoteError
 from fiber.messages import printable
 from fiber.tasks import TASKS, find_task, installed_tasks
 from fiber.tasks.lazy import load
-from fiber.terminal import escaping
+from fiber.terminal import STDOUT, escaping
 
 #: Commands of tasks in the order of the help; those that are not listed follow.
 _TASK_COMMANDS = (
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         description="FIBER: a vision-language model for image-level and region-level tasks.",
         epilog="`fiber COMMAND --help` describes a command. Start with `fiber demo --fast`.",
     )
+    root.set_defaults(example="`fiber demo --fast`; `fiber --help` lists the commands")
     root.add_argument("--version", action="version", version=f"fiber {fiber.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (runs, plan, data):
@@ -115,7 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     warnings.showwarning, sys.excepthook = _warn, _print_traceback
-    options = parser().parse_args(arguments)
+    try:
+        options = parser().parse_args(arguments)
+    except OSError as error:
+        # What `--help` prints cannot be written.
+        return _failed_in_system(error)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if (code := launched.final_code()) is not None:
         return code
@@ -137,10 +142,6 @@ def _run(options: argparse.Namespace) -> int:
         hint = getattr(options, "when_stopped", "no partial file was left")
         print(f"\nstopped; {hint}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The interpreter flushes again at exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "fiber":
@@ -150,19 +151,35 @@ def _run(options: argparse.Namespace) -> int:
         _print_error(str(error) if "pip install" in str(error) else hint)
         return EXIT_CODE
     except OSError as error:
-        message = str(error)
-        if error.strerror and error.filename is not None:
-            advice = full_disk_advice(error, Path(os.fsdecode(error.filename)))
-            message = f"{os.fsdecode(error.filename)}: {error.strerror}{advice}"
-        # A rank that failed for bad input on this node has printed it.
-        if not (isinstance(error, ConnectionError) and launched.final_code()):
-            _print_error(message)
-        return EXIT_CODE if is_bad_input(error) else 1
+        return _failed_in_system(error)
     except (ValueError, FloatingPointError, MemoryError, RemoteError) as error:
         # ValueErrors include fiber.DecodeError and fiber.MissingHeadError.
         unnamed = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
         _print_error(str(error) or unnamed)
         return EXIT_CODE if is_bad_input(error) else 1
+
+
+def _failed_in_system(error: OSError) -> int:
+    """Print an error of the system, such as of a file, and return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _close_output()
+        return 141
+    # Most errors of this package give the whole text as that of the system's error.
+    message = error.strerror or str(error)
+    if error.strerror and error.filename is not None:
+        advice = full_disk_advice(error, Path(os.fsdecode(error.filename)))
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}{advice}"
+    if message.startswith(STDOUT):
+        _close_output()
+    # A rank that failed for bad input on this node has printed it.
+    if not (isinstance(error, ConnectionError) and launched.final_code()):
+        _print_error(message)
+    return EXIT_CODE if is_bad_input(error) else 1
+
+
+def _close_output() -> None:
+    """Drop what is still buffered: the interpreter flushes at exit, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _doctor(options: argparse.Namespace) -> int:

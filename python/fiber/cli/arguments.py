@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import math
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 from fiber.config_io import nearest
 from fiber.messages import printable
+from fiber.terminal import STDOUT, explain_output_errors
 
 #: Maximum number of characters of an error or a warning.
 MAX_MESSAGE = 4000
@@ -72,19 +74,47 @@ class CommandParser(argparse.ArgumentParser):
         names = [str(each.metavar or each.dest) for each in self._get_positional_actions()]
         return f"; expected only {' '.join(names)} (quote a text with spaces)" if names else ""
 
+    def _other_names(self) -> dict[str, str]:
+        """Return hints for commands that other programs have."""
+        ask = (
+            "a model is asked by fiber ground, detect, segment, answer, caption, match, reason,"
+            " entail or search"
+        )
+        return {
+            "help": f"did you mean {self.prog} --help?",
+            "version": "did you mean fiber --version?",
+            **dict.fromkeys(("predict", "infer", "inference", "run", "ask", "query", "chat"), ask),
+            **dict.fromkeys(("fit", "finetune", "fine-tune"), "did you mean train?"),
+            **dict.fromkeys(("test", "val", "validate"), "did you mean eval?"),
+            **dict.fromkeys(("vqa", "question"), "did you mean answer?"),
+            **dict.fromkeys(("retrieve", "retrieval"), "did you mean search?"),
+            **dict.fromkeys(("info", "env", "check"), "did you mean doctor?"),
+        }
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or an error; argparse would ignore that it cannot be written."""
+        stream = file or sys.stderr
+        with explain_output_errors(stream, STDOUT if stream is sys.stdout else "standard error"):
+            stream.write(message)
+            stream.flush()
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and a message, and exit with code 2.
 
-        Arguments may be names of files, from a pattern of the shell.
+        Arguments may be names of files, from a pattern of the shell. An error about missing
+        arguments ends with the default of `example`, a command line or more than one.
         """
+        if "arguments are required: " in message:
+            example = self.get_default("example")
+            message += f"; for example, {example}" if example else f"; see `{self.prog} --help`"
         super().error(printable(message, MAX_MESSAGE))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]
         if choices and value not in choices:
             hint = nearest(str(value), choices)
-            if value == "help":
-                hint = f"did you mean {self.prog} --help?"
+            if isinstance(action, argparse._SubParsersAction):
+                hint = self._other_names().get(value, hint)
             raise argparse.ArgumentError(action, f"unknown value {value!r}; {hint}")
 
 
@@ -256,6 +286,11 @@ def naming_option(option: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename) in (folder, *folder.parents):
             error.filename = f"{option} {folder}: the folder cannot be created or written"
+            in_the_way = next((each for each in (folder, *folder.parents) if each.is_file()), None)
+            if in_the_way is not None:
+                error.strerror = f"{in_the_way} is a file; pass another folder"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                error.strerror = f"{error.strerror}; pass another folder"
         raise
 
 

@@ -24,7 +24,7 @@ from fiber.cli.arguments import (
     pick,
 )
 from fiber.cli.models import RUNTIMES, choose_model, load_graphs, load_quietly
-from fiber.data.image_file import ENDINGS, check_not_url
+from fiber.data.image_file import ENDINGS, check_not_url, missing_advice
 from fiber.messages import printable
 from fiber.terminal import is_terminal
 
@@ -50,10 +50,12 @@ def add_asking_command(
     name: str,
     run: Callable[[argparse.Namespace], int],
     text: str,
+    example: str = "",
 ) -> argparse.ArgumentParser:
     """Add a command with the options of all that ask a model, and return its parser.
 
-    `run` maps the parsed options to an exit code. `text` is the help of the command.
+    `run` maps the parsed options to an exit code. `text` is the help of the command. An error about
+    missing arguments shows the `example`, the arguments of a command line.
     """
     command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     add_options(
@@ -75,7 +77,7 @@ def add_asking_command(
         answers={"type": path_text},
         runtime={"choices": tuple(RUNTIMES)},
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, example=example and f"`fiber {name} {example}`")
     return command
 
 
@@ -235,5 +237,6 @@ def _list_images(images: Sequence[str], hint: str | Callable[[Path], str]) -> li
             paths.append(path)
         else:
             more = hint if isinstance(hint, str) else hint(path)
+            more = more or f"; {missing_advice(path)}"
             raise FileNotFoundError(f"{path}: no such image file or folder{more}")
     return paths

@@ -18,6 +18,7 @@ list items with semicolons.
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `bench` to the table of commands."""
     bench = commands.add_parser("bench", help="benchmark the data pipeline against other loaders")
+    bench.set_defaults(example="`fiber bench data --quick`")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     data = kinds.add_parser(
         "data",

@@ -50,7 +50,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         weights={"choices": ("raw", "ema")},
         layout={"choices": ("microsoft", "timm"), "default": "microsoft"},
     )
-    convert.set_defaults(run=_convert)
+    example = "`fiber convert runs/fine fine.pt --to published`"
+    convert.set_defaults(run=_convert, example=example)
 
 
 def _convert(options: argparse.Namespace) -> int:

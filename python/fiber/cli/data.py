@@ -38,6 +38,11 @@ _MAX_LISTED, _MAX_LINE = 10, 1000
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `data` and its subcommands to the table of commands."""
     data = commands.add_parser("data", help="generate, inspect or pack a dataset")
+    example = (
+        "`fiber data scenes --output runs/scenes`, which generates a dataset, or `fiber data"
+        " inspect my.jsonl`, which checks your own"
+    )
+    data.set_defaults(example=example)
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
     # Defaults of `generate`, repeated here to keep imports light.
     scenes = _add_generator(kinds, "scenes", _SCENES, "combinations of color and shape", 20000)
@@ -71,7 +76,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--json": "print the report as one JSON object",
         },
     )
-    inspect.set_defaults(run=_inspect)
+    inspect.set_defaults(run=_inspect, example="`fiber data inspect my.jsonl`")
     pack = kinds.add_parser(
         "pack", help="write a dataset as tar shards with an index", description=_PACK
     )
@@ -90,7 +95,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         shard_size={"type": byte_count, "default": "256MB"},
         on_error={"choices": ("raise", "skip"), "default": "raise"},
     )
-    pack.set_defaults(run=_pack, when_stopped="the unfinished folder was deleted")
+    pack.set_defaults(
+        run=_pack,
+        when_stopped="the unfinished folder was deleted",
+        example="`fiber data pack my.jsonl --output packed`",
+    )
     answers = kinds.add_parser(
         "answers", help="build the answer list of the published VQA head", description=_ANSWERS
     )
@@ -102,7 +111,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         },
         output={"required": True},
     )
-    answers.set_defaults(run=_make_answers)
+    answers.set_defaults(
+        run=_make_answers, example="`fiber data answers VQA --output answers.json`"
+    )
 
 
 def _add_generator(
@@ -127,7 +138,11 @@ def _add_generator(
         output={"required": True},
         seed={"type": int, "default": 0},
     )
-    generator.set_defaults(run=_make_data, when_stopped="the unfinished folder was deleted")
+    generator.set_defaults(
+        run=_make_data,
+        when_stopped="the unfinished folder was deleted",
+        example=f"`fiber data {kind} --output runs/{kind}`",
+    )
     return generator
 
 

@@ -45,7 +45,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         answers={"type": path_text},
         weights={"choices": ("raw", "ema"), "default": "raw"},
     )
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, example="`fiber export scenes exported`")
 
 
 def _heads(text: str) -> list[str]:

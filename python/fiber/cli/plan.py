@@ -45,7 +45,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         disk_gbps={"type": positive_float, "default": 1.0},
         set={"action": "append", "default": []},
     )
-    plan.set_defaults(run=_plan)
+    plan.set_defaults(run=_plan, example="`fiber plan pretrain --gpus 64`")
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -129,7 +129,16 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         rendezvous={"default": ""},
         track={"action": "append", "default": []},
     )
-    train.set_defaults(run=_train, when_stopped="rerun the same command with --resume to continue")
+    example = (
+        "`fiber train scenes_fine --data runs/scenes`, on data of `fiber data scenes --output"
+        " runs/scenes`; small_vqa, small_caption, small_retrieval, own_detection and others train"
+        " on your own (`fiber recipes` lists all)"
+    )
+    train.set_defaults(
+        run=_train,
+        when_stopped="rerun the same command with --resume to continue",
+        example=example,
+    )
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
@@ -175,7 +184,8 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         batch_size={"default": 64},
         threads={"default": 0},
     )
-    evaluate.set_defaults(run=_eval)
+    example = "`fiber eval runs/fine refcoco --data runs/scenes --split novel`"
+    evaluate.set_defaults(run=_eval, example=example)
 
 
 def _demo(options: argparse.Namespace) -> int:

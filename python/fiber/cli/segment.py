@@ -34,7 +34,8 @@ _KEYWORDS = {"threshold": "score_threshold", "overlap": "overlap_threshold"}
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `segment` to the table of commands."""
     help_text = "find masks of classes, or a mask for each phrase"
-    segment = add_asking_command(commands, "segment", _segment, help_text)
+    example = 'photo.jpg --classes "zebra; grass"'
+    segment = add_asking_command(commands, "segment", _segment, help_text, example)
     add_options(segment, IMAGES, images={"nargs": "+"})
     add_options(
         segment.add_mutually_exclusive_group(),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fiber import _core
-from fiber.data.image_file import MAX_PIXELS, check_not_url
+from fiber.data.image_file import MAX_PIXELS, check_not_url, decode_advice, missing_advice
 from fiber.data.loader_config import check_arguments
 from fiber.messages import shown
 
@@ -71,7 +73,11 @@ def load_image(
         return _read_file(image, options)
     image = read_open_file(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return np.asarray(_core.decode_image(bytes(image), **options))
+        data = bytes(image)
+        try:
+            return np.asarray(_core.decode_image(data, **options))
+        except _core.DecodeError as error:
+            raise _with_advice(error, data) from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
             raise wrong_array(image, "(H, W, 4) with alpha")
@@ -166,10 +172,22 @@ def _read_file(path: str | os.PathLike[str], options: dict[str, Any]) -> np.ndar
         reason = "this is a folder, not an image file; pass a list of the image files in it"
         raise IsADirectoryError(error.errno, reason, os.fspath(path)) from None
     except FileNotFoundError as error:
-        if not (text := str(os.fspath(path))).startswith("~"):
-            raise
-        reason = "No such file, as '~' is not expanded; pass the whole path (os.path.expanduser)"
-        raise FileNotFoundError(error.errno, reason, text) from None
+        reason = f"{error.strerror}; {missing_advice(path)}"
+        raise FileNotFoundError(error.errno, reason, os.fspath(path)) from None
+    except _core.DecodeError as error:
+        with contextlib.suppress(OSError):
+            data = Path(path).read_bytes()
+            raise _with_advice(error, data, os.fspath(path)) from None
+        raise
+
+
+def _with_advice(
+    error: _core.DecodeError, data: bytes, name: str | bytes = "IN"
+) -> _core.DecodeError:
+    """Add how to go on to the error of an image that cannot be decoded."""
+    advised = _core.DecodeError(f"{error}; {decode_advice(data, error, os.fsdecode(name))}")
+    advised.status = error.status
+    return advised
 
 
 def _from_pil(image: Any, keep_alpha: bool) -> np.ndarray:

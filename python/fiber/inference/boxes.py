@@ -61,7 +61,7 @@ class Thresholds(NamedTuple):
             if not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+                raise ValueError(f"{name} must be between 0 and 1, such as 0.3, got {value}")
         counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
         for name, count in counts.items():
             if count is not None and not isinstance(count, numbers.Integral):

@@ -25,7 +25,7 @@ def caption_writer(
             raise TypeError(f"caption: {name} must be {kind.__name__}, got {shown(value)}")
     for name, value in (("num_beams", num_beams), ("max_tokens", max_tokens)):
         if value is not None and not hasattr(value, "__index__"):
-            raise TypeError(f"caption: {name} must be an integer, got {shown(value)}")
+            raise TypeError(f"caption: {name} must be an integer, such as 3, got {shown(value)}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"caption: seed must be between 0 and 2**63 - 1, got {seed}")
     if not sample:

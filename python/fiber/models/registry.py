@@ -294,5 +294,6 @@ def recognize(names: Collection[str]) -> Architecture:
     titles = " or ".join(entry.title for entry in architectures())
     raise ValueError(
         f"the file contains no published model: expected keys of {titles}, got"
-        f" {shown_names(sorted(names), 4)}"
+        f" {shown_names(sorted(names), 4)}; pass a released file of one of these"
+        " (docs/photographs.md says where they are), or the folder of a run"
     )

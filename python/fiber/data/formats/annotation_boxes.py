@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from fiber.data.char_spans import CharSpan, whole_characters
-from fiber.data.formats.annotation_file import AnnotationFile, RecordList
+from fiber.data.formats.annotation_file import AnnotationFile, RecordList, ids_of
 from fiber.data.formats.json_values import id_key, is_integer, is_number
 from fiber.data.prompts.classes import clean_class_name
 from fiber.data.record import MAX_SIDE, TrueObjects
@@ -113,7 +113,9 @@ def boxes_by_image(file: AnnotationFile) -> dict[Any, list[tuple[int, dict[str, 
     for index, entry in file.numbered("annotations"):
         image = file.id_key(entry, "image_id")
         if image not in known:
-            raise file.error(f"has image_id {shown(entry['image_id'])}, which is not in 'images'")
+            raise file.error(
+                f"has image_id {shown(entry['image_id'])}, which is not in 'images'{ids_of(known)}"
+            )
         boxes.setdefault(image, []).append((index, entry))
         if _is_box(box := entry.get("bbox")):
             unit.add(box, min(box[2:]), (index, entry))
@@ -188,7 +190,7 @@ def corners_hint(box: Sequence[float], size: tuple[int, int]) -> str:
         return ""
     return (
         f"; {shown(list(box))} would fit as corners [x0, y0, x1, y1], but 'bbox' is"
-        " [x, y, width, height]"
+        " [x, y, width, height]: write [x0, y0, x1 - x0, y1 - y0]"
     )
 
 

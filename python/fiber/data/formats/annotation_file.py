@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from fiber.data.formats.json_values import (
     may_have_surrogates,
     parse_json,
     surrogate_problem,
+    type_advice,
 )
 from fiber.data.record import MAX_SIDE, AnyPath, Record
 from fiber.messages import shown, shown_names
 
 # Number of images to look up when searching for their folder.
 _IMAGES_TO_FIND = 20
+# Number of ids in messages.
+_MAX_IDS = 4
 #: Command that generates data, for messages.
 TRY_WITH = "`fiber data scenes --output DIR` generates an example dataset"
 
@@ -87,7 +91,8 @@ class EntryFile(ABC):
             if key not in entry:
                 raise self.error(f"has no {key!r}; available keys: {shown_names(entry)}")
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise self.error(f"has {key!r} {shown(value)}; expected {names}")
+            advice = type_advice(value, kinds)
+            raise self.error(f"has {key!r} {shown(value)}; expected {names}{advice}")
         if type(value) is int and not -MAX_ID <= value <= MAX_ID:
             raise self.error(f"has {key!r} {shown(value)}; expected an integer below 2**63")
         return value
@@ -224,7 +229,9 @@ class AnnotationFile(EntryFile):
         value = self.get(entry, key, int, str)
         found = table.get(id_key(value), self)
         if found is self:
-            raise self.error(f"has {key} {shown(value)}, which is not in {str(where)!r}")
+            raise self.error(
+                f"has {key} {shown(value)}, which is not in {str(where)!r}{ids_of(table)}"
+            )
         return found
 
     def record(self, number: int | str, image: str | tuple[str, ...], **fields: Any) -> Record:
@@ -240,6 +247,13 @@ class AnnotationFile(EntryFile):
             return Record(key=key, images=image, **fields)
         except (ValueError, TypeError) as problem:
             raise self.error(f"is not a valid record: {problem}") from None
+
+
+def ids_of(table: Collection[Any]) -> str:
+    """List the first keys of a table by `id_key`, for messages."""
+    first = (key.decode() if isinstance(key, bytes) else key for key in table)
+    names = shown_names(list(itertools.islice(first, _MAX_IDS)))
+    return f"; expected one of its ids, {names}{', ...' * (len(table) > _MAX_IDS)}"
 
 
 @contextmanager

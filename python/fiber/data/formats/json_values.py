@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any, TypeGuard
 
-from fiber.atomic_io import JSON_ERRORS
+from fiber.atomic_io import JSON_ERRORS, describe_json_error
 from fiber.messages import shown
 
 #: Maximum magnitude of a number. float64 represents every integer up to it.
@@ -26,6 +27,8 @@ _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
+# Number of digits of integers that surely fit in 64 bits.
+_MAX_DIGITS = 18
 # Integers below this bound are their own keys; see `id_key`.
 _SMALL_ID = 2**14
 
@@ -46,7 +49,7 @@ def parse_json(text: str, where: object, expected: type = object, note: str = ""
     try:
         value = json.loads(text)
     except JSON_ERRORS as error:
-        raise ValueError(f"{where} is not valid JSON: {error}{note}") from None
+        raise ValueError(f"{where} is not valid JSON: {describe_json_error(error)}{note}") from None
     if not isinstance(value, expected):
         names = {list: "a JSON array", dict: "a JSON object"}
         got = f"{names.get(type(value), 'the JSON value')} {shown(value)}"
@@ -111,6 +114,20 @@ def is_number(value: Any) -> TypeGuard[float]:
 def is_integer(value: Any, least: int = 0, most: int = MAX_ID) -> TypeGuard[int]:
     """Return whether a value is an integer in a range, and not a bool."""
     return type(value) is int and least <= value <= most
+
+
+def type_advice(value: Any, kinds: Collection[type]) -> str:
+    """Return how to write a number or a string of another type; begins with ": " unless empty."""
+    if isinstance(value, bool):
+        return ""
+    if int in kinds and isinstance(value, float) and value.is_integer() and is_number(value):
+        return f": write it as {value:.0f}"
+    if str in kinds and isinstance(value, int | float):
+        return f': write it in quotes, "{shown(value)}"'
+    is_digits = isinstance(value, str) and value.isdecimal() and len(value) <= _MAX_DIGITS
+    if int in kinds and is_digits:
+        return f": write it without quotes, {value}"
+    return ""
 
 
 def is_id(value: Any) -> TypeGuard[str | int]:

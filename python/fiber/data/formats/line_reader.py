@@ -82,7 +82,7 @@ class LineReader(EntryFile):
         for number, entry in self.entries():
             self._number = number
             if not isinstance(entry, dict):
-                hint = "; a file with one JSON list ends in .json" * isinstance(entry, list)
+                hint = "; save a file with one JSON list as .json" * isinstance(entry, list)
                 raise self.error(f"must be a JSON object, got {shown(entry)}{hint}")
             for field in entry:
                 if field not in _FIELDS:
@@ -185,7 +185,8 @@ class LineReader(EntryFile):
             if path is None and not self._found:
                 tried = " and ".join(printable(str(p), _MAX_PATH) for p in dict.fromkeys(paths))
                 raise FileNotFoundError(
-                    f"{self.where}: image {shown(name)} not found; tried {tried}"
+                    f"{self.where}: image {shown(name)} not found; tried {tried}; expected a path"
+                    f" relative to the folder of {printable(self.path.name, _MAX_PATH)}"
                 )
             self._found[name] = str(path or paths[0])
         return self._found[name]

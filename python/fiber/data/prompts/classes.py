@@ -146,7 +146,7 @@ def as_class(given: Any, number: int) -> ClassName:
         found = ClassName(**given)
     if not isinstance(found, ClassName):
         raise TypeError(
-            f"class {number} must be a str, a ClassName or a mapping with 'prefix', 'name' and"
+            f"class {number}: expected a str, a ClassName or a mapping with 'prefix', 'name' and"
             f" 'suffix', got {type(given).__name__} {shown(given)}"
         )
     if not clean_class_name(found.name).strip():
@@ -258,7 +258,8 @@ def caption_prompt(caption: str, phrases: Sequence[str]) -> Prompt:
         match = next(filter(None, searches), None)
         if match is None:
             raise ValueError(
-                f"phrase {number} ({shown(label)}) does not occur in the caption {shown(caption)}"
+                f"phrase {number} ({shown(label)}) does not occur in the caption {shown(caption)};"
+                " pass a part of the caption, or phrases without a caption"
             )
         spans.append((match.span(),))
         position = match.end()

@@ -370,7 +370,7 @@ def _class_question(
         elif not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
         elif not 0 <= float(value) <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+            raise ValueError(f"{name} must be between 0 and 1, such as 0.3, got {value}")
     return _ClassQuestion(
         kind=chosen,
         classes=classes,

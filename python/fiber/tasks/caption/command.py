@@ -10,7 +10,7 @@ from fiber.cli.asking import IMAGES, AskingSession, add_asking_command
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `caption` to the table of commands."""
-    caption = add_asking_command(commands, "caption", _caption, "caption images")
+    caption = add_asking_command(commands, "caption", _caption, "caption images", "photo.jpg")
     add_options(caption, IMAGES, images={"nargs": "+"})
     add_options(
         caption.add_mutually_exclusive_group(),

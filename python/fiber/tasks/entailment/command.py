@@ -11,7 +11,8 @@ from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hin
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `entail` to the table of commands."""
     help_text = "decide whether an image entails a hypothesis"
-    entail = add_asking_command(commands, "entail", _entail, help_text)
+    example = 'photo.jpg "two dogs are playing"'
+    entail = add_asking_command(commands, "entail", _entail, help_text, example)
     hypothesis = {"hypothesis HYPOTHESIS": 'statement, such as "two dogs are playing"'}
     add_options(entail, {**IMAGE, **hypothesis})
 

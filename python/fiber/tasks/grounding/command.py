@@ -35,7 +35,9 @@ _BOX_SETTINGS: dict[str, Any] = {
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `ground` and `detect` to the table of commands."""
-    ground = add_asking_command(commands, "ground", _ground, "find boxes for phrases or a caption")
+    help_text = "find boxes for phrases or a caption"
+    example = 'photo.jpg --phrases "a red mug; the laptop"'
+    ground = add_asking_command(commands, "ground", _ground, help_text, example)
     add_options(
         ground,
         {
@@ -57,7 +59,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
 
     help_text = "detect all objects of given classes"
-    detect = add_asking_command(commands, "detect", _detect, help_text)
+    example = 'photo.jpg --classes "mug; traffic light"'
+    detect = add_asking_command(commands, "detect", _detect, help_text, example)
     add_options(detect, IMAGES, images={"nargs": "+"})
     add_options(
         detect.add_mutually_exclusive_group(),

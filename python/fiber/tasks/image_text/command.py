@@ -12,11 +12,12 @@ _TEXT = {"text TEXT": 'text, such as "a red mug"'}
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `match` and `search` to the table of commands."""
-    match = add_asking_command(commands, "match", _match, "score how well a text matches an image")
+    help_text = "score how well a text matches an image"
+    match = add_asking_command(commands, "match", _match, help_text, 'photo.jpg "a red mug"')
     add_options(match, {**IMAGE, **_TEXT})
 
     help_text = "find the images that best match a text"
-    search = add_asking_command(commands, "search", _search, help_text)
+    search = add_asking_command(commands, "search", _search, help_text, '"a red mug" photos')
     add_options(
         search,
         {

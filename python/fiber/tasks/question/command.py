@@ -10,7 +10,9 @@ from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hin
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `answer` to the table of commands."""
-    answer = add_asking_command(commands, "answer", _answer, "answer a question about an image")
+    help_text = "answer a question about an image"
+    example = 'photo.jpg "what color is the mug?"'
+    answer = add_asking_command(commands, "answer", _answer, help_text, example)
     question = {"question QUESTION": 'question, such as "what color is the mug?"'}
     top_k = {"--top-k N": "number of answers to print (default: 3)"}
     add_options(answer, {**IMAGE, **question, **top_k}, top_k={"default": 3})

@@ -19,7 +19,8 @@ _GAP = 8
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `reason` to the table of commands."""
     help_text = "decide whether a statement about two images is true"
-    reason = add_asking_command(commands, "reason", _reason, help_text)
+    example = 'left.jpg right.jpg "both images show a dog"'
+    reason = add_asking_command(commands, "reason", _reason, help_text, example)
     add_options(
         reason,
         {
