@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import fiber.runtime
 from fiber.checkpoints.adapters.files import ABOUT, CONFIG, read_about, read_adapter_config
 from fiber.config_io import to_dict
 from fiber.models.lora import import_peft
-from fiber.runtime.metadata import FILE
+from fiber.runtime.graphs import MARK_FILE, _read_mark
+from fiber.runtime.metadata import FILE, MODEL_KEY, PART_KEY
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document
+from tests.fuzz.generated.encodings import to_json
+from tests.fuzz.generated.text_tables import cell
+from tests.fuzz.generated.trees import Pairs, tree_of
 from tests.runtime import unloaded
 
 #: Networks whose graphs have different fields: of a detector, of answers, of captions.
@@ -50,6 +55,27 @@ def _write_graphs(network: str, folder: Path) -> None:
 def _read_graphs(folder: Path) -> None:
     # Of the other engines, whose packages may be missing; nothing is loaded before it is run.
     fiber.runtime.load(folder, engine="torch")
+
+
+def _mark(count: int) -> dict[str, Any]:
+    """What a graph file says of itself."""
+    return {MODEL_KEY: "0" * 64, PART_KEY: "pair"}
+
+
+def _write_archive(content: Any, folder: Path) -> None:
+    with zipfile.ZipFile(folder / "pair.pt2", "w") as archive:
+        archive.writestr(f"pair/extra/{MARK_FILE}", to_json(content))
+
+
+def _write_onnx(content: Any, folder: Path) -> None:
+    """Write keys and values of a protocol buffer, with their lengths."""
+    pairs = content if isinstance(content, Pairs) else [(content, content)]
+    found = bytearray()
+    for pair in pairs:
+        for code, text in zip(b"\x0a\x12", map(cell, pair), strict=True):
+            data = text.encode("utf-8", "surrogatepass")
+            found += bytes([code, min(len(data), 127)]) + data
+    (folder / "pair.onnx").write_bytes(found)
 
 
 def _adapter(count: int) -> dict[str, Any]:
@@ -99,6 +125,14 @@ def documents() -> list[Document]:
         )
 
     found = [graphs(network) for network in _NETWORKS]
+    # Read of a graph whose checksum is wrong; what cannot be read is no mark.
+    found += [
+        Document(
+            "graphs", file, lambda n: tree_of(_mark(n)), write,
+            lambda folder, file=file: _read_mark(folder / file),
+        )
+        for file, write in (("pair.pt2", _write_archive), ("pair.onnx", _write_onnx))
+    ]  # fmt: skip
     found.append(json_document("adapters", ABOUT, _about, read_about))
     if importlib.util.find_spec("peft") is not None:
         found.append(json_document("adapters", CONFIG, _adapter, read_adapter_config, _import_peft))

@@ -6,7 +6,6 @@ import pickle
 import random
 import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,19 +50,6 @@ def read(case: Case, folder: Path) -> str:
     case.write(folder, 1)
     limit(MAX_SECONDS, MAX_BYTES)
     return verdict(case.document.read, folder)
-
-
-@pytest.mark.filterwarnings("ignore:torch.distributed is")
-def test_documents_have_names_of_their_own_and_are_read_whole(tmp_path):
-    counts = Counter(document.name for document in documents())
-    assert set(counts.values()) == {1}
-    for number, document in enumerate(documents()):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        document.prepare(folder)
-        for entries in (0, 1, 3):
-            document.write(document.tree(entries), folder)
-            document.read(folder)
 
 
 def test_found_cases_are_of_documents():

@@ -122,6 +122,13 @@ def _objects365_documents() -> list[Document]:
     def rows(column: Callable[[int], Any]) -> Callable[[int], Any]:
         return lambda n: [["0", tree_of(column(n))]] + [["1", tree_of(column(0))]] * 49
 
+    def images(count: int) -> list[list[str]]:
+        return [[str(n), base64.b64encode(seeds.image()).decode()] for n in range(50)]
+
+    def read_images(folder: Path) -> None:
+        for record in open_source("objects365", folder / "objects365_train.yaml", "train"):
+            list(record.images)
+
     def write_lines(content: Any, folder: Path) -> None:
         """Write a line list, and boxes of the first line that are as many as its entries."""
         lines = _rows(content)
@@ -139,6 +146,7 @@ def _objects365_documents() -> list[Document]:
             _objects365,
         ),
         text_document("lines.tsv", lambda n: [[1]] * n, tsv, read, _objects365),
+        text_document("images.tsv", images, tsv, read_images, _objects365),
         json_document("tables", "map.json", _labelmap, read, _objects365),
         text_document(
             "objects365_train.yaml",
