@@ -188,6 +188,8 @@ def all_cases(folder: Path, mutants: int | None, seed: int, only: str | None) ->
                 sources = prepared(document, folder / "prepared")
                 for number, case in enumerate(generator.small_cases(document)):
                     yield generated_case(case, sources, 1, number)
+                for number, case in enumerate(generator.probing_cases(document)):
+                    yield generated_case(case, sources, max(SIZES), number)
         return
     if only in (None, "masks"):
         for name in hostile_masks.cases():
@@ -285,8 +287,10 @@ def folders(folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
 
 
 def generated(document: Document, folder: Path, mutants: int, rng: random.Random) -> Iterator[Case]:
-    """Yield a sound document and, in place of mutants, cases of the generator."""
+    """Yield a sound document, integers that probe and, in place of mutants, drawn cases."""
     sources = prepared(document, folder)
+    for number, case in enumerate(generator.probing_cases(document)):
+        yield generated_case(case, sources, max(SIZES), number)
     for number in range(mutants + 1):
         draw = random.Random(rng.getrandbits(32)) if number else Steered(b"")
         case = generator.random_case(draw, document)

@@ -26,6 +26,8 @@ KINDS = {
     "json_files": ("configs", "headers", "packs"),
     "annotations": ("annotations",),
     "text_tables": ("tables",),
+    "model_folders": ("graphs", "adapters"),
+    "mask_files": ("masks",),
 }
 #: Sizes of cases; the first one is that of an input of zeros.
 _SIZES = (1, 1, 3, 30)

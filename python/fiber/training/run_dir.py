@@ -171,7 +171,7 @@ class RunFolder:
         own = launch_id()
         if not own or not self.launch_file.is_file():
             return False
-        return self.launch_file.read_text(encoding="utf-8") == own
+        return self.launch_file.read_bytes() == own.encode()
 
     def check_unlocked(self) -> None:
         """Fail early if another process is training here; only `locked` keeps others out.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fiber.data.datasets.vqa_answers import published_answers
+from fiber.data.formats import coco
+from fiber.data.tools.discover import parts_of
 from tests.fuzz.generated.documents import Document, json_document, reads
 
 _KIND = "annotations"
@@ -168,6 +172,19 @@ def _answers(count: int) -> dict[str, Any]:
     }
 
 
+#: Files of the annotations that list the answers of published models.
+_MAJORITY = [f"v2_mscoco_{part}2014_annotations.json" for part in ("train", "val")]
+
+
+def _majority(count: int) -> dict[str, Any]:
+    entries = [{"multiple_choice_answer": f"a{n % 9}"} for n in range(count + 1)]
+    return {"annotations": entries + [{"multiple_choice_answer": "cup"}] * 9}
+
+
+def _write_majority(folder: Path) -> None:
+    (folder / _MAJORITY[1]).write_text(json.dumps(_majority(1)))
+
+
 def _write(folder: Path, document: Document, count: int = 100) -> None:
     document.write(document.tree(count), folder)
 
@@ -226,4 +243,20 @@ def documents() -> list[Document]:
         _document("swapped", "winoground_train.jsonl", _swapped),
         questions_and_answers,
         answers,
+        json_document(_KIND, _MAJORITY[0], _majority, published_answers, _write_majority),
+        json_document(
+            _KIND,
+            "instances_train.json",
+            _coco,
+            lambda folder: coco.detection(folder, "train", objects=True),
+            _images,
+            "boxes of one file",
+        ),
+        *(
+            json_document(_KIND, file, tree, lambda folder: parts_of(folder), _images, name)
+            for name, file, tree in (
+                ("inspected splits", "dataset_coco.json", _karpathy),
+                ("inspected annotations", "train.json", _coco),
+            )
+        ),
     ]

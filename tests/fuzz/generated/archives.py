@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import zlib
 from collections.abc import Callable
@@ -13,14 +14,17 @@ import pyarrow as arrow
 from pyarrow import ipc
 
 from fiber.data import open_source
+from fiber.data.formats.json_values import parse_json
 from fiber.data.storage import pack_description
 from fiber.data.storage.pack_index import pack_entry
+from fiber.data.storage.record_entry import from_entry
 from fiber.data.storage.shard_order import ShardGroups
+from fiber.messages import shown
 from tests.data.shards import write_tar
 from tests.data.signed_packs import line_index
 from tests.fuzz import seeds
 from tests.fuzz.data import LINE_INDEX, LINES, signed, sound_pack
-from tests.fuzz.generated.documents import Document, reads
+from tests.fuzz.generated.documents import Document, json_document, reads
 from tests.fuzz.generated.encodings import to_json
 from tests.fuzz.generated.text_tables import cell
 from tests.fuzz.generated.trees import Node, Pairs, tree_of
@@ -182,6 +186,32 @@ def _lines_document() -> Document:
     return Document("packs", LINE_INDEX, tree, write, _read_pack, _write_pack)
 
 
+def _masks(count: int) -> dict[str, Any]:
+    """A line of a pack with masks of every kind, and one with an id map."""
+    bits = base64.b64encode(bytes(24 * 4)).decode()
+    masks = [{"counts": [9, 759], "size": [24, 32]}, {"bits": bits, "size": [24, 32]}]
+    masks += [{"rings": [[1, 2, 9, 2, 9, 9]]}] * (count + 1)
+    labels = [0] * len(masks)
+    entry = {"key": "a", "text": "", "labels": ["cup"], "masks": masks, "mask_labels": labels}
+    objects = {"boxes_xyxy": [[1, 2, 9, 9]], "labels": [0], "areas": [9.0], "crowd": [False]}
+    id_map = {"png": bits, "ids": [1], "void": [0], "coding": "gray", "may_lack": True}
+    return {
+        "masks": {**entry, "objects": {**objects, "absent": [0], "incomplete": [0]}},
+        "id map": {**entry, "masks": id_map, "mask_labels": [0]},
+    }
+
+
+def _read_entries(folder: Path) -> None:
+    """Read entries as of lines of a pack, each error with the file."""
+    path = folder / "entries.json"
+    for name, entry in parse_json(path.read_text(), path, dict).items():
+        try:
+            from_entry(entry if isinstance(entry, dict) else {}, (b"",))
+        except (ValueError, TypeError) as error:
+            # As `PackedRecords` does.
+            raise ValueError(f"{path}: {shown(name)}: {error}") from None
+
+
 def _items(content: Any) -> list[Any]:
     return content if isinstance(content, list) and content else [content]
 
@@ -238,4 +268,5 @@ def packs() -> list[Document]:
         ),
         _pack_document(LINES, LINES),
         _lines_document(),
+        json_document("packs", "entries.json", _masks, _read_entries),
     ]

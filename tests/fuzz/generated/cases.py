@@ -14,13 +14,24 @@ from tests.fuzz.generated import (
     archives,
     checkpoints,
     json_files,
+    mask_files,
+    model_folders,
     runs,
     text_tables,
     trees,
 )
 from tests.fuzz.generated.documents import Document
 from tests.fuzz.generated.trees import Built, Global, Node, Pairs
-from tests.fuzz.generated.values import ALL, GROWING, ODD, REFERRED, SHARED, HostileValue
+from tests.fuzz.generated.values import (
+    ALL,
+    GROWING,
+    LARGE,
+    ODD,
+    REFERRED,
+    SHARED,
+    HostileValue,
+    probing_integers,
+)
 
 #: Entries of a document whose other parts are of interest.
 _FEW = 1
@@ -44,12 +55,15 @@ def documents() -> tuple[Document, ...]:
     """All documents."""
     found = [*checkpoints.documents(), *runs.documents(), *json_files.documents()]
     found += [*annotations.documents(), *text_tables.documents(), *archives.documents()]
-    return (*found, *archives.packs())
+    found += [*archives.packs(), *mask_files.documents(), *model_folders.documents()]
+    return tuple(found)
 
 
 def growing_cases(document: Document) -> Iterator[Case]:
     """Yield cases whose size matters: many entries, and long values at every place."""
     yield Case(document, "entries", document.tree)
+    for name, make in document.growing.items():
+        yield Case(document, name, make)
     sound = document.tree(_FEW)
     for path in trees.places(sound):
         where = _name(sound, path)
@@ -69,15 +83,27 @@ def growing_cases(document: Document) -> Iterator[Case]:
                 yield Case(document, f"{name}, popped", _popped(document, path, value))
 
 
-def small_cases(document: Document) -> Iterator[Case]:
-    """Yield cases of a few hundred bytes: odd values at every place, and shared ones."""
+def probing_cases(document: Document) -> Iterator[Case]:
+    """Yield cases with integers that probe the same slots of a dict, at every place of a list.
+
+    Whoever uses such integers as keys takes quadratic time, which no counter of work sees.
+    """
     sound = document.tree(_FEW)
     for path in trees.places(sound):
-        for value in (*SHARED, *ODD):
+        if trees.is_in_list(sound, path) and type(trees.at(sound, path)) is int:
+            name = f"{_name(sound, path)} = integers that probe"
+            yield Case(document, name, _probing(document, path))
+
+
+def small_cases(document: Document) -> Iterator[Case]:
+    """Yield cases of one value: odd, shared and large ones at every place."""
+    sound = document.tree(_FEW)
+    for path in trees.places(sound):
+        for value in (*SHARED, *ODD, *LARGE):
             if _fits(document, value):
                 name = f"{_name(sound, path)} = {value.name}"
                 yield Case(document, name, _put(document, path, value))
-        if document.kind == "runs":
+        if document.kind == "runs" and document.is_pickle:
             yield from _states(document, path, _name(sound, path))
 
 
@@ -191,6 +217,10 @@ def _many(document: Document, path: trees.Path, value: HostileValue | None) -> C
         return trees.repeated(tree, path, shared, size)
 
     return make
+
+
+def _probing(document: Document, path: trees.Path) -> Callable[[int], Any]:
+    return lambda size: trees.filled(document.tree(_FEW), path, probing_integers(32 * size))
 
 
 def _popped(document: Document, path: trees.Path, value: HostileValue) -> Callable[[int], Any]:

@@ -11,10 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from fiber.checkpoints.load import read_model
-from fiber.checkpoints.torch_file import read_checkpoint
+from fiber.checkpoints.torch_file import SETTINGS, read_checkpoint
+from fiber.inference.masks.class_vectors import ClassVectors
 from fiber.metrics.cider import DocumentFrequencies
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document
@@ -130,6 +132,34 @@ def _quoted(value: Any) -> Any:
     return value if isinstance(value, Node) else to_json(value)
 
 
+def _settings(count: int) -> dict[str, Any]:
+    """Settings that a published file stores as JSON in a tensor."""
+    return {"config": {**seeds.settings("coarse"), **{f"other{n}": None for n in range(count)}}}
+
+
+def _write_settings(tree: Any, folder: Path) -> None:
+    text = bytearray(to_json(tree).encode())
+    settings = torch.frombuffer(text, dtype=torch.uint8)
+    state = {SETTINGS: settings, "w": torch.ones(2, 3)}
+    torch.save({"state_dict": state}, folder / _FILE)
+
+
+_VECTORS = "classes.safetensors"
+
+
+def _classes(count: int) -> list[str]:
+    return [f"class {number}" for number in range(count + 1)]
+
+
+def _write_vectors(tree: Any, folder: Path) -> None:
+    """Write a vector for each class."""
+    count = len(tree) if isinstance(tree, list) else 1
+    metadata = {"classes": to_json(tree), "text_weights": "0" * 64}
+    # The last one is that of the background.
+    vectors = {"class_vectors": torch.ones(count + 1, 2) / 2**0.5}
+    safetensors.torch.save_file(vectors, folder / _VECTORS, metadata)
+
+
 def documents() -> list[Document]:
     """Pickles in both containers, and headers."""
 
@@ -154,4 +184,12 @@ def documents() -> list[Document]:
         pickled("published fine", _with_settings, _zipped, read_model),
         header("header", _header, read_checkpoint),
         header("published header", _published_header, read_model),
-    ]
+        Document(
+            "headers", "settings in a tensor", lambda n: tree_of(_settings(n)), _write_settings,
+            _reader(read_checkpoint),
+        ),
+        Document(
+            "headers", _VECTORS, _classes, _write_vectors,
+            lambda folder: ClassVectors.load(folder / _VECTORS),
+        ),
+    ]  # fmt: skip

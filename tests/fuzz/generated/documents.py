@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Document:
     prepare: Callable[[Path], object] = lambda folder: None
     #: Whether the content is written as a pickle, or else as JSON or text.
     is_pickle: bool = False
+    #: Other contents that grow with a number of entries, by name; they need not be sound.
+    growing: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
 
 
 def json_document(

@@ -9,8 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fiber.checkpoints.load import load_stored
+import safetensors.torch
+
+from fiber.checkpoints.encoders import encoder_states
+from fiber.checkpoints.init_from import initialize
+from fiber.checkpoints.load import load_stored, read_init
 from fiber.checkpoints.model_dir import save_model
+from fiber.checkpoints.vocabulary.files import read_tokenizer
 from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
@@ -34,7 +39,7 @@ def _tokenizer() -> Any:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    ids, _ = Tokenizer.from_file(folder / "tokenizer.json").encode("a cup of tea", max_tokens=40)
+    ids, _ = read_tokenizer(folder / "tokenizer.json").encode("a cup of tea", max_tokens=40)
     assert len(ids) <= 40
 
 
@@ -132,6 +137,28 @@ def _load(folder: Path) -> None:
     load_stored(folder, device="cpu")
 
 
+def _encoder_config(count: int) -> dict[str, Any]:
+    """The config of an encoder of transformers, whose fields are compared with the model's."""
+    text = seeds.TINY.roberta
+    return {
+        "model_type": "roberta",
+        "num_attention_heads": text.num_heads,
+        "layer_norm_eps": 1e-5,
+        "position_embedding_type": "absolute",
+        "vision_config": {"hidden_size": 4},
+    }
+
+
+def _write_encoder(folder: Path) -> None:
+    state = encoder_states(build_model(seeds.TINY))["roberta"]
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+
+
+def _read_encoder(folder: Path) -> None:
+    initialize(build_model(seeds.TINY), read_init(folder))
+
+
 def documents() -> list[Document]:
     """Files in JSON of runs and models."""
 
@@ -158,10 +185,14 @@ def documents() -> list[Document]:
         model("answers.json", lambda _: ["yes", "no"]),
         model("classes.json", strings),
         run("config.json", lambda _: _run_config(), _read_config),
+        json_document(
+            "configs", "config.json", _encoder_config, _read_encoder, _write_encoder,
+            "config.json of an encoder",
+        ),
         run("data.json", _position, _read_position),
         run("metrics.jsonl", _metrics, _read_metrics, _import_matplotlib),
         run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
         run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),
         json_document("configs", "tokenizer_config.json", _words, _read_words, _write_words),
         run("tokenizer.json", lambda _: _tokenizer(), _read_tokenizer),
-    ]
+    ]  # fmt: skip

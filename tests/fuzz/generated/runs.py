@@ -1,8 +1,9 @@
-"""Documents of a run's checkpoint: its index, and the tensors that it refers to."""
+"""Documents of a run's checkpoint: its index, the tensors that it refers to, its checksums."""
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import pathlib
 import pickle
@@ -17,10 +18,12 @@ import torch.distributed.checkpoint.filesystem as filesystem
 import torch.distributed.checkpoint.metadata as metadata
 
 from fiber.training.checkpoint.files import read_tensors, stored_tensors
-from fiber.training.checkpoint.layout import INDEX
+from fiber.training.checkpoint.folder import RunCheckpoint
+from fiber.training.checkpoint.layout import CHECKSUMS, INDEX
 from tests.fuzz.generated.checkpoints import saved
 from tests.fuzz.generated.documents import Document
 from tests.fuzz.generated.encodings import from_pickle, to_pickle
+from tests.fuzz.generated.text_tables import tsv
 
 #: Name of the file of an index's tensors.
 _SHARD = "__0_0.distcp"
@@ -129,17 +132,73 @@ def _read_tensor(folder: Path) -> None:
         check_attributes()
 
 
+def _colliding(count: int) -> Any:
+    """The index of one tensor in many parts whose offsets all have one hash.
+
+    An integer and its sum with a multiple of 2^61 - 1 have the same hash.
+    """
+    prime, dims = 2**61 - 1, 12
+    offsets = [
+        torch.Size([number >> 2 * dim & 3 for dim in range(dims)]) for number in range(count + 1)
+    ]
+    offsets = [torch.Size([digit * prime for digit in each]) for each in offsets]
+    assert len({hash(each) for each in offsets}) == 1
+    size = torch.Size([1] * dims)
+    tensor = metadata.TensorStorageMetadata(
+        metadata.TensorProperties(dtype=torch.float32), size, []
+    )
+    places = {
+        metadata.MetadataIndex(_NAME, each): filesystem._StorageInfo(_SHARD, 4 * n, 4)
+        for n, each in enumerate(offsets)
+    }
+    return _pickled(metadata.Metadata({_NAME: tensor}, storage_data=places))
+
+
+_FILES = (_SHARD, INDEX, "data.json")
+
+
+def _checksums(count: int) -> list[list[str]]:
+    """Lines of a checkpoint's checksums, and of those of files that it does not have."""
+    empty = hashlib.sha256().hexdigest()
+    lines = [[empty, "", name] for name in _FILES]
+    return lines + [[empty, "", f"other{number}"] for number in range(count)]
+
+
+def _write_checksums(content: Any, folder: Path) -> None:
+    text = tsv(content).replace("\t", " ")
+    (folder / CHECKSUMS).write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def _write_empty_files(folder: Path) -> None:
+    for name in _FILES:
+        (folder / name).touch()
+
+
+def _read_checksums(folder: Path) -> None:
+    """Check a checkpoint; what is damaged is the reason in an error, as of `newest_intact`."""
+    if (reason := RunCheckpoint(folder=folder, step=0).damage(with_best=False)) is not None:
+        raise ValueError(f"{folder}: {reason}")
+
+
 def documents() -> list[Document]:
-    """The index of a checkpoint, and a file of its tensors."""
+    """The index of a checkpoint, a file of its tensors, and its checksums."""
 
     def write(tree: Any, folder: Path) -> None:
         (folder / INDEX).write_bytes(to_pickle(tree))
 
-    def document(name: str, tree: Any, write: Any, read: Any) -> Document:
-        return Document("runs", name, tree, write, read, _prepare, is_pickle=True)
+    def document(name: str, tree: Any, write: Any, read: Any, growing: Any = None) -> Document:
+        return Document(
+            "runs", name, tree, write, read, _prepare, is_pickle=True, growing=growing or {}
+        )
 
     return [
         document(INDEX, _index, write, _read_index),
-        document(f"{INDEX} of parts", _chunks, write, _read_index),
+        document(
+            f"{INDEX} of parts", _chunks, write, _read_index, {"offsets of one hash": _colliding}
+        ),
         document(_SHARD, lambda _: saved(torch.ones(2, 3)), _write_tensor, _read_tensor),
-    ]
+        Document(
+            "runs", CHECKSUMS, lambda _: _checksums(0), _write_checksums, _read_checksums,
+            _write_empty_files, growing={"other files": _checksums},
+        ),
+    ]  # fmt: skip

@@ -6,7 +6,6 @@ import pickle
 import random
 import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.fuzz.generated import cases, found, runs, trees
 from tests.fuzz.generated.cases import Case, documents
 from tests.fuzz.generated.encodings import from_pickle, to_json, to_pickle
 from tests.fuzz.generated.trees import Built, Call, Global, Pairs, Raw, tree_of
-from tests.fuzz.generated.values import ALL, GROWING, SHARED
+from tests.fuzz.generated.values import ALL, GROWING, SHARED, probing_integers
 from tests.fuzz.generated.verdict import ALLOWED, verdict
 from tests.fuzz.structured import Steered
 
@@ -51,19 +50,6 @@ def read(case: Case, folder: Path) -> str:
     case.write(folder, 1)
     limit(MAX_SECONDS, MAX_BYTES)
     return verdict(case.document.read, folder)
-
-
-@pytest.mark.filterwarnings("ignore:torch.distributed is")
-def test_documents_have_names_of_their_own_and_are_read_whole(tmp_path):
-    counts = Counter(document.name for document in documents())
-    assert set(counts.values()) == {1}
-    for number, document in enumerate(documents()):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        document.prepare(folder)
-        for entries in (0, 1, 3):
-            document.write(document.tree(entries), folder)
-            document.read(folder)
 
 
 def test_found_cases_are_of_documents():
@@ -160,6 +146,15 @@ def test_changes_of_a_tree():
     assert trees.at(pairs, ((1, 1), 1)) == Pairs([("x", 4), ("x", 4)])
     # The tree itself is as it was.
     assert tree == tree_of({"a": [1, 2], "b": (3, {"c": 4})})
+    filled = trees.filled(tree, ((0, 1), 0), [7, 8])
+    assert filled == tree_of({"a": [7, 8, 2], "b": (3, {"c": 4})})
+    # Items of dicts are none of a list.
+    rows = tree_of([{"id": 0, "at": (1, 2)}])
+    assert trees.filled(rows, (0, (0, 1)), [7, 8]) == [
+        Pairs([("id", number), ("at", (1, 2))]) for number in (7, 8)
+    ]
+    assert trees.filled(tree, ((1, 1), 0), [7, 8]) == tree
+    assert trees.is_in_list(rows, (0, (1, 1), 0)) and not trees.is_in_list(tree, ((1, 1), 0))
     popped = trees.dropped([[1, 2]], (0, 1), 7, 3)
     assert pickle.loads(to_pickle(popped)) == [[1, 2]]
     assert to_pickle(popped).count(b"0") == 3
@@ -195,6 +190,28 @@ def test_shared_values_have_exponentially_many_leaves():
             assert first is second
             leaves, level = 2 * leaves, first
         assert leaves == 2**60
+
+
+def test_integers_that_probe_are_distinct_and_have_their_own_hashes():
+    for count in (1, 100, 5000):
+        found = probing_integers(count)
+        assert len(set(found)) == len(found) == count
+        assert all(0 < hash(each) == each for each in found)
+
+
+def test_integers_are_put_into_lists_of_json(tmp_path):
+    """Each is in an entry of its own, of which there are twice as many at twice the size."""
+    document = next(each for each in documents() if each.name == "id maps")
+    document.prepare(tmp_path)
+    names = []
+    for case in cases.probing_cases(document):
+        names.append(case.name)
+        sizes = []
+        for size in (3, 6):
+            case.write(tmp_path, size)
+            sizes.append((tmp_path / "panoptic_train.json").stat().st_size)
+        assert sizes[1] > 1.1 * sizes[0]
+    assert "annotations.0.segments_info.0.id = integers that probe" in names
 
 
 def test_random_cases_are_reproducible_and_zeros_draw_the_sound_document():

@@ -27,19 +27,23 @@ def cell(value: Any) -> str:
     return json.loads(text) if text.startswith('"') else text
 
 
-def _text_document(
+def text_document(
     file: str,
     tree: Callable[[int], Any],
     to_text: Callable[[Any], str],
     read: Callable[[Path], object],
     prepare: Callable[[Path], object] = lambda folder: None,
     name: str | None = None,
+    *,
+    kind: str = "tables",
 ) -> Document:
+    """A document in a text format, written as UTF-8, or else with lone surrogates."""
+
     def write(content: Any, folder: Path) -> None:
         text = to_text(content)
         (folder / file).write_bytes(text.encode("utf-8", "surrogatepass"))
 
-    return Document("tables", name or file, tree, write, read, prepare)
+    return Document(kind, name or file, tree, write, read, prepare)
 
 
 def _rows(content: Any) -> list[list[Any]]:
@@ -54,7 +58,8 @@ def _csv(content: Any) -> str:
     return out.getvalue()
 
 
-def _tsv(content: Any) -> str:
+def tsv(content: Any) -> str:
+    """Rows as lines of cells, separated by tabs."""
     return "".join("\t".join(map(cell, row)) + "\n" for row in _rows(content))
 
 
@@ -72,8 +77,8 @@ def _csv_documents() -> list[Document]:
         return [["image", "question", "answer"], *[["a.png", "a?", "b"]] * count]
 
     return [
-        _text_document("train.csv", lambda n: captions(n + 1), _csv, read, _image),
-        _text_document(
+        text_document("train.csv", lambda n: captions(n + 1), _csv, read, _image),
+        text_document(
             "train.csv", lambda n: questions(n + 1), _csv, reads("questions", "train.csv"),
             _image, "questions in train.csv",
         ),
@@ -117,10 +122,17 @@ def _objects365_documents() -> list[Document]:
     def rows(column: Callable[[int], Any]) -> Callable[[int], Any]:
         return lambda n: [["0", tree_of(column(n))]] + [["1", tree_of(column(0))]] * 49
 
+    def images(count: int) -> list[list[str]]:
+        return [[str(n), base64.b64encode(seeds.image()).decode()] for n in range(50)]
+
+    def read_images(folder: Path) -> None:
+        for record in open_source("objects365", folder / "objects365_train.yaml", "train"):
+            list(record.images)
+
     def write_lines(content: Any, folder: Path) -> None:
         """Write a line list, and boxes of the first line that are as many as its entries."""
         lines = _rows(content)
-        (folder / "lines.tsv").write_text(_tsv(lines), encoding="utf-8", errors="replace")
+        (folder / "lines.tsv").write_text(tsv(lines), encoding="utf-8", errors="replace")
         _write_labels(folder, json.dumps(_boxes(len(lines))))
 
     return [
@@ -128,14 +140,15 @@ def _objects365_documents() -> list[Document]:
             "tables", "lines.tsv of one long line", lambda n: [[0]] * n, write_lines, read,
             _objects365,
         ),
-        _text_document("label.tsv", rows(_boxes), _tsv, read, _objects365),
-        _text_document(
-            "hw.tsv", rows(lambda _: [{"height": 24, "width": 32}]), _tsv, read,
+        text_document("label.tsv", rows(_boxes), tsv, read, _objects365),
+        text_document(
+            "hw.tsv", rows(lambda _: [{"height": 24, "width": 32}]), tsv, read,
             _objects365,
         ),
-        _text_document("lines.tsv", lambda n: [[1]] * n, _tsv, read, _objects365),
+        text_document("lines.tsv", lambda n: [[1]] * n, tsv, read, _objects365),
+        text_document("images.tsv", images, tsv, read_images, _objects365),
         json_document("tables", "map.json", _labelmap, read, _objects365),
-        _text_document(
+        text_document(
             "objects365_train.yaml",
             lambda n: Pairs([*whole.items(), *((f"k{i}", "v") for i in range(n))]), yaml, read,
             _objects365,
@@ -197,10 +210,10 @@ def _flickr_documents() -> list[Document]:
 
     names = ("Annotations/12.xml", "Sentences/12.txt", "val.txt")
     return [
-        _text_document(names[0], _objects, _xml, read, _flickr),
-        _text_document(names[1], sentences, _tsv, read, _flickr, "phrases of one caption"),
-        _text_document(names[1], many, _tsv, read, _flickr),
-        _text_document(names[2], listed, _tsv, read, _many_flickr),
+        text_document(names[0], _objects, _xml, read, _flickr),
+        text_document(names[1], sentences, tsv, read, _flickr, "phrases of one caption"),
+        text_document(names[1], many, tsv, read, _flickr),
+        text_document(names[2], listed, tsv, read, _many_flickr),
     ]
 
 
@@ -212,5 +225,5 @@ def documents() -> list[Document]:
     """Every format."""
     file = "Train_GCC-training.tsv"
     read = reads("conceptual_captions", file)
-    captions = _text_document(file, _captions_tsv, _tsv, read, _image)
+    captions = text_document(file, _captions_tsv, tsv, read, _image)
     return [*_csv_documents(), captions, *_objects365_documents(), *_flickr_documents()]

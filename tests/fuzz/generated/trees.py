@@ -144,16 +144,39 @@ def repeated(tree: Any, path: Path, value: Any, count: int) -> Any:
     Each item is a new object, as other items of a file are; `value` is one object in all of them.
     Without a container the tree is returned as it is.
     """
+    return _filled(tree, path, [value] * count, lambda node: isinstance(node, list | tuple))
+
+
+def filled(tree: Any, path: Path, values: Sequence[Any]) -> Any:
+    """Replace the item of the innermost list around a place by one for each value, with it there.
+
+    Items of dicts are none of a list.
+    """
+    return _filled(tree, path, values, _is_list)
+
+
+def is_in_list(tree: Any, path: Path) -> bool:
+    """Return whether a place is in a list, at any depth."""
+    return any(_is_list(at(tree, path[:length])) for length in range(len(path)))
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list) and not isinstance(node, Pairs)
+
+
+def _filled(
+    tree: Any, path: Path, values: Sequence[Any], is_container: Callable[[Any], bool]
+) -> Any:
     for length in range(len(path) - 1, -1, -1):
         container = at(tree, path[:length])
-        if isinstance(container, list | tuple):
+        if is_container(container):
             break
     else:
         return tree
     step, rest = path[length], path[length + 1 :]
     index = step[0] if isinstance(step, tuple) else step
     new: list[Any] = []
-    for _ in range(count):
+    for value in values:
         if isinstance(step, tuple):
             pair = list(container[index])
             pair[step[1]] = put(pair[step[1]], rest, value)

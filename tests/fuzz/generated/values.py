@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from tests.fuzz.generated.trees import Call, Global, Pairs, Raw
+from tests.hostile_cases import probing_keys
 
 #: Levels of sharing: as a tree such a value has 2^60 leaves.
 _LEVELS = 60
+
+
+@cache
+def probing_integers(count: int) -> list[int]:
+    """Distinct integers, the last ones of which probe slots of a dict that others have taken."""
+    return probing_keys(max((3 * count // 2).bit_length(), 8))[-count:]
 
 
 class HostileValue(NamedTuple):
@@ -127,3 +135,5 @@ ODD = tuple(
     }.items()
 )
 ALL = (*GROWING, *SHARED, *ODD)
+#: Values that are put at one place only.
+LARGE = (HostileValue("1 MB", lambda _: "a" * 1_000_000),)

@@ -170,3 +170,12 @@ def test_an_id_is_made_once(tmp_path):
     assert len(made) == 8 and not is_old
     assert stored_id(context(tmp_path), "fake") == (made, True)
     assert stored_id(context(tmp_path), "other", lambda: "mine") == ("mine", False)
+
+
+@pytest.mark.parametrize("content", [b"", b"a\x1b[2J", b"two\nlines", b"a" * 100_000])
+def test_a_stored_id_is_a_short_line(tmp_path, content):
+    stored_id(context(tmp_path), "fake")
+    (file,) = tmp_path.rglob("run_id")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} has '.{{,200}}; expected an id"):
+        stored_id(context(tmp_path), "fake")

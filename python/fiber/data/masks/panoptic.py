@@ -121,15 +121,16 @@ def _segments(
     file: AnnotationFile, annotation: dict[str, Any], label_index: dict[Any, int], maps: Path
 ) -> dict[str, Any]:
     """Return the map of an annotation as fields of `Record`."""
-    ids: dict[int, None] = {}
-    labels, crowd = [], []
+    seen: set[Any] = set()
+    ids, labels, crowd = [], [], []
     for segment in file.objects(annotation, "segments_info"):
         number = file.get(segment, "id", int)
         if not 0 < number <= _MAX_ID:
             raise file.error(f"has a segment with id {number}; expected 1 to {_MAX_ID}")
-        if number in ids:
+        if (key := id_key(number)) in seen:
             raise file.error(f"has two segments with id {number}; expected an id for each")
-        ids[number] = None
+        seen.add(key)
+        ids.append(number)
         labels.append(file.look_up(label_index, segment, "category_id", "categories"))
         crowd.append(bool(segment.get("iscrowd")))
     return {

@@ -59,7 +59,8 @@ def from_entry(
     Raises:
         ValueError: if a field is unknown or invalid, or the fields do not fit each other.
     """
-    fields = {**read_fields(entry), **(shared or {})}
+    shared = shared or {}
+    fields = {**read_fields(entry, len(shared.get("labels", ()))), **shared}
     count, labels = len(fields.get("labels", ())), fields.get("box_labels", ())
     _check_labels("box_labels", labels, count)
     if (objects := fields.get("objects")) is not None:
@@ -72,8 +73,10 @@ def from_entry(
     return Record(images=images, **fields)
 
 
-def read_fields(entry: dict[str, Any]) -> dict[str, Any]:
+def read_fields(entry: dict[str, Any], label_count: int = 0) -> dict[str, Any]:
     """Check fields of records in JSON, and convert their lists to tuples.
+
+    `label_count` is the number of labels of an entry that has none of its own.
 
     Raises:
         ValueError: if a field is unknown, or a value is of another type.
@@ -83,8 +86,12 @@ def read_fields(entry: dict[str, Any]) -> dict[str, Any]:
         if name not in _CHECKS:
             raise ValueError(f"unknown field {shown(name)}")
         _check(name, value, *_CHECKS[name])
-        convert = {"objects": _to_objects, "masks": _to_masks}.get(name, _tuples)
-        fields[name] = convert(value)
+        if name != "objects":
+            fields[name] = _to_masks(value) if name == "masks" else _tuples(value)
+    if "objects" in entry:
+        fields["objects"] = _to_objects(
+            entry["objects"], len(fields.get("labels", ())) or label_count
+        )
     if "label_spans" in fields:
         fields["label_spans"] = SharedSpans(fields["label_spans"])
     return fields
@@ -148,7 +155,7 @@ def _from_base64(name: str, text: str) -> bytes:
         raise ValueError(f"masks.{name} is no base64: {problem}") from None
 
 
-def _to_objects(value: dict[str, Any]) -> TrueObjects:
+def _to_objects(value: dict[str, Any], label_count: int) -> TrueObjects:
     fields = {}
     for name, found in value.items():
         if name not in _OBJECT_CHECKS:
@@ -156,6 +163,8 @@ def _to_objects(value: dict[str, Any]) -> TrueObjects:
         _check(f"objects.{name}", found, *_OBJECT_CHECKS[name])
         fields[name] = _tuples(found)
         if name in ("absent", "incomplete") and found is not None:
+            # Larger integers, which are their own hashes, could all probe the same slots of a set.
+            _check_labels(f"objects.{name}", found, label_count)
             fields[name] = frozenset(found)
     objects = TrueObjects(**fields)
     counts = {name: len(getattr(objects, name)) for name in _PER_OBJECT}

@@ -19,10 +19,13 @@ from typing import Any, ClassVar
 
 from fiber.atomic_io import write_file
 from fiber.config_io import field_names, to_dict
+from fiber.messages import shown
 from fiber.training.tracking.callback import Callback, RunContext
 
 #: Lines of metrics that wait for a slow tracker; further ones are dropped with a warning.
 QUEUE_LINES = 1000
+#: Maximum number of characters of an id.
+_MAX_ID = 200
 
 
 class Tracker(Callback):
@@ -174,10 +177,19 @@ def stored_id(run: RunContext, name: str, new: Callable[[], str] | None = None) 
     """Return the id of the tracker's run, and True if it was stored by an earlier start.
 
     `new` makes an id for a new run; the default is 8 random hexadecimal digits.
+
+    Raises:
+        ValueError: if the stored id is no line of text.
     """
     file = tracking_folder(run, name) / "run_id"
     if file.is_file():
-        return file.read_text(encoding="utf-8").strip(), True
+        stored = file.read_bytes().decode(errors="replace").strip()
+        if not (0 < len(stored) <= _MAX_ID and stored.isprintable()):
+            raise ValueError(
+                f"{file} has {shown(stored)}; expected an id of at most {_MAX_ID} printable"
+                " characters"
+            )
+        return stored, True
     own = new() if new is not None else uuid.uuid4().hex[:8]
     write_file(file, lambda part: part.write_text(f"{own}\n", encoding="utf-8"))
     return own, False
