@@ -81,7 +81,10 @@ def train(
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
         data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
-            (see `fiber.data.remote_pack`), records, or a dict of records by task.
+            (see `fiber.data.remote_pack`), rows in memory (a list of dicts, a pandas.DataFrame, a
+            pyarrow.Table, a datasets.Dataset, or a dict of these by split), records, or a dict of
+            records by task. Of a file or of rows without splits, a part is held out for validation,
+            if the recipe has one.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`.
@@ -124,7 +127,7 @@ def train(
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
-        source = open_data(config, data, **options)
+        source = open_data(config, data, holds_out=validation is None, **options)
         config = source.fit_model(config).with_length(source.longest(config))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.

@@ -10,7 +10,7 @@ from fiber.evaluation.tasks import open_records
 VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotation>"
 YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
 LABEL = "0 0.5 0.5 0.1 0.2\n"
-METADATA = '{"file_name": "1.jpg", "text": "a mug"}\n'
+METADATA = '{"file_name": "1.jpg", "prompt": "a mug"}\n'
 BOXES = r".*boxes of classes only \(source detection; see docs/data\.md\)"
 NAMES = r".*missing: the names of the classes, in data\.yaml .*or in classes\.txt"
 #: Files of a folder by name, and what is said of it.
@@ -22,9 +22,12 @@ LAYOUTS = {
     "VOC of Roboflow": ({"train/1.xml": VOC, "train/1.jpg": ""}, "Pascal VOC" + BOXES),
     "ImageFolder": (
         {"metadata.jsonl": METADATA, "1.jpg": ""},
-        r"ImageFolder.*rename.*train\.jsonl",
+        r"metadata\.jsonl .*missing: texts \(.*; its fields are file_name, prompt$",
     ),
-    "ImageFolder of splits": ({"train/metadata.csv": "file_name,text\n"}, r"rename.*train\.csv"),
+    "ImageFolder of splits": (
+        {"train/metadata.csv": "name,text\n1.jpg,a mug\n"},
+        r"train/metadata\.csv .*missing: a field 'file_name'; its fields are name, text$",
+    ),
     "save_to_disk": (
         {"dataset_info.json": "{}", "state.json": "{}", "data-00000-of-00001.arrow": ""},
         r"save_to_disk.*to_parquet\('train\.parquet'\)",
@@ -75,7 +78,7 @@ def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
         {"labels/1.txt": "a mug\n"},
         {"Annotations/1.xml": VOC, "Sentences/1.txt": ""},
         {"a.yaml": "names: x\n"},
-        {"metadata.jsonl": '{"image": "1.jpg"}'},
+        {"metadata.jsonl": "[3]"},
         {"1.xml": "<html></html>"},
         {"dataset_info.json": "{}"},
         {"labels/1.txt": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},

@@ -12,11 +12,8 @@ from typing import Any, NamedTuple
 
 from fiber.data.datasets.registry import (
     KINDS,
-    LINES,
-    PART_SUFFIXES,
     SOURCES,
     SPLIT_NAMES,
-    TABLES,
     layouts_of,
 )
 from fiber.data.datasets.resolve import (
@@ -34,7 +31,7 @@ from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.folders import yolo
 from fiber.data.formats.json_values import split_problem
-from fiber.data.formats.layout import Layout
+from fiber.data.formats.layout import LINES, PART_SUFFIXES, TABLES, Layout
 from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
