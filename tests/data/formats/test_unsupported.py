@@ -5,7 +5,6 @@ import pytest
 from fiber.data.datasets.resolve import check_records, open_source
 from fiber.data.record import Record
 from fiber.data.tools.discover import parts_of
-from fiber.evaluation.tasks import open_records
 
 VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotation>"
 YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
@@ -78,7 +77,7 @@ def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
         {"labels/1.txt": "a mug\n"},
         {"Annotations/1.xml": VOC, "Sentences/1.txt": ""},
         {"a.yaml": "names: x\n"},
-        {"metadata.jsonl": "[3]"},
+        {"metadata.jsonl.gz": "[3]"},
         {"1.xml": "<html></html>"},
         {"dataset_info.json": "{}"},
         {"labels/1.txt": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
@@ -89,43 +88,6 @@ def test_other_folders_are_not_taken_for_these_formats(files, tmp_path):
     write(tmp_path, files)
     with pytest.raises(FileNotFoundError, match=r"for split 'train'; it has .*instead of the fold"):
         open_source("captions", tmp_path, "train")
-
-
-def class_of(module, name, base=object):
-    return type(name, (base,), {"__module__": module, "__len__": lambda self: 1})
-
-
-OBJECTS = {
-    "DataFrame": (
-        class_of("pandas.core.frame", "DataFrame")(),
-        r"a pandas\.Data.*to_json\('train\.jsonl'",
-    ),
-    "Dataset": (
-        class_of("datasets.arrow_dataset", "Dataset")(),
-        r"a datasets.*to_parquet\('train\.parquet'\)",
-    ),
-    "a subclass": (class_of("mine", "Own", class_of("datasets.x", "Dataset"))(), "a .*to_parquet"),
-    "DatasetDict": (class_of("datasets.dataset_dict", "DatasetDict", dict)(), "a .*for each name"),
-    "Table": (class_of("pyarrow.lib", "Table")(), "a .*write_table"),
-    "dicts": ([{"image": "1.jpg", "text": "x"}], r"a list of dicts .*JSON lines.*fiber\.data\.Rec"),
-}
-
-
-@pytest.mark.parametrize("kind", OBJECTS)
-def test_an_object_of_another_library_is_answered_with_what_to_do(kind):
-    given, said = OBJECTS[kind]
-    for call in (
-        lambda: check_records(given, "data: expected a folder"),
-        lambda: open_source("captions", given, "train"),
-    ):
-        with pytest.raises(TypeError, match=rf"^data.* got {said}"):
-            call()
-
-
-def test_splits_of_datasets_are_not_taken_for_records_by_task():
-    given = class_of("datasets.dataset_dict", "DatasetDict", dict)(train=[1])
-    with pytest.raises(TypeError, match=r"data: .* got a datasets\.DatasetDict; .*to_parquet"):
-        open_records(given, "retrieval", "val")
 
 
 def test_an_object_without_a_first_item_is_refused():

@@ -38,6 +38,7 @@ _REASONING = "fiber.data.datasets.nlvr2:reasoning"
 _PHRASES = "fiber.data.datasets.mdetr:phrases"
 _REFERRING = "fiber.data.datasets.mdetr:referring"
 _DETECTION = "fiber.data.formats.coco_folders:coco_detection"
+_MAY_BE_COCO = "fiber.data.formats.coco_folders:may_be_coco"
 _PANOPTIC = "fiber.data.masks.panoptic:panoptic"
 _EXPRESSION_MASKS = "fiber.data.masks.expressions:expression_masks"
 _REFERRING_FILE = Layout(_REFERRING, "RefCOCO, MDETR format", ("refcoco_{split}.json",))
@@ -181,13 +182,13 @@ SOURCES = {
         ),
         layouts=(
             *own_layouts("fiber.data.formats.jsonl:jsonl_questions"),
-            image_folder("questions"),
             Layout(
                 _QUESTIONS,
                 "VQAv2, original layout",
                 ("v2_OpenEnded_mscoco_{split}20*_questions.json",),
                 companion="v2_mscoco_{split}20*_annotations.json",
             ),
+            image_folder("questions"),
             arrow_layout(_QUESTION_ROWS, "vqav2_{split}.arrow"),
         ),
         row_reader=_QUESTION_ROWS,
@@ -303,7 +304,10 @@ SOURCES = {
     "detection": Source(
         standard=Layout(_DETECTION, "COCO instances", ("instances_{split}.json",)),
         layouts=(
-            *(Layout(_DETECTION, kind, names) for kind, names in SPLIT_FILES.items()),
+            *(
+                Layout(_DETECTION, kind, names, accepts=_MAY_BE_COCO)
+                for kind, names in SPLIT_FILES.items()
+            ),
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, "train"),
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, HELD_OUT),
             Layout(

@@ -126,6 +126,20 @@ def _open_split(source: str, data: Path, split: str, options: dict[str, Any]) ->
     return held_out.divided(_read(layout, folder, "train", files, options), split, shots)
 
 
+def holds_out(source: str, data: AnyPath) -> bool:
+    """Return whether "val" of data is a part of the training images.
+
+    Arguments must be those of a successful call to `open_source`.
+    """
+    path = Path(data)
+    if path.is_file() and not file_layout(source, path, HELD_OUT).recognize:
+        return False
+    find = SOURCES[source].find
+    if find and path.is_dir() and (found := resolve_name(find)(path, HELD_OUT)) is not None:
+        return found.is_divided
+    return not (pack_description.is_pack(path) or _has_held_out(source, path))
+
+
 def _has_held_out(source: str, data: Path) -> bool:
     try:
         return bool(_own_layout(source, data, HELD_OUT))
@@ -242,7 +256,8 @@ def _layouts_in(source: str, folder: Path, split: str) -> dict[Layout, list[Path
         if layout.recognize:
             continue
         found = (_matching(folder, name, split) for name in layout.names)
-        if files := next(filter(None, found), None):
+        files = next(filter(None, found), None)
+        if files and (not layout.accepts or resolve_name(layout.accepts)(files[0])):
             matches[layout] = files
     return matches
 

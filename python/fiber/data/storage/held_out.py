@@ -17,6 +17,10 @@ from fiber.data.storage.shard_order import ShardMap, shard_map_of
 FRACTION, MOST = 0.2, 1000
 
 
+class TooFewImagesError(ValueError):
+    """Raised if there are too few images to hold out a part."""
+
+
 class ChosenRecords:
     """The subset of a record set at the given indices."""
 
@@ -67,7 +71,7 @@ def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:
         shots: number of images of each class to keep, in order; 0 for all.
 
     Raises:
-        ValueError: if "val" is asked for, and there are fewer than two images.
+        TooFewImagesError: if "val" is asked for, and there are fewer than two images.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index in range(len(records)):
@@ -76,7 +80,7 @@ def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:
     if len(groups) < 2:
         if split == "train":
             return records
-        raise ValueError(
+        raise TooFewImagesError(
             f"too few images to hold out split 'val': {len(groups)}; expected at least 2"
         )
     held = chosen_names({name: len(indices) for name, indices in groups.items()}, len(records))

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from fiber.data.datasets.registry import (
+    HELD_OUT,
     KINDS,
     SOURCES,
     SPLIT_NAMES,
@@ -20,6 +21,7 @@ from fiber.data.datasets.resolve import (
     AmbiguousLayoutError,
     choose_layout,
     file_layout,
+    holds_out,
     layouts_by_suffix,
     missing_data,
     open_source,
@@ -36,6 +38,7 @@ from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import pack_description
+from fiber.data.storage.held_out import TooFewImagesError
 from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
 from fiber.messages import shown, shown_names
@@ -166,8 +169,23 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
         find = SOURCES[source].find
         if not files and find and (found := resolve_name(find)(folder, split)) is not None:
             files = [found.file]
-        if all(_is_of(source, split, layout, file) for file in files[:1]):
+        if all(_is_of(source, split, layout, file) for file in files[:1]) and (
+            split != HELD_OUT or not layout.holds_out or _has_enough(source, folder)
+        ):
             yield Part(source, split, folder)
+
+
+def _has_enough(source: str, folder: Path) -> bool:
+    """Return False if "val" is a part of "train", which has too few images for that."""
+    try:
+        if holds_out(source, folder):
+            open_source(source, folder, HELD_OUT)
+    except TooFewImagesError:
+        return False
+    except (OSError, ValueError):
+        # Opening reports the error.
+        pass
+    return True
 
 
 def _is_of(source: str, split: str, layout: Layout, file: Path) -> bool:
