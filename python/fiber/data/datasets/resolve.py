@@ -311,8 +311,9 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = [f"{name}{required}".format(split=split) for name in layout.names]
         kinds.setdefault(layout.kind, []).extend(names)
     expected = []
-    # Files of the published code are what few users have.
-    likely = sorted(kinds.items(), key=lambda item: item[0].startswith("published"))
+    # Files of the published code are what few users have; metadata have the same name everywhere.
+    last = ("published", "an image folder")
+    likely = sorted(kinds.items(), key=lambda item: item[0].startswith(last))
     for kind, names in islice(likely, _MOST_KINDS):
         origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
         expected.append(f"{names[0]} ({kind}{origin})")
