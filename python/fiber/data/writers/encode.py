@@ -5,11 +5,10 @@ Boxes are (x0, y0, x1, y1), half-open, in pixels; an image size is (height, widt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
-
-import yaml
 
 from fiber.data.formats.annotation_boxes import Box
 
@@ -63,7 +62,9 @@ def yolo_lines(
 def yolo_description(names: Sequence[str], folders: dict[str, str]) -> str:
     """Return the content of data.yaml; `folders` are those of the images by split."""
     content: dict[str, Any] = {**folders, "nc": len(names), "names": list(names)}
-    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    # JSON values are YAML, and so is any name in them.
+    lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in content.items())
+    return "".join(lines)
 
 
 def voc_xml(
