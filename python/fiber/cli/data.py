@@ -97,6 +97,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         on_error={"choices": ("raise", "skip"), "default": "raise"},
     )
     pack.set_defaults(run=_pack, when_stopped="the unfinished folder was deleted")
+    _add_convert(kinds)
+    answers = kinds.add_parser(
+        "answers", help="build the answer list of the published VQA head", description=_ANSWERS
+    )
+    add_options(
+        answers,
+        {
+            "source DIR": "folder with the two annotation files",
+            "--output FILE": "JSON file to write",
+        },
+        output={"required": True},
+    )
+    answers.set_defaults(run=_make_answers)
+
+
+def _add_convert(kinds: argparse._SubParsersAction) -> None:
     convert = kinds.add_parser(
         "convert", help="write boxes in the format of another tool", description=_CONVERT
     )
@@ -115,18 +131,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         on_error={"choices": ("raise", "skip"), "default": "raise"},
     )
     convert.set_defaults(run=_convert, when_stopped="the unfinished folder was deleted")
-    answers = kinds.add_parser(
-        "answers", help="build the answer list of the published VQA head", description=_ANSWERS
-    )
-    add_options(
-        answers,
-        {
-            "source DIR": "folder with the two annotation files",
-            "--output FILE": "JSON file to write",
-        },
-        output={"required": True},
-    )
-    answers.set_defaults(run=_make_answers)
 
 
 def _add_generator(

@@ -59,8 +59,7 @@ def open_data(
 
     Args:
         config: configuration of the run.
-        data: a folder or annotation file, rows in memory, records for the run's only task, or a
-            dict of records by task.
+        data: as in `fiber.train`. Records are for the run's only task, or a dict by task.
         tokenizer: tokenizer or its file; "train" trains a tokenizer on all texts. Default: the
             tokenizer of `known`, else the folder's tokenizer.json.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
@@ -78,14 +77,13 @@ def open_data(
     """
     fixed = None if answers is None else check_answers(open_answers(answers))
     folder_tokenizer = path = None
-    is_read = is_readable(data)
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
         records = _read_records(config, path, holds_out)
         file = (path if path.is_dir() else path.parent) / "tokenizer.json"
         # Optional next to a file but required in a folder, so that an error names the missing file.
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
-    elif is_read:
+    elif is_readable(data):
         records = _read_records(config, data, holds_out)
     else:
         records = _given_records(config, data)
@@ -111,14 +109,8 @@ def open_data(
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     words = vocabulary.tokenizer
-    if is_read:
-        for name, task in config.tasks.active().items():
-            listed = {name: task.sources, first_part(name): task.first_sources}
-            for part, sources in listed.items():
-                if sources:
-                    records[part] = trainings[name].sampled_records(
-                        records[part], sources, config, words
-                    )
+    if is_readable(data):
+        _sample_prompts(config, trainings, records, words)
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
@@ -126,6 +118,22 @@ def open_data(
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
+
+
+def _sample_prompts(
+    config: RunConfig,
+    trainings: Mapping[str, TaskTraining],
+    records: dict[str, RecordSet],
+    tokenizer: Tokenizer,
+) -> None:
+    """Replace records that were read by those of which a prompt is sampled."""
+    for name, task in config.tasks.active().items():
+        listed = {name: task.sources, first_part(name): task.first_sources}
+        for part, sources in listed.items():
+            if sources:
+                records[part] = trainings[name].sampled_records(
+                    records[part], sources, config, tokenizer
+                )
 
 
 def _completions(

@@ -80,14 +80,11 @@ def train(
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
-            (see `fiber.data.remote_pack`), rows in memory (a list of dicts, a pandas.DataFrame, a
-            pyarrow.Table, a datasets.Dataset, or a dict of these by split), records, or a dict of
-            records by task. Of a file or of rows without splits, a part is held out for validation,
-            if the recipe has one.
+        data: data folder, annotation file, URL of a packed folder or rows (see
+            `fiber.data.open_source`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
-            Default: the split `validation.split` of `data`.
+            Default: the split `validation.split` of `data`, or a part that is held out.
         init: path of the initial weights, which may be the folder of a finished model, a published
             checkpoint (only the backbone is loaded from the other stage), or a file or folder of
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),

@@ -64,8 +64,8 @@ def open_source(source: str, data: AnyPath | Rows, split: str, **options: Any) -
     Args:
         source: a key of `registry.SOURCES`.
         data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
-            images of an annotation file are looked up relative to its folder. Or rows in memory
-            (see `fiber.data.in_memory.tables`).
+            images of an annotation file are looked up relative to its folder. Or rows (see
+            `fiber.data.in_memory`).
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
             SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
@@ -127,10 +127,7 @@ def _open_split(source: str, data: Path, split: str, options: dict[str, Any]) ->
 
 
 def holds_out(source: str, data: AnyPath) -> bool:
-    """Return whether "val" of data is a part of the training images.
-
-    Arguments must be those of a successful call to `open_source`.
-    """
+    """Return whether "val" of data that can be opened is a part of the training images."""
     path = Path(data)
     if path.is_file() and not file_layout(source, path, HELD_OUT).recognize:
         return False
@@ -311,7 +308,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = [f"{name}{required}".format(split=split) for name in layout.names]
         kinds.setdefault(layout.kind, []).extend(names)
     expected = []
-    # Files of the published code are what few users have; metadata have the same name everywhere.
+    # Few users have files of the published code.
     last = ("published", "an image folder")
     likely = sorted(kinds.items(), key=lambda item: item[0].startswith(last))
     for kind, names in islice(likely, _MOST_KINDS):
@@ -412,7 +409,7 @@ def check_records(given: Any, expected: str) -> None:
 
 
 def check_supported(given: Any, expected: str) -> None:
-    """Raise TypeError, with what to do, for rows that are read only in order."""
+    """Raise TypeError for rows that are read only in order."""
     if kinds_of(given) & {"datasets.IterableDataset", "datasets.IterableDatasetDict"}:
         raise TypeError(
             f"{expected}; got a {type(given).__name__} of datasets, which has no length; load it"
