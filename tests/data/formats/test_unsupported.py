@@ -27,6 +27,38 @@ LAYOUTS = {
         {"train/metadata.csv": "name,text\n1.jpg,a mug\n"},
         r"train/metadata\.csv .*missing: a field 'file_name'; its fields are name, text$",
     ),
+    "COCO of another name": (
+        {"boxes/x.txt": "", "mine.json": '{"images": [], "annotations": []}'},
+        r"mine\.json is in COCO format.*name it annotations\.json",
+    ),
+    "COCO results": (
+        {"train/seen.json": '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]'},
+        r"train/seen\.json looks like results in COCO format, .*missing: the file of the images",
+    ),
+    "JSON-MIN": (
+        {"export.json": '[{"image": "1.jpg", "label": [{"rectanglelabels": ["a"]}]}]'},
+        'export it as "JSON"',
+    ),
+    "CreateML": (
+        {"train/_annotations.createml.json": '[{"annotations": [{"coordinates": {"x": 1}}]}]'},
+        "in CreateML format; export the boxes as COCO",
+    ),
+    "LabelMe": ({"1.json": '{"version": "5", "shapes": []}', "1.jpg": ""}, "LabelMe.*polygons"),
+    "VIA": ({"boxes.json": '{"_via_settings": {}}'}, "VIA format; export"),
+    "CSV of boxes": (
+        {"_annotations.csv": "filename,class,xmin,ymin,xmax,ymax\n"},
+        "a box a line, as of TensorFlow",
+    ),
+    "TFRecord": ({"train/a.tfrecord": ""}, "train has TFRecord files; export"),
+    "Pascal VOC without boxes": (
+        {"JPEGImages/1.jpg": "", "ImageSets/Main/train.txt": "1"},
+        r"looks like Pascal VOC, of which one thing is missing: the boxes, in Annotations/\*\.xml",
+    ),
+    "images alone": ({"1.jpg": "", "2.PNG": ""}, "has images, .*missing: what is in them"),
+    "images by class": (
+        {"train/cat/1.jpg": "", "train/dog/2.jpg": ""},
+        r"train has a folder of images for each class \(cat, dog\), as for classification",
+    ),
     "save_to_disk": (
         {"dataset_info.json": "{}", "state.json": "{}", "data-00000-of-00001.arrow": ""},
         r"save_to_disk.*to_parquet\('train\.parquet'\)",
@@ -69,6 +101,19 @@ def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
         parts_of(tmp_path / "1.xml")
     with pytest.raises(ValueError, match=r"other\.yaml lacks img, label, labelmap; .*got a$"):
         open_source("objects365", tmp_path / "other.yaml", "train")
+
+
+def test_a_file_with_a_name_of_its_own_is_pointed_at(tmp_path):
+    write(tmp_path, {"mine.jsonl": '{"image": "1.jpg", "text": "a mug"}\n', "1.jpg": ""})
+    with pytest.raises(ValueError, match=r"mine\.jsonl has captions; pass .*name it train\.js"):
+        parts_of(tmp_path)
+    write(tmp_path, {"mine.jsonl": '{"image": "1.jpg", "caption": "a mug"}\n'})
+    with pytest.raises(ValueError, match=r"unknown field 'caption'; did you mean 'text'\?"):
+        parts_of(tmp_path)
+    # Files of other splits and sources are no near misses.
+    write(tmp_path, {"instances_test.json": '{"images": [], "annotations": []}'})
+    with pytest.raises(FileNotFoundError, match=r"for split 'train'; available splits: test"):
+        open_source("detection", tmp_path, "train")
 
 
 @pytest.mark.parametrize(

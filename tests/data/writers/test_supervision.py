@@ -1,6 +1,5 @@
 """supervision reads what is written, and what it writes is read."""
 
-
 import numpy as np
 import pytest
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from fiber.data.formats.folders import image_folder, yolo
+from fiber.data.formats.folders.nearest import nearest_format
 from fiber.data.image_file import ENDINGS
 
 #: Maximum number of entries of a folder, and of bytes of a file, that are looked at.
@@ -50,7 +51,7 @@ def unsupported_data(path: Path) -> str | None:
     for folder in (path / name for name in _SPLIT_FOLDERS):
         if (found := _unsupported_split(path, folder)) is not None:
             return found
-    return None
+    return nearest_format(path)
 
 
 def _unsupported_split(root: Path, folder: Path) -> str | None:

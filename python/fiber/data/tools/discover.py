@@ -34,6 +34,7 @@ from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.folders import yolo
 from fiber.data.formats.json_values import split_problem
 from fiber.data.formats.layout import LINES, PART_SUFFIXES, TABLES, Layout
+from fiber.data.formats.line_reader import LineReader
 from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
@@ -105,7 +106,14 @@ def _nothing(path: Path) -> str:
     if (unsupported := unsupported_data(path)) is not None:
         return unsupported
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
-    first = "".join(f"; {file.name}: {_unknown(file)}" for file in islice(tables, 1))
+    first = ""
+    for file in islice(tables, 1):
+        if readable := sorted(kinds_of(file)):
+            return (
+                f"{path} has no annotation file with the name of a split, but {file.name} has"
+                f" {', '.join(readable)}; pass {file}, or name it train{file.suffix}"
+            )
+        first = f"; {file.name}: {_unknown(file)}"
     names = names_there(path)
     there = f"it has {shown_names(names, _MOST_THERE)}" if names else "it is empty"
     return (
@@ -130,6 +138,12 @@ def _unknown(path: Path) -> str:
             f"its fields are {shown_names(fields)}; expected an image{image}, and"
             f" {', '.join(most)}, or {last}"
         )
+    if path.suffix in (".jsonl", ".csv"):
+        try:
+            for _ in islice(LineReader(path, None).walk(), 1):
+                pass
+        except (ValueError, OSError) as problem:
+            return str(problem).removeprefix(f"{path}: ")
     hint = "; save a table as .csv" if path.suffix.lower() in (".xls", ".xlsx", ".ods") else ""
     return (
         "unknown kind of records; expected captions, questions, statements or boxes in a layout"
