@@ -1,4 +1,4 @@
-"""`fiber data scenes`, `stamps`, `inspect`, `pack` and `answers`."""
+"""`fiber data scenes`, `stamps`, `inspect`, `convert`, `pack` and `answers`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _PACK = """
 Write all records of a folder or file as WebDataset shards, with an index for random access. The
 packed dataset can be used wherever the unpacked data can.
 """
+_CONVERT = """
+Write the boxes of a folder or file, with copies of the images, as another tool reads them. Splits
+stay as they are. What is not converted (crowds, masks, texts) is counted or left out.
+"""
+#: Formats of `convert`, those of `fiber.data.writers.convert`, repeated here to keep imports light.
+_FORMATS = ("coco", "yolo", "voc", "imagefolder", "labelstudio")
 _ANSWERS = """
 Build the answer list of the published VQA head (for --answers) from VQAv2's
 v2_mscoco_train2014_annotations.json and v2_mscoco_val2014_annotations.json, or from the published
@@ -37,7 +43,7 @@ _MAX_LISTED, _MAX_LINE = 10, 1000
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `data` and its subcommands to the table of commands."""
-    data = commands.add_parser("data", help="generate, inspect or pack a dataset")
+    data = commands.add_parser("data", help="generate, inspect, convert or pack a dataset")
     example = (
         "`fiber data scenes --output runs/scenes`, which generates a dataset, or `fiber data"
         " inspect my.jsonl`, which checks your own"
@@ -100,6 +106,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         when_stopped="the unfinished folder was deleted",
         example="`fiber data pack my.jsonl --output packed`",
     )
+    _add_convert(kinds)
     answers = kinds.add_parser(
         "answers", help="build the answer list of the published VQA head", description=_ANSWERS
     )
@@ -113,6 +120,31 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     answers.set_defaults(
         run=_make_answers, example="`fiber data answers VQA --output answers.json`"
+    )
+
+
+def _add_convert(kinds: argparse._SubParsersAction) -> None:
+    convert = kinds.add_parser(
+        "convert", help="write boxes in the format of another tool", description=_CONVERT
+    )
+    add_options(
+        convert,
+        {
+            "source SOURCE": _SOURCE,
+            "output DIR": "new folder to create",
+            "--to FORMAT": f"format to write: {', '.join(_FORMATS)}",
+            "--split S": "splits to convert, such as train+val (default: all)",
+            "--on-error": "what to do with invalid boxes: skip drops and counts them, raise fails"
+            " at the first one (default: raise)",
+        },
+        source={"type": Path},
+        to={"choices": _FORMATS, "required": True},
+        on_error={"choices": ("raise", "skip"), "default": "raise"},
+    )
+    convert.set_defaults(
+        run=_convert,
+        when_stopped="the unfinished folder was deleted",
+        example="`fiber data convert my-coco my-yolo --to yolo`",
     )
 
 
@@ -208,6 +240,28 @@ def _pack(options: argparse.Namespace) -> int:
     shards = counted(len(packed["shards"]), "shards")
     fingerprint = packed["fingerprint"][:16]
     print(f"fiber: {images} in {shards}, fingerprint {fingerprint}", file=sys.stderr)
+    print(options.output)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from fiber.data.skip_report import counted
+    from fiber.data.writers.convert import convert
+    from fiber.progress import ImageProgress
+
+    done = convert(
+        options.source,
+        options.output,
+        options.to,
+        splits=options.split.split("+") if options.split else (),
+        on_error=options.on_error,
+        progress=ImageProgress(),
+    )
+    for note in done.notes:
+        print(f"fiber: {printable(note, _MAX_LINE)}", file=sys.stderr)
+    parts = ", ".join(f"{split} {number}" for split, number in done.images.items())
+    boxes, classes = counted(done.boxes, "boxes"), counted(len(done.classes), "classes")
+    print(f"fiber: images: {parts}; {boxes} of {classes}", file=sys.stderr)
     print(options.output)
     return 0
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fiber.data.storage.remote import RemoteError
     from fiber.data.storage.remote_pack import remote_pack
     from fiber.data.tools.pack import pack
+    from fiber.data.writers.convert import convert
 
 __all__ = [
     "Batch",
@@ -54,6 +55,7 @@ __all__ = [
     "Skipped",
     "Tokenizer",
     "apply_transform",
+    "convert",
     "decode_masks",
     "encode_rle",
     "load_image",
@@ -71,6 +73,7 @@ _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     **dict.fromkeys(("decode_masks", "encode_rle"), "fiber.data.masks.codec"),
     "ClassName": "fiber.data.prompts.classes",
     "Collator": "fiber.data.collate",
+    "convert": "fiber.data.writers.convert",
     "DataLoader": "fiber.data.loader",
     "load_image": "fiber.data.image",
     "open_source": "fiber.data.datasets.resolve",

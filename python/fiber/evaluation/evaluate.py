@@ -60,7 +60,7 @@ def evaluate(
         model: a model, or anything that `load` accepts.
         task: what to evaluate, such as "vqa", "retrieval", "coco" or "panoptic"; see
             `fiber eval --help`.
-        data: a data folder, an annotation file that `fiber.data.open_source` can read, or records.
+        data: a data folder, an annotation file, rows (see `fiber.train`), or records.
         split: split to evaluate. "+" joins splits.
         output: file for the predictions in the task's official format, or a folder for "odinw".
         permute_images: as an ablation, give every record the image of a different record.

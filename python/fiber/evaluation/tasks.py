@@ -23,6 +23,7 @@ from fiber.data.datasets.resolve import (
     check_records,
     check_supported,
     existing_data,
+    is_readable,
     open_source,
 )
 from fiber.data.formats.layout import Source
@@ -91,11 +92,12 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
     """Read the records of a split, or check and return the caller's records.
 
     Raises:
-        TypeError: if `data` is neither a path nor records.
+        TypeError: if `data` is neither a path, nor rows, nor records.
         ValueError: if there are no records.
     """
-    if isinstance(data, (str, os.PathLike)):
-        path, source = existing_data(data), find_evaluation(task).source
+    if is_readable(data):
+        path = existing_data(data) if isinstance(data, (str, os.PathLike)) else data
+        source = find_evaluation(task).source
         has_objects = "objects" in SOURCES.get(source, Source()).options
         try:
             options = {"objects": True} if has_objects else {}
@@ -105,7 +107,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
         for line in skip_lines(records):
             warnings.warn(f"task {task!r}: {line}", RuntimeWarning, stacklevel=3)
     elif isinstance(data, Mapping):
-        check_supported(data, f"data: expected a folder or {RECORD_SET}")
+        check_supported(data, f"data: expected a folder, rows or {RECORD_SET}")
         if task not in data:
             raise ValueError(
                 f"data has records for {', '.join(map(repr, data)) or 'no task'}, but not for"
@@ -115,7 +117,7 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
         check_records(records, f"data for task {task!r}: expected {RECORD_SET}")
     else:
         records = data
-        check_records(records, f"data: expected a folder or {RECORD_SET}")
+        check_records(records, f"data: expected a folder, rows or {RECORD_SET}")
     if len(records) == 0:
         raise ValueError(f"task {task!r}: expected at least one record, got none")
     return records

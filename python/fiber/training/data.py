@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fiber.checkpoints.provenance import absolute
@@ -28,18 +27,20 @@ from fiber.data.datasets.resolve import (
     check_records,
     check_supported,
     existing_data,
+    is_readable,
     open_source,
 )
 from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import skip_lines
-from fiber.data.storage.held_out import ChosenRecords
+from fiber.data.storage.held_out import ChosenRecords, divided, is_divisible
 from fiber.messages import shown, shown_names
 from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
+from fiber.training.validation import lacks_held_out
 
 
 def open_data(
@@ -50,6 +51,7 @@ def open_data(
     answers: Answers | None = None,
     known: Vocabulary | None = None,
     from_scratch: bool = True,
+    holds_out: bool = False,
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
@@ -57,8 +59,7 @@ def open_data(
 
     Args:
         config: configuration of the run.
-        data: a folder or annotation file, records for the run's only task, or a dict of records by
-            task.
+        data: as in `fiber.train`. Records are for the run's only task, or a dict by task.
         tokenizer: tokenizer or its file; "train" trains a tokenizer on all texts. Default: the
             tokenizer of `known`, else the folder's tokenizer.json.
         answers: answers of the VQA head in logit order, or a JSON file that lists them. Default:
@@ -66,6 +67,7 @@ def open_data(
             questions, at most model.image_text.num_answers.
         known: vocabulary of the initial model or of the resumed run.
         from_scratch: True if the run has no initial model; `data.train_tokenizer` then applies.
+        holds_out: True to hold out a part of data without splits, if the run is validated.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
@@ -77,10 +79,12 @@ def open_data(
     folder_tokenizer = path = None
     if isinstance(data, (str, os.PathLike)):
         path = existing_data(data)
-        records = _read_records(config, path)
+        records = _read_records(config, path, holds_out)
         file = (path if path.is_dir() else path.parent) / "tokenizer.json"
         # Optional next to a file but required in a folder, so that an error names the missing file.
         folder_tokenizer = file if path.is_dir() or file.is_file() else None
+    elif is_readable(data):
+        records = _read_records(config, data, holds_out)
     else:
         records = _given_records(config, data)
     trainings = trainings_of(config.tasks.active())
@@ -105,14 +109,8 @@ def open_data(
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     words = vocabulary.tokenizer
-    if path is not None:
-        for name, task in config.tasks.active().items():
-            listed = {name: task.sources, first_part(name): task.first_sources}
-            for part, sources in listed.items():
-                if sources:
-                    records[part] = trainings[name].sampled_records(
-                        records[part], sources, config, words
-                    )
+    if is_readable(data):
+        _sample_prompts(config, trainings, records, words)
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
@@ -120,6 +118,22 @@ def open_data(
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
+
+
+def _sample_prompts(
+    config: RunConfig,
+    trainings: Mapping[str, TaskTraining],
+    records: dict[str, RecordSet],
+    tokenizer: Tokenizer,
+) -> None:
+    """Replace records that were read by those of which a prompt is sampled."""
+    for name, task in config.tasks.active().items():
+        listed = {name: task.sources, first_part(name): task.first_sources}
+        for part, sources in listed.items():
+            if sources:
+                records[part] = trainings[name].sampled_records(
+                    records[part], sources, config, tokenizer
+                )
 
 
 def _completions(
@@ -166,8 +180,8 @@ def fingerprint(records: RecordSet) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
-    """Read every active task's sources from a folder or annotation file."""
+def _read_records(config: RunConfig, data: Any, holds_out: bool) -> dict[str, RecordSet]:
+    """Read every active task's sources from a folder, an annotation file or rows in memory."""
     records: dict[str, RecordSet] = {}
     for name, task in config.tasks.active().items():
         try:
@@ -176,7 +190,7 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
             for source in (*task.sources, *task.first_sources):
                 known, group = split_source(source)
                 if known not in read:
-                    read[known] = _read_source(config, known, path, task.reads_masks)
+                    read[known] = _read_source(config, known, data, task.reads_masks, holds_out)
                 if source not in read:
                     read[source] = _of_group(read[known], known, group)
         except AmbiguousLayoutError as error:
@@ -196,9 +210,7 @@ def _read_records(config: RunConfig, path: Path) -> dict[str, RecordSet]:
     return records
 
 
-def _given_records(
-    config: RunConfig, data: RecordSet | Mapping[str, RecordSet]
-) -> dict[str, RecordSet]:
+def _given_records(config: RunConfig, data: Any) -> dict[str, RecordSet]:
     """Assign the caller's records to the active tasks."""
     active = config.tasks.active()
     for name, task in active.items():
@@ -207,7 +219,7 @@ def _given_records(
                 f"tasks.{name}.first_sources: expected none with records, got"
                 f" {', '.join(task.first_sources)}; give a data folder"
             )
-    expected = f"data: expected a folder, {RECORD_SET} or a dict of these by task"
+    expected = f"data: expected a folder, rows, {RECORD_SET} or a dict of these by task"
     if isinstance(data, Mapping):
         check_supported(data, expected)
         if set(data) != set(active):
@@ -281,9 +293,14 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
     return ChosenRecords(records, chosen)
 
 
-def _read_source(config: RunConfig, source: str, data: Path, masks: bool) -> RecordSet:
+def _read_source(
+    config: RunConfig, source: str, data: Any, masks: bool, holds_out: bool
+) -> RecordSet:
     # Invalid boxes can only be dropped; "resample" replaces whole records.
     on_error = "raise" if config.data.on_error == "raise" else "skip"
     options = {"on_error": on_error, "shots": config.data.shots, "masks": masks}
     options = {name: value for name, value in options.items() if name in SOURCES[source].options}
-    return open_source(source, data, config.data.split, **options)
+    records = open_source(source, data, config.data.split, **options)
+    if holds_out and lacks_held_out(config, data) and is_divisible(records):
+        return divided(records, "train")
+    return records

@@ -80,11 +80,11 @@ def train(
 
     Args:
         recipe: recipe name (see `fiber recipes`) or a RunConfig.
-        data: data folder or annotation file (see `fiber.data.open_source`), URL of a packed folder
-            (see `fiber.data.remote_pack`), records, or a dict of records by task.
+        data: data folder, annotation file, URL of a packed folder or rows (see
+            `fiber.data.open_source`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
-            Default: the split `validation.split` of `data`.
+            Default: the split `validation.split` of `data`, or a part that is held out.
         init: path of the initial weights, which may be the folder of a finished model, a published
             checkpoint (only the backbone is loaded from the other stage), or a file or folder of
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
@@ -124,7 +124,7 @@ def train(
         _fail_if_locked(folder, processes)
         start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
-        source = open_data(config, data, **options)
+        source = open_data(config, data, holds_out=validation is None, **options)
         config = source.fit_model(config).with_length(source.longest(config))
         folder.check(config, resume=resume)
         wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.

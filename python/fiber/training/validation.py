@@ -6,7 +6,6 @@ checkpoint records the best step, so a resumed run selects the same weights as a
 
 from __future__ import annotations
 
-import os
 import random
 import warnings
 from collections.abc import Collection
@@ -20,10 +19,10 @@ from torch import Tensor
 from fiber.atomic_io import write_file
 from fiber.checkpoints.model_dir import StoredModel, read_tensors, write_tensors
 from fiber.checkpoints.vocabulary.files import Vocabulary
-from fiber.data.datasets.resolve import Data, has_splits
+from fiber.data.datasets.resolve import Data, has_splits, is_readable
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.record import RecordSet
-from fiber.data.storage.held_out import ChosenRecords
+from fiber.data.storage.held_out import ChosenRecords, divided, is_divisible
 from fiber.evaluation.evaluate import evaluate
 from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import needed_head, open_records
@@ -151,7 +150,6 @@ def open_validation(
                 f" {', '.join(all_evaluations())}"
             )
         return None, ""
-    source_name = find_evaluation(settings.task).source
     head = needed_head(settings.task, config.model.heads)
     if head not in config.model.heads:
         raise ValueError(
@@ -159,15 +157,14 @@ def open_validation(
             " only has"
             f" {', '.join(config.model.heads)}"
         )
-    is_path = isinstance(data, (str, os.PathLike))
-    if held_out is None and not (is_path and has_splits(source_name, data, settings.split)):
-        fix = find_evaluation(settings.task).split_hint
-        return None, (
-            f"validation.task is {shown(settings.task)}, but the data has no held-out split; the"
-            " model"
-            f" of the last step is kept. {fix}, or pass validation records (--validation FILE,"
-            " validation=...)"
-        )
+    divides = held_out is None and lacks_held_out(config, data)
+    reason = (
+        f"validation.task is {shown(settings.task)}, but the data has no held-out split; the model"
+        f" of the last step is kept. {find_evaluation(settings.task).split_hint}, or pass"
+        " validation records (--validation FILE, validation=...)"
+    )
+    if held_out is None and not is_readable(data):
+        return None, reason
     try:
         records = open_records(
             data if held_out is None else held_out, settings.task, settings.split
@@ -177,6 +174,10 @@ def open_validation(
             f"{error} (needed for validation.task {shown(settings.task)}, validation.split"
             f" {shown(settings.split)}; disable it with --set validation.task=none)"
         ) from error
+    if divides:
+        if not is_divisible(records):
+            return None, reason
+        records = divided(records, "val")
     if settings.pictures:
         records = _of_some_images(records, settings.pictures)
     validation = Validation(
@@ -187,6 +188,17 @@ def open_validation(
         limits=DecodeLimits(config.data.max_pixels, config.data.max_decode_bytes),
     )
     return validation, ""
+
+
+def lacks_held_out(config: RunConfig, data: Data) -> bool:
+    """Return whether a validated run must divide its data: a file or rows without splits.
+
+    Arguments must be those of a successful call to `open_source`.
+    """
+    task = config.validation.task
+    if task is None or not is_readable(data):
+        return False
+    return not has_splits(find_evaluation(task).source, data, config.validation.split)
 
 
 def _of_some_images(records: RecordSet, limit: int) -> RecordSet:

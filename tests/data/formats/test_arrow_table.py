@@ -56,6 +56,7 @@ def test_captions_by_row_groups_in_any_order(tmp_path, monkeypatch):
             image=hub(*own),
             caption=[[f"shade {s}", "grey", "grey"] for s in own],
         )
+    write_parquet(tmp_path / "validation.parquet", image=hub(1), caption=["v"])
     records = open_source("captions", tmp_path, "train")
     assert [r.text for r in records][:4] == ["shade 10", "grey", "shade 20", "grey"]
     assert skip_counts(records) == {"repeated captions": 5}
@@ -143,6 +144,7 @@ def test_boxes_of_the_hub(tmp_path):
         height=[30] * 3,
         objects=OBJECTS,
     )
+    write_parquet(tmp_path / "val.parquet", image=hub(1), objects=OBJECTS[2:])
     for data in (path, tmp_path):
         records = open_source("detection", data, "train")
         first, second, third = records
@@ -251,8 +253,11 @@ def test_what_datasets_saves(tmp_path):
     path.parent.mkdir()
     with arrow.ipc.new_stream(str(path), table.schema) as writer:
         writer.write_table(table)
-    records = open_source("captions", tmp_path, "train")
-    assert [(r.text, list(r.images)) for r in records] == [("a", [picture(1)]), ("b", [picture(2)])]
+    records = open_source("captions", tmp_path, "train+val")
+    found = [(r.text, list(r.images)) for r in records]
+    assert sorted(found) == [("a", [picture(1)]), ("b", [picture(2)])]
+    (note,) = open_source("captions", tmp_path, "val").notes
+    assert "1 of 2 records" in note and "held out as 'val'" in note
 
 
 def write_arrow(path, rows_per_batch=2, **columns):

@@ -59,7 +59,9 @@ def lines(tmp_path):
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(picture(20 * number))
         entries.append({"image": f"{number}.png", "text": "a dog runs"})
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
+    for split in ("train", "val"):
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
     return tmp_path
 
 
@@ -93,6 +95,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_a_shard_that_vanishes_or_changes_in_mid_epoch(tmp_path):
     path = write_tar(tmp_path / "train.tar", samples(8))
+    write_tar(tmp_path / "val.tar", samples(1))
     records = open_source("captions", tmp_path, "train")
     epoch = loader(records).epoch()
     next(epoch)
@@ -116,6 +119,7 @@ def test_a_table_that_is_cut_in_mid_epoch(tmp_path):
     path = tmp_path / "train.parquet"
     columns = {"image": [picture(i) for i in range(6)], "text": ["a dog runs"] * 6}
     parquet.write_table(arrow.table(columns), path, row_group_size=2)
+    parquet.write_table(arrow.table(columns), tmp_path / "val.parquet")
     records = open_source("captions", tmp_path, "train")
     # Another file under the name: the one that was opened is read to its end.
     other = tmp_path / "other"

@@ -84,6 +84,52 @@ def write_coco(root: Path) -> None:
     (root / "annotations.json").write_text(json.dumps(content))
 
 
+def label_studio_task(name, boxes, start="/data/upload/1/0123abcd-"):
+    results = [
+        {
+            "type": "rectanglelabels",
+            "original_width": WIDTH,
+            "original_height": HEIGHT,
+            "value": {
+                "x": 100 * x0 / WIDTH,
+                "y": 100 * y0 / HEIGHT,
+                "width": 100 * (x1 - x0) / WIDTH,
+                "height": 100 * (y1 - y0) / HEIGHT,
+                "rotation": 0,
+                "rectanglelabels": [CLASSES[category]],
+            },
+        }
+        for x0, y0, x1, y1, category in boxes
+    ]
+    own = [{"was_cancelled": True, "result": []}, {"result": results}]
+    return {"data": {"image": start + name}, "annotations": own}
+
+
+def write_label_studio(root: Path, name: str, boxes=BOXES) -> None:
+    images(root / "images", boxes)
+    (root / name).write_text(json.dumps([label_studio_task(*item) for item in boxes.items()]))
+
+
+def write_image_folder(root: Path, place: str, boxes=BOXES, names=CLASSES) -> None:
+    """Write `objects` with the names of classes, or with numbers and a list of the names."""
+    folder = root / place
+    images(folder, boxes)
+    rows = [
+        {
+            "file_name": name,
+            "objects": {
+                "bbox": [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1, _ in own],
+                "categories": [names[box[4]] if names else box[4] for box in own],
+            },
+        }
+        for name, own in boxes.items()
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines)
+    if not names:
+        (root / "classes.json").write_text(json.dumps(CLASSES))
+
+
 NAMES = "nc: 2\nnames: ['cup', 'mug']\n"
 FORMATS = {
     "YOLO of Roboflow": lambda root: write_yolo(
@@ -107,6 +153,9 @@ FORMATS = {
     "VOC": lambda root: write_voc(root, "Annotations", "JPEGImages"),
     "VOC of Roboflow": lambda root: write_voc(root, "train", "train"),
     "VOC of supervision": lambda root: write_voc(root, "annotations", "images"),
+    "Label Studio": lambda root: write_label_studio(root, "project-1-at-2026.json"),
+    "image folder": lambda root: write_image_folder(root, "."),
+    "image folder of a split": lambda root: write_image_folder(root, "train", names=None),
     "VOC from 0": lambda root: write_voc(
         root, "Annotations", "images", BOXES | {"0.jpg": [(0, 0, 20, 20, 1)]}, 0
     ),

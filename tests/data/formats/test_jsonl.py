@@ -301,6 +301,7 @@ class TestListsAndTables:
             {"image": "2.png", "text": "c"},
         ]
         path = folder("train.json", json.dumps(entries))
+        folder("val.json", json.dumps(entries[1:]))
         for found in (
             jsonl_captions(folder.folder, "train", annotations=path),
             open_source("captions", folder.folder, "train"),
@@ -364,7 +365,8 @@ class TestListsAndTables:
             assert records.counts == {"lines with captions": 1}
             assert [r.text for r in open_source("captions", path, "train")] == ["a"]
         (folder.folder / "train.json").unlink()
-        assert len(open_source("detection", folder.folder, "train")) == 2
+        assert len(open_source("detection", folder.folder, "train")) == 1
+        assert len(open_source("detection", folder.folder, "train+val")) == 2
         sized = {**box, "width": 20, "height": 30}
         path = folder("train.jsonl", [box, sized])
         with pytest.raises(ValueError, match=r"train\.jsonl: line 2.*box 0.*10"):

@@ -5,12 +5,11 @@ import pytest
 from fiber.data.datasets.resolve import check_records, open_source
 from fiber.data.record import Record
 from fiber.data.tools.discover import parts_of
-from fiber.evaluation.tasks import open_records
 
 VOC = "<?xml version='1.0'?>\n<annotation>\n<filename>1.jpg</filename></annotation>"
 YOLO = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['mug']\n"
 LABEL = "0 0.5 0.5 0.1 0.2\n"
-METADATA = '{"file_name": "1.jpg", "text": "a mug"}\n'
+METADATA = '{"file_name": "1.jpg", "prompt": "a mug"}\n'
 BOXES = r".*boxes of classes only \(source detection; see docs/data\.md\)"
 NAMES = r".*missing: the names of the classes, in data\.yaml .*or in classes\.txt"
 #: Files of a folder by name, and what is said of it.
@@ -22,9 +21,44 @@ LAYOUTS = {
     "VOC of Roboflow": ({"train/1.xml": VOC, "train/1.jpg": ""}, "Pascal VOC" + BOXES),
     "ImageFolder": (
         {"metadata.jsonl": METADATA, "1.jpg": ""},
-        r"ImageFolder.*rename.*train\.jsonl",
+        r"metadata\.jsonl .*missing: texts \(.*; its fields are file_name, prompt$",
     ),
-    "ImageFolder of splits": ({"train/metadata.csv": "file_name,text\n"}, r"rename.*train\.csv"),
+    "ImageFolder of splits": (
+        {"train/metadata.csv": "name,text\n1.jpg,a mug\n"},
+        r"train/metadata\.csv .*missing: a field 'file_name'; its fields are name, text$",
+    ),
+    "COCO of another name": (
+        {"boxes/x.txt": "", "mine.json": '{"images": [], "annotations": []}'},
+        r"mine\.json is in COCO format.*name it annotations\.json",
+    ),
+    "COCO results": (
+        {"train/seen.json": '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]'},
+        r"train/seen\.json looks like results in COCO format, .*missing: the file of the images",
+    ),
+    "JSON-MIN": (
+        {"export.json": '[{"image": "1.jpg", "label": [{"rectanglelabels": ["a"]}]}]'},
+        'export it as "JSON"',
+    ),
+    "CreateML": (
+        {"train/_annotations.createml.json": '[{"annotations": [{"coordinates": {"x": 1}}]}]'},
+        "in CreateML format; export the boxes as COCO",
+    ),
+    "LabelMe": ({"1.json": '{"version": "5", "shapes": []}', "1.jpg": ""}, "LabelMe.*polygons"),
+    "VIA": ({"boxes.json": '{"_via_settings": {}}'}, "VIA format; export"),
+    "CSV of boxes": (
+        {"_annotations.csv": "filename,class,xmin,ymin,xmax,ymax\n"},
+        "a box a line, as of TensorFlow",
+    ),
+    "TFRecord": ({"train/a.tfrecord": ""}, "train has TFRecord files; export"),
+    "Pascal VOC without boxes": (
+        {"JPEGImages/1.jpg": "", "ImageSets/Main/train.txt": "1"},
+        r"looks like Pascal VOC, of which one thing is missing: the boxes, in Annotations/\*\.xml",
+    ),
+    "images alone": ({"1.jpg": "", "2.PNG": ""}, "has images, .*missing: what is in them"),
+    "images by class": (
+        {"train/cat/1.jpg": "", "train/dog/2.jpg": ""},
+        r"train has a folder of images for each class \(cat, dog\), as for classification",
+    ),
     "save_to_disk": (
         {"dataset_info.json": "{}", "state.json": "{}", "data-00000-of-00001.arrow": ""},
         r"save_to_disk.*to_parquet\('train\.parquet'\)",
@@ -69,13 +103,26 @@ def test_a_file_in_a_known_format_is_answered_with_what_to_do(tmp_path):
         open_source("objects365", tmp_path / "other.yaml", "train")
 
 
+def test_a_file_with_a_name_of_its_own_is_pointed_at(tmp_path):
+    write(tmp_path, {"mine.jsonl": '{"image": "1.jpg", "text": "a mug"}\n', "1.jpg": ""})
+    with pytest.raises(ValueError, match=r"mine\.jsonl has captions; pass .*name it train\.js"):
+        parts_of(tmp_path)
+    write(tmp_path, {"mine.jsonl": '{"image": "1.jpg", "caption": "a mug"}\n'})
+    with pytest.raises(ValueError, match=r"unknown field 'caption'; did you mean 'text'\?"):
+        parts_of(tmp_path)
+    # Files of other splits and sources are no near misses.
+    write(tmp_path, {"instances_test.json": '{"images": [], "annotations": []}'})
+    with pytest.raises(FileNotFoundError, match=r"for split 'train'; available splits: test"):
+        open_source("detection", tmp_path, "train")
+
+
 @pytest.mark.parametrize(
     "files",
     [
         {"labels/1.txt": "a mug\n"},
         {"Annotations/1.xml": VOC, "Sentences/1.txt": ""},
         {"a.yaml": "names: x\n"},
-        {"metadata.jsonl": '{"image": "1.jpg"}'},
+        {"metadata.jsonl.gz": "[3]"},
         {"1.xml": "<html></html>"},
         {"dataset_info.json": "{}"},
         {"labels/1.txt": "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")},
@@ -86,43 +133,6 @@ def test_other_folders_are_not_taken_for_these_formats(files, tmp_path):
     write(tmp_path, files)
     with pytest.raises(FileNotFoundError, match=r"for split 'train'; it has .*instead of the fold"):
         open_source("captions", tmp_path, "train")
-
-
-def class_of(module, name, base=object):
-    return type(name, (base,), {"__module__": module, "__len__": lambda self: 1})
-
-
-OBJECTS = {
-    "DataFrame": (
-        class_of("pandas.core.frame", "DataFrame")(),
-        r"a pandas\.Data.*to_json\('train\.jsonl'",
-    ),
-    "Dataset": (
-        class_of("datasets.arrow_dataset", "Dataset")(),
-        r"a datasets.*to_parquet\('train\.parquet'\)",
-    ),
-    "a subclass": (class_of("mine", "Own", class_of("datasets.x", "Dataset"))(), "a .*to_parquet"),
-    "DatasetDict": (class_of("datasets.dataset_dict", "DatasetDict", dict)(), "a .*for each name"),
-    "Table": (class_of("pyarrow.lib", "Table")(), "a .*write_table"),
-    "dicts": ([{"image": "1.jpg", "text": "x"}], r"a list of dicts .*JSON lines.*fiber\.data\.Rec"),
-}
-
-
-@pytest.mark.parametrize("kind", OBJECTS)
-def test_an_object_of_another_library_is_answered_with_what_to_do(kind):
-    given, said = OBJECTS[kind]
-    for call in (
-        lambda: check_records(given, "data: expected a folder"),
-        lambda: open_source("captions", given, "train"),
-    ):
-        with pytest.raises(TypeError, match=rf"^data.* got {said}"):
-            call()
-
-
-def test_splits_of_datasets_are_not_taken_for_records_by_task():
-    given = class_of("datasets.dataset_dict", "DatasetDict", dict)(train=[1])
-    with pytest.raises(TypeError, match=r"data: .* got a datasets\.DatasetDict; .*to_parquet"):
-        open_records(given, "retrieval", "val")
 
 
 def test_an_object_without_a_first_item_is_refused():

@@ -44,11 +44,14 @@ def test_names_of_shards(tmp_path, name):
     (tmp_path / "train").mkdir()
     write_tar(tmp_path / name, sample("a", 10, "ten"))
     assert [r.text for r in open_source("captions", tmp_path, "train")] == ["ten"]
-    with pytest.raises(FileNotFoundError, match=r"captions.*split 'val'"):
+    with pytest.raises(ValueError, match=r"too few images to hold out split 'val': 1"):
         open_source("captions", tmp_path, "val")
+    with pytest.raises(FileNotFoundError, match=r"captions.*split 'test'"):
+        open_source("captions", tmp_path, "test")
 
 
 def test_shards_follow_by_their_numbers(tmp_path):
+    write_tar(tmp_path / "val-0.tar", sample("a", 1, "1"))
     for number in (10, 9, 0):
         write_tar(tmp_path / f"train-{number}.tar", sample("a", number, f"{number}"))
     assert [r.text for r in open_source("captions", tmp_path, "train")] == ["0", "9", "10"]

@@ -8,57 +8,22 @@ from __future__ import annotations
 
 from functools import cache
 
-from fiber.data.formats.layout import Layout, Source
-
-#: Kinds of files that several sources have.
-LINES, TABLES = "JSON lines, a JSON list or CSV", "an Arrow or Parquet table"
-PUBLISHED_ARROW, _SHARDS = "published Arrow data", "WebDataset shards"
-#: Extensions of files with rows, which may come in parts. A part given by name is read on its own.
-PART_SUFFIXES = (".arrow", ".parquet", ".tar")
+from fiber.data.formats.layout import (
+    LINES,
+    PUBLISHED_ARROW,
+    Layout,
+    Source,
+    arrow_layout,
+    folder_layout,
+    image_folder,
+    own_layouts,
+    rows_layouts,
+)
 
 _CAPTION_ROWS = "fiber.data.formats.row_records:caption_records"
 _QUESTION_ROWS = "fiber.data.formats.row_records:question_records"
 _STATEMENT_ROWS = "fiber.data.formats.arrow:statement_records"
 _ENTAILMENT_ROWS = "fiber.data.formats.arrow:entailment_records"
-
-
-def _arrow(row_reader: str, name: str, split: str = "") -> Layout:
-    """Return the layout of the published code's Arrow files."""
-    return Layout(row_reader, PUBLISHED_ARROW, (name,), split)
-
-
-def _rows_layouts(row_reader: str) -> list[Layout]:
-    """Return layouts of WebDataset shards and of tables named as on the Hugging Face Hub."""
-    tables = (
-        "{split}.parquet",
-        "{split}-*-of-*.parquet",
-        "data/{split}-*-of-*.parquet",
-        "{split}/data-*-of-*.arrow",
-    )
-    # "val" is called "validation" on the Hub.
-    validation = tuple(name.replace("{split}", "validation") for name in tables)
-    shards = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
-    return [
-        Layout(row_reader, TABLES, tables),
-        Layout(row_reader, TABLES, validation, "val"),
-        Layout(row_reader, _SHARDS, shards),
-        Layout(row_reader, _SHARDS, ("[0-9]*.tar",), "train", is_fallback=True),
-    ]
-
-
-def _own(reader: str) -> tuple[Layout, ...]:
-    """Return layouts of a user's own files. NLVR2 uses "{split}.json", which is thus a fallback."""
-    return (
-        Layout(reader, LINES, ("{split}.jsonl", "{split}.csv")),
-        Layout(reader, LINES, ("{split}.json",), is_fallback=True),
-    )
-
-
-def _folder_format(kind: str, module: str, *names: str) -> Layout:
-    """Return the layout of a format of folders, whose module has `find` and a reader."""
-    module = f"fiber.data.formats.folders.{module}"
-    reader = f"{module}:{module.rpartition('.')[2]}"
-    return Layout(reader, kind, names, recognize=f"{module}:find", holds_out=True)
 
 
 def _in_mdetr(*names: str) -> tuple[str, ...]:
@@ -73,6 +38,7 @@ _REASONING = "fiber.data.datasets.nlvr2:reasoning"
 _PHRASES = "fiber.data.datasets.mdetr:phrases"
 _REFERRING = "fiber.data.datasets.mdetr:referring"
 _DETECTION = "fiber.data.formats.coco_folders:coco_detection"
+_MAY_BE_COCO = "fiber.data.formats.coco_folders:may_be_coco"
 _PANOPTIC = "fiber.data.masks.panoptic:panoptic"
 _EXPRESSION_MASKS = "fiber.data.masks.expressions:expression_masks"
 _REFERRING_FILE = Layout(_REFERRING, "RefCOCO, MDETR format", ("refcoco_{split}.json",))
@@ -123,7 +89,7 @@ SOURCES = {
         standard=Layout(
             "fiber.data.formats.coco:captions", "COCO captions", ("captions_{split}.json",)
         ),
-        layouts=_own("fiber.data.formats.jsonl:jsonl_captions"),
+        layouts=(*own_layouts("fiber.data.formats.jsonl:jsonl_captions"), image_folder("captions")),
         row_reader=_CAPTION_ROWS,
         rows="captions",
         marks=(("json.images.sentences",), ("json.annotations.caption",)),
@@ -138,7 +104,7 @@ SOURCES = {
                 ("dataset_coco.json", "karpathy/dataset_coco.json"),
                 has_splits=True,
             ),
-            _arrow(_CAPTION_ROWS, "coco_caption_karpathy_{split}.arrow"),
+            arrow_layout(_CAPTION_ROWS, "coco_caption_karpathy_{split}.arrow"),
         ),
         where={
             "COCO, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015), its images from"
@@ -154,7 +120,7 @@ SOURCES = {
                 ("dataset_flickr30k.json", "karpathy/dataset_flickr30k.json"),
                 has_splits=True,
             ),
-            _arrow(_CAPTION_ROWS, "f30k_caption_karpathy_{split}.arrow"),
+            arrow_layout(_CAPTION_ROWS, "f30k_caption_karpathy_{split}.arrow"),
         ),
         where={"Flickr30k, Karpathy": "caption_datasets.zip of Karpathy and Fei-Fei (2015)"},
     ),
@@ -167,7 +133,7 @@ SOURCES = {
                 ("region_descriptions.json", "annotations/region_descriptions.json"),
                 "train",
             ),
-            _arrow(_CAPTION_ROWS, "vg.arrow", "train"),
+            arrow_layout(_CAPTION_ROWS, "vg.arrow", "train"),
         ),
         where={"Visual Genome": "the official page of Visual Genome (Krishna et al. 2017)"},
     ),
@@ -180,7 +146,7 @@ SOURCES = {
                 ("sbu-captions-all.json", "annot.json"),
                 "train",
             ),
-            _arrow(_CAPTION_ROWS, "sbu_*.arrow", "train"),
+            arrow_layout(_CAPTION_ROWS, "sbu_*.arrow", "train"),
         ),
         where={"SBU": "the official page of the SBU Captioned Photo Dataset (Ordonez et al. 2011)"},
     ),
@@ -203,7 +169,7 @@ SOURCES = {
                 ),
                 "val",
             ),
-            _arrow(_CAPTION_ROWS, "conceptual_caption_{split}_*.arrow"),
+            arrow_layout(_CAPTION_ROWS, "conceptual_caption_{split}_*.arrow"),
         ),
         optional_splits=("val", "restval"),
         where={
@@ -215,14 +181,15 @@ SOURCES = {
             _QUESTIONS, "VQAv2 questions", ("vqa_questions_{split}.json",), companion=_ANSWERS_FILE
         ),
         layouts=(
-            *_own("fiber.data.formats.jsonl:jsonl_questions"),
+            *own_layouts("fiber.data.formats.jsonl:jsonl_questions"),
             Layout(
                 _QUESTIONS,
                 "VQAv2, original layout",
                 ("v2_OpenEnded_mscoco_{split}20*_questions.json",),
                 companion="v2_mscoco_{split}20*_annotations.json",
             ),
-            _arrow(_QUESTION_ROWS, "vqav2_{split}.arrow"),
+            image_folder("questions"),
+            arrow_layout(_QUESTION_ROWS, "vqav2_{split}.arrow"),
         ),
         row_reader=_QUESTION_ROWS,
         rows="questions",
@@ -233,7 +200,7 @@ SOURCES = {
         standard=Layout(_REASONING, "NLVR2", ("nlvr2_{split}.jsonl",)),
         layouts=(
             Layout(_REASONING, "NLVR2, original layout", ("{split}.json",)),
-            _arrow(_STATEMENT_ROWS, "nlvr2_{split}.arrow"),
+            arrow_layout(_STATEMENT_ROWS, "nlvr2_{split}.arrow"),
         ),
         row_reader=_STATEMENT_ROWS,
         marks=(
@@ -247,7 +214,7 @@ SOURCES = {
         standard=Layout(
             "fiber.data.datasets.snli_ve:entailment", "SNLI-VE", ("snli_ve_{split}.jsonl",)
         ),
-        layouts=(_arrow(_ENTAILMENT_ROWS, "snli_{split}.arrow"),),
+        layouts=(arrow_layout(_ENTAILMENT_ROWS, "snli_{split}.arrow"),),
         row_reader=_ENTAILMENT_ROWS,
         marks=(("rows.sentences", "rows.labels"), ("lines.gold_label",)),
         where={"SNLI-VE": "https://github.com/necla-ml/SNLI-VE"},
@@ -337,12 +304,19 @@ SOURCES = {
     "detection": Source(
         standard=Layout(_DETECTION, "COCO instances", ("instances_{split}.json",)),
         layouts=(
-            *(Layout(_DETECTION, kind, names) for kind, names in SPLIT_FILES.items()),
+            *(
+                Layout(_DETECTION, kind, names, accepts=_MAY_BE_COCO)
+                for kind, names in SPLIT_FILES.items()
+            ),
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, "train"),
             Layout(_DETECTION, "one file for all images", WHOLE_FILES, HELD_OUT),
-            Layout("fiber.data.formats.jsonl:jsonl_boxes", LINES, ("{split}.jsonl",)),
-            _folder_format("YOLO", "yolo", "data.yaml", "*.yaml", "*.yml"),
-            _folder_format("Pascal VOC", "voc", "Annotations/*.xml"),
+            Layout(
+                "fiber.data.formats.jsonl:jsonl_boxes", LINES, ("{split}.jsonl",), holds_out=True
+            ),
+            folder_layout("YOLO", "yolo", "data.yaml", "*.yaml", "*.yml"),
+            folder_layout("Pascal VOC", "voc", "Annotations/*.xml"),
+            folder_layout("Label Studio", "label_studio", "*.json"),
+            image_folder("boxes"),
         ),
         row_reader="fiber.data.formats.row_records:box_records",
         rows="boxes",
@@ -430,7 +404,7 @@ def layouts_of(name: str) -> tuple[Layout, ...]:
         *((source.standard,) if source.standard else ()),
         *source.layouts,
         *(layout for other in SOURCES.values() if other.of == name for layout in other.layouts),
-        *(_rows_layouts(source.row_reader) if source.rows else ()),
+        *(rows_layouts(source.row_reader) if source.rows else ()),
     )
 
 

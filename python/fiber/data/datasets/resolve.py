@@ -18,16 +18,13 @@ from itertools import islice
 from os import PathLike
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, TypeGuard
 
 from fiber.config_io import nearest
 from fiber.data.datasets.registry import (
     HELD_OUT,
-    LINES,
-    PART_SUFFIXES,
     SOURCES,
     SPLIT_NAMES,
-    TABLES,
     layouts_of,
     where_to_get,
 )
@@ -35,9 +32,11 @@ from fiber.data.formats import jsonl, line_reader
 from fiber.data.formats.annotation_file import TRY_WITH, without_garbage_collection
 from fiber.data.formats.arrow import Tables
 from fiber.data.formats.generated import other_version
-from fiber.data.formats.layout import Layout
-from fiber.data.formats.unsupported import names_there, unsupported_data, unsupported_object
+from fiber.data.formats.layout import LINES, PART_SUFFIXES, TABLES, Layout
+from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import Shards
+from fiber.data.in_memory.rows import open_rows, splits_in_memory
+from fiber.data.in_memory.tables import Rows, is_rows, kinds_of
 from fiber.data.record import AnyPath, ConcatRecords, Record, RecordSet
 from fiber.data.storage import held_out, pack_description, packed
 from fiber.data.storage.remote_pack import local_path
@@ -59,13 +58,14 @@ class AmbiguousLayoutError(ValueError):
 
 
 @without_garbage_collection()
-def open_source(source: str, data: AnyPath, split: str, **options: Any) -> RecordSet:
+def open_source(source: str, data: AnyPath | Rows, split: str, **options: Any) -> RecordSet:
     """Read the records of a source and split in any known layout.
 
     Args:
         source: a key of `registry.SOURCES`.
         data: data folder or annotation file, or the URL of a packed folder (see `remote_pack`). The
-            images of an annotation file are looked up relative to its folder.
+            images of an annotation file are looked up relative to its folder. Or rows (see
+            `fiber.data.in_memory`).
         split: a split name, or several joined by "+". A file without splits is read as a whole. If
             "train" is requested, other splits of training-only sources (such as Visual Genome and
             SBU) and a missing "val" or "restval" split of Conceptual Captions are ignored.
@@ -80,14 +80,22 @@ def open_source(source: str, data: AnyPath, split: str, **options: Any) -> Recor
     """
     if source not in SOURCES:
         raise ValueError(f"unknown source {shown(source)}; {nearest(str(source)[:60], SOURCES)}")
-    if not isinstance(data, str | PathLike):
-        got = unsupported_object(data) or shown(data)
-        raise TypeError(f"data must be the path of a folder or file, got {got}")
     if not isinstance(split, str):
         raise TypeError(f"split must be a string such as 'train', got {shown(split)}")
-    path, asked = local_path(data), split.split("+")
+    asked = split.split("+")
     if not all(asked):
         raise ValueError(f"split must be a name, or several joined by '+', got {shown(split)}")
+    if not isinstance(data, str | PathLike):
+        if not is_rows(data):
+            check_supported(data, "data must be the path of a folder or file, or rows")
+            raise TypeError(
+                f"data must be the path of a folder or file, or rows, got {shown(data)}"
+            )
+        # Rows without splits are read as a whole, and only once.
+        asked = asked if splits_in_memory(data) else [split]
+        parts = [open_rows(source, data, part, **options) for part in asked]
+        return parts[0] if len(parts) == 1 else ConcatRecords(parts)
+    path = local_path(data)
     if pack_description.is_pack(path):
         parts = [packed.open_pack(path, source, part, **options) for part in asked]
     elif path.is_file():
@@ -116,6 +124,17 @@ def _open_split(source: str, data: Path, split: str, options: dict[str, Any]) ->
     if shots:
         options = {**options, "shots": 0}
     return held_out.divided(_read(layout, folder, "train", files, options), split, shots)
+
+
+def holds_out(source: str, data: AnyPath) -> bool:
+    """Return whether "val" of data that can be opened is a part of the training images."""
+    path = Path(data)
+    if path.is_file() and not file_layout(source, path, HELD_OUT).recognize:
+        return False
+    find = SOURCES[source].find
+    if find and path.is_dir() and (found := resolve_name(find)(path, HELD_OUT)) is not None:
+        return found.is_divided
+    return not (pack_description.is_pack(path) or _has_held_out(source, path))
 
 
 def _has_held_out(source: str, data: Path) -> bool:
@@ -151,17 +170,21 @@ def _splits_of(source: str, folder: Path, asked: list[str]) -> list[str]:
     return [s for s in asked if s not in optional or _layouts_in(source, folder, s)]
 
 
-def has_splits(source: str, data: AnyPath, split: str) -> bool:
+def has_splits(source: str, data: AnyPath | Rows, split: str) -> bool:
     """Return whether `data` has separate splits.
 
-    A folder always does; a file does only if it names them. Arguments must be those of a successful
-    call to `open_source`.
+    A folder always does; a file does only if it names them, as do rows in memory. Arguments must be
+    those of a successful call to `open_source`.
     """
+    if not isinstance(data, str | PathLike):
+        return bool(splits_in_memory(data))
     path = Path(data)
     if not path.is_file():
         return True
     layout = file_layout(source, path, split)
-    return jsonl.names_splits(path) if layout.kind == LINES else layout.has_splits
+    if layout.kind == LINES:
+        return jsonl.names_splits(path)
+    return layout.has_splits or bool(layout.recognize)
 
 
 def choose_layout(source: str, data: Path, split: str) -> tuple[Layout, list[Path]]:
@@ -230,7 +253,8 @@ def _layouts_in(source: str, folder: Path, split: str) -> dict[Layout, list[Path
         if layout.recognize:
             continue
         found = (_matching(folder, name, split) for name in layout.names)
-        if files := next(filter(None, found), None):
+        files = next(filter(None, found), None)
+        if files and (not layout.accepts or resolve_name(layout.accepts)(files[0])):
             matches[layout] = files
     return matches
 
@@ -284,8 +308,9 @@ def _missing(source: str, folder: Path, split: str) -> str:
         names = [f"{name}{required}".format(split=split) for name in layout.names]
         kinds.setdefault(layout.kind, []).extend(names)
     expected = []
-    # Files of the published code are what few users have.
-    likely = sorted(kinds.items(), key=lambda item: item[0].startswith("published"))
+    # Few users have files of the published code.
+    last = ("published", "an image folder")
+    likely = sorted(kinds.items(), key=lambda item: item[0].startswith(last))
     for kind, names in islice(likely, _MOST_KINDS):
         origin = f", from {where_to_get(kind)}" if where_to_get(kind) else ""
         expected.append(f"{names[0]} ({kind}{origin})")
@@ -327,9 +352,11 @@ def file_layout(source: str, path: Path, split: str) -> Layout:
     may_be_list = suffix == ".json" and lines is not None and lines.kind == LINES
     is_list = may_be_list and line_reader.is_list(path)
     # A list is never a COCO file, whatever its name.
-    for layout in () if is_list and SOURCES[source].find else layouts_of(source):
+    for layout in layouts_of(source):
         names = (Path(name.format(split=split)).name for name in layout.names)
         if layout.recognize and not resolve_name(layout.recognize)(path):
+            continue
+        if is_list and SOURCES[source].find and not layout.recognize:
             continue
         if suffix not in PART_SUFFIXES and any(fnmatch(path.name, name) for name in names):
             return layout
@@ -358,8 +385,8 @@ def layouts_by_suffix(source: str) -> dict[str, Layout]:
 
 
 #: Type of the `data` argument of `fiber.train` and `fiber.evaluate`: a folder or an annotation
-#: file, one record set, or one record set per task.
-Data = AnyPath | RecordSet | Mapping[str, RecordSet]
+#: file, rows in memory, one record set, or one record set per task.
+Data = AnyPath | Rows | RecordSet | Mapping[str, RecordSet]
 
 #: Description of a record set in messages.
 RECORD_SET = "a map-style collection of fiber.data.Record"
@@ -382,9 +409,17 @@ def check_records(given: Any, expected: str) -> None:
 
 
 def check_supported(given: Any, expected: str) -> None:
-    """Raise TypeError, with what to do, for data such as a data frame; see `unsupported_object`."""
-    if (advice := unsupported_object(given)) is not None:
-        raise TypeError(f"{expected}; got {advice}")
+    """Raise TypeError for rows that are read only in order."""
+    if kinds_of(given) & {"datasets.IterableDataset", "datasets.IterableDatasetDict"}:
+        raise TypeError(
+            f"{expected}; got a {type(given).__name__} of datasets, which has no length; load it"
+            " without streaming=True, or write it by to_parquet"
+        )
+
+
+def is_readable(data: Any) -> TypeGuard[AnyPath | Rows]:
+    """Return whether `open_source` reads data: a path, or rows in memory. Others are records."""
+    return isinstance(data, str | PathLike) or is_rows(data)
 
 
 def existing_data(data: AnyPath) -> Path:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.data.datasets.registry import PUBLISHED_ARROW, TABLES
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.data.formats.annotation_file import named
 from fiber.data.formats.arrow_table import Table, open_table
 from fiber.data.formats.json_values import is_integer
+from fiber.data.formats.layout import PUBLISHED_ARROW, TABLES
 from fiber.data.formats.row_records import DataRow, RowRecords, RowSource
 from fiber.data.formats.rows import CATEGORIES, FIELDS, check_id, check_one_each
 from fiber.data.record import AnyPath, StoredImage

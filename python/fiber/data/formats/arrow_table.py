@@ -19,7 +19,7 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -119,36 +119,46 @@ class Table(ABC):
         return str(in_images if is_file(in_images) else self.path.parent / found)
 
     def class_names(self, column: str, field: str) -> list[str]:
-        """Return the class names of a numeric field of a column, or [] if there are none.
+        """Return the class names of a numeric field of a column, or [] if there are none."""
+        return names_of_classes(self._metadata, column, field, str(self.path))
 
-        Hugging Face's `datasets` stores them in the schema, as the `names` of a ClassLabel.
-        """
-        try:
-            text = self._metadata.get(b"huggingface", b"{}").decode()
-            features = parse_json(text, self.path)
-        except ValueError:
-            return []
-        # The field may be nested at any depth.
-        for name in ("info", "features", column):
-            features = features.get(name) if isinstance(features, dict) else None
-        while isinstance(features, dict):
-            own = features.get(field)
-            while isinstance(own, dict):
-                names = own.get("names")
-                if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                    return self._checked_class_names(names)
-                own = own.get("feature")
-            features = features.get("feature")
+
+def names_of_classes(
+    metadata: Mapping[bytes, bytes] | None, column: str, field: str, where: str
+) -> list[str]:
+    """Return the class names of a numeric field of a column in a schema's metadata, or [].
+
+    Hugging Face's `datasets` stores them as the `names` of a ClassLabel. `where` names the table.
+
+    Raises:
+        ValueError: if a name has no words.
+    """
+    try:
+        features = parse_json((metadata or {}).get(b"huggingface", b"{}").decode(), where)
+    except ValueError:
         return []
+    # The field may be nested at any depth.
+    for name in ("info", "features", column):
+        features = features.get(name) if isinstance(features, dict) else None
+    while isinstance(features, dict):
+        own = features.get(field)
+        while isinstance(own, dict):
+            names = own.get("names")
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return _checked_class_names(names, where)
+            own = own.get("feature")
+        features = features.get("feature")
+    return []
 
-    def _checked_class_names(self, names: list[str]) -> list[str]:
-        for number, name in enumerate(names):
-            if find_surrogate(name) is not None or not clean_class_name(name).strip():
-                raise ValueError(
-                    f"{self.path}: class {number} of the schema is {shown(name)}; expected a name"
-                    " with words"
-                )
-        return names
+
+def _checked_class_names(names: list[str], where: str) -> list[str]:
+    for number, name in enumerate(names):
+        if find_surrogate(name) is not None or not clean_class_name(name).strip():
+            raise ValueError(
+                f"{where}: class {number} of the schema is {shown(name)}; expected a name with"
+                " words"
+            )
+    return names
 
 
 class _ArrowTable(Table):

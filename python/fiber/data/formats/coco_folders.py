@@ -32,6 +32,7 @@ from fiber.data.formats.annotation_file import (
     read_json,
 )
 from fiber.data.formats.json_values import id_key
+from fiber.data.formats.line_reader import is_list
 from fiber.data.record import AnyPath
 from fiber.messages import shown
 
@@ -121,7 +122,7 @@ def find(folder: Path, split: str) -> _Found | None:
     if split not in ("train", HELD_OUT):
         return None
     training = _file_of_split(folder, "train") if split == HELD_OUT else None
-    whole = [folder / name for name in WHOLE_FILES if (folder / name).is_file()]
+    whole = [folder / name for name in WHOLE_FILES if may_be_coco(folder / name)]
     files = [training] if training else whole
     return _Found(files[0], is_divided=True) if files and _lacks_held_out(folder) else None
 
@@ -135,7 +136,8 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
     for name in _SPLIT_ALIASES.get(split, (split,)):
         for patterns in SPLIT_FILES.values():
             for pattern in patterns:
-                files = sorted(folder.glob(pattern.format(split=name)))
+                matches = sorted(folder.glob(pattern.format(split=name)))
+                files = [file for file in matches if may_be_coco(file)]
                 if len(files) > 1:
                     named = ", ".join(str(file) for file in files)
                     raise ValueError(
@@ -145,6 +147,11 @@ def _file_of_split(folder: Path, split: str) -> Path | None:
                 if files:
                     return files[0]
     return None
+
+
+def may_be_coco(file: Path) -> bool:
+    """Return whether a path is a file that is not a JSON list, as of Label Studio."""
+    return file.is_file() and not is_list(file)
 
 
 def _drop_placeholder(file: AnnotationFile) -> bool:

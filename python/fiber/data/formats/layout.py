@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+#: Kinds of files that several sources have.
+LINES, TABLES = "JSON lines, a JSON list or CSV", "an Arrow or Parquet table"
+PUBLISHED_ARROW, _SHARDS = "published Arrow data", "WebDataset shards"
+#: Extensions of files with rows, which may come in parts. A part given by name is read on its own.
+PART_SUFFIXES = (".arrow", ".parquet", ".tar")
+
 
 class Layout(NamedTuple):
     """Names of annotation files of a source, and their reader."""
@@ -70,3 +76,54 @@ class Source(NamedTuple):
     in_tasks: bool = True
     #: Where to get the files, by the beginning of `Layout.kind`.
     where: Mapping[str, str] = MappingProxyType({})
+
+
+def arrow_layout(row_reader: str, name: str, split: str = "") -> Layout:
+    """Return the layout of the published code's Arrow files."""
+    return Layout(row_reader, PUBLISHED_ARROW, (name,), split)
+
+
+def rows_layouts(row_reader: str) -> list[Layout]:
+    """Return layouts of WebDataset shards and of tables named as on the Hugging Face Hub."""
+    tables = (
+        "{split}.parquet",
+        "{split}-*-of-*.parquet",
+        "data/{split}-*-of-*.parquet",
+        "{split}/data-*-of-*.arrow",
+    )
+    # "val" is called "validation" on the Hub.
+    validation = tuple(name.replace("{split}", "validation") for name in tables)
+    shards = ("{split}-[0-9]*.tar", "{split}_[0-9]*.tar", "{split}.tar", "{split}/*.tar")
+    return [
+        Layout(row_reader, TABLES, tables, holds_out=True),
+        Layout(row_reader, TABLES, validation, "val"),
+        Layout(row_reader, _SHARDS, shards, holds_out=True),
+        Layout(row_reader, _SHARDS, ("[0-9]*.tar",), "train", is_fallback=True, holds_out=True),
+    ]
+
+
+def own_layouts(reader: str) -> tuple[Layout, ...]:
+    """Return layouts of a user's own files. NLVR2 uses "{split}.json", which is thus a fallback."""
+    return (
+        Layout(reader, LINES, ("{split}.jsonl", "{split}.csv"), holds_out=True),
+        Layout(reader, LINES, ("{split}.json",), is_fallback=True, holds_out=True),
+    )
+
+
+def folder_layout(kind: str, module: str, *names: str) -> Layout:
+    """Return the layout of a format of folders, whose module has `find` and a reader."""
+    module = f"fiber.data.formats.folders.{module}"
+    reader = f"{module}:{module.rpartition('.')[2]}"
+    return Layout(reader, kind, names, recognize=f"{module}:find", holds_out=True)
+
+
+def image_folder(rows: str) -> Layout:
+    """Return the layout of an image folder whose metadata have a kind of rows."""
+    module = "fiber.data.formats.folders.image_folder"
+    return Layout(
+        f"{module}:image_folder_{rows}",
+        "an image folder with metadata",
+        ("metadata.jsonl", "metadata.csv"),
+        recognize=f"{module}:find_{rows}",
+        holds_out=True,
+    )

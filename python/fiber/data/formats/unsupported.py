@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from fiber.data.formats.folders import yolo
+from fiber.data.formats.folders import image_folder, yolo
+from fiber.data.formats.folders.nearest import nearest_format
 from fiber.data.image_file import ENDINGS
-from fiber.messages import shown
 
 #: Maximum number of entries of a folder, and of bytes of a file, that are looked at.
 _MOST_ENTRIES, _MOST_BYTES = 1000, 4096
@@ -24,11 +23,6 @@ _SPLIT_FOLDERS = ("", "train", "val", "valid", "test")
 
 _ONLY_BOXES = "boxes of classes only (source detection; see docs/data.md)"
 _WHOLE = "pass the folder of the dataset, as in docs/data.md"
-_LINES = (
-    'JSON lines such as {"image": "1.jpg", "text": "a dog"} (docs/data.md has the fields of'
-    " questions and boxes)"
-)
-_RECORDS = "or make a list of fiber.data.Record(key='1', images=('1.jpg',), text='a dog')"
 _YOLO_KEY = re.compile(r"^(names|nc|train|val)\s*:", re.MULTILINE)
 _YOLO_LABEL = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*")
 
@@ -52,10 +46,12 @@ def unsupported_data(path: Path) -> str | None:
     for name in sorted(names):
         if name.endswith((".yaml", ".yml")) and (problem := yolo_problem(path / name)) is not None:
             return problem
+    if (problem := image_folder.nearly(path)) is not None:
+        return problem
     for folder in (path / name for name in _SPLIT_FOLDERS):
         if (found := _unsupported_split(path, folder)) is not None:
             return found
-    return None
+    return nearest_format(path)
 
 
 def _unsupported_split(root: Path, folder: Path) -> str | None:
@@ -73,13 +69,6 @@ def _unsupported_split(root: Path, folder: Path) -> str | None:
         for annotations in (folder / "Annotations", folder):
             if any(_is_voc(file) for file in _first(annotations, ".xml")):
                 return f"{root} looks like Pascal VOC, which has {_ONLY_BOXES}"
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if "file_name" in _start(folder / name):
-            return (
-                f"{folder / name} looks like an ImageFolder of Hugging Face's datasets; rename it"
-                f" to train{Path(name).suffix}, file_name to image, and the captions to text (see"
-                " docs/data.md for questions and boxes)"
-            )
     return None
 
 
@@ -91,35 +80,6 @@ def yolo_problem(path: Path) -> str | None:
         f"{path} looks like the description of a YOLO dataset, which has {_ONLY_BOXES}, with images"
         " and labels of each split, and with 'names' of the classes in this file"
     )
-
-
-def unsupported_object(given: Any) -> str | None:
-    """Describe a Python object that is not read, such as a data frame, and what to do; or None."""
-    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(given).__mro__}
-    if "pandas.DataFrame" in kinds:
-        return (
-            "a pandas.DataFrame; write frame.to_json('train.jsonl', orient='records', lines=True)"
-            f" and pass that file: {_LINES}"
-        )
-    if "datasets.DatasetDict" in kinds:
-        return (
-            "a datasets.DatasetDict; write part.to_parquet(f'FOLDER/{name}.parquet') for each name"
-            " and part in its items(), and pass the folder; docs/data.md has the columns"
-        )
-    if kinds & {"datasets.Dataset", "datasets.IterableDataset"}:
-        return (
-            "a datasets.Dataset; write dataset.to_parquet('train.parquet') and pass that file;"
-            " docs/data.md has the columns"
-        )
-    if "pyarrow.Table" in kinds:
-        return (
-            "a pyarrow.Table; write pyarrow.parquet.write_table(table, 'train.parquet') and pass"
-            " that file; docs/data.md has the columns"
-        )
-    if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
-        kind = type(given).__name__
-        return f"a {kind} of dicts such as {shown(given[0])}; write them as {_LINES}, {_RECORDS}"
-    return None
 
 
 def names_there(folder: Path) -> list[str]:

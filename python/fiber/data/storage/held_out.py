@@ -17,6 +17,10 @@ from fiber.data.storage.shard_order import ShardMap, shard_map_of
 FRACTION, MOST = 0.2, 1000
 
 
+class TooFewImagesError(ValueError):
+    """Raised if there are too few images to hold out a part."""
+
+
 class ChosenRecords:
     """The subset of a record set at the given indices."""
 
@@ -49,6 +53,12 @@ class DividedRecords(ChosenRecords):
         self.classes: tuple[str, ...] = tuple(getattr(records, "classes", ()))
 
 
+def is_divisible(records: RecordSet) -> bool:
+    """Return whether there are two images or more, of which one can be held out."""
+    first = _group_of(records[0]) if len(records) else ""
+    return any(_group_of(records[index]) != first for index in range(1, len(records)))
+
+
 def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:
     """Return the records of "train", or those that are held out as "val", with a note.
 
@@ -61,18 +71,16 @@ def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:
         shots: number of images of each class to keep, in order; 0 for all.
 
     Raises:
-        ValueError: if "val" is asked for, and there are fewer than two images.
+        TooFewImagesError: if "val" is asked for, and there are fewer than two images.
     """
     groups: dict[str, list[int]] = defaultdict(list)
-    images = set[str]()
     for index in range(len(records)):
         record = records[index]
-        images.add(record.image_id)
-        groups[name_of(record).partition(".rf.")[0]].append(index)
+        groups[_group_of(record)].append(index)
     if len(groups) < 2:
         if split == "train":
             return records
-        raise ValueError(
+        raise TooFewImagesError(
             f"too few images to hold out split 'val': {len(groups)}; expected at least 2"
         )
     held = chosen_names({name: len(indices) for name, indices in groups.items()}, len(records))
@@ -89,6 +97,10 @@ def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:
         indices = _with_shots(records, indices, shots)
         note += f"; kept {len(indices)} ({shots} images per class)"
     return DividedRecords(records, indices, note)
+
+
+def _group_of(record: Record) -> str:
+    return name_of(record).partition(".rf.")[0]
 
 
 def name_of(record: Record) -> str:

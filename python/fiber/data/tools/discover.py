@@ -11,18 +11,17 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from fiber.data.datasets.registry import (
+    HELD_OUT,
     KINDS,
-    LINES,
-    PART_SUFFIXES,
     SOURCES,
     SPLIT_NAMES,
-    TABLES,
     layouts_of,
 )
 from fiber.data.datasets.resolve import (
     AmbiguousLayoutError,
     choose_layout,
     file_layout,
+    holds_out,
     layouts_by_suffix,
     missing_data,
     open_source,
@@ -34,11 +33,13 @@ from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
 from fiber.data.formats.folders import yolo
 from fiber.data.formats.json_values import split_problem
-from fiber.data.formats.layout import Layout
+from fiber.data.formats.layout import LINES, PART_SUFFIXES, TABLES, Layout
+from fiber.data.formats.line_reader import LineReader
 from fiber.data.formats.unsupported import names_there, unsupported_data
 from fiber.data.formats.webdataset import fields_of, samples_of
 from fiber.data.record import AnyPath, RecordSet
 from fiber.data.storage import pack_description
+from fiber.data.storage.held_out import TooFewImagesError
 from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.tar import TarFile
 from fiber.messages import shown, shown_names
@@ -105,7 +106,14 @@ def _nothing(path: Path) -> str:
     if (unsupported := unsupported_data(path)) is not None:
         return unsupported
     tables = (file for file in sorted(path.iterdir()) if _is_ambiguous(file))
-    first = "".join(f"; {file.name}: {_unknown(file)}" for file in islice(tables, 1))
+    first = ""
+    for file in islice(tables, 1):
+        if readable := sorted(kinds_of(file)):
+            return (
+                f"{path} has no annotation file with the name of a split, but {file.name} has"
+                f" {', '.join(readable)}; pass {file}, or name it train{file.suffix}"
+            )
+        first = f"; {file.name}: {_unknown(file)}"
     names = names_there(path)
     there = f"it has {shown_names(names, _MOST_THERE)}" if names else "it is empty"
     return (
@@ -130,6 +138,12 @@ def _unknown(path: Path) -> str:
             f"its fields are {shown_names(fields)}; expected an image{image}, and"
             f" {', '.join(most)}, or {last}"
         )
+    if path.suffix in (".jsonl", ".csv"):
+        try:
+            for _ in islice(LineReader(path, None).walk(), 1):
+                pass
+        except (ValueError, OSError) as problem:
+            return str(problem).removeprefix(f"{path}: ")
     hint = "; save a table as .csv" if path.suffix.lower() in (".xls", ".xlsx", ".ods") else ""
     return (
         "unknown kind of records; expected captions, questions, statements or boxes in a layout"
@@ -169,8 +183,23 @@ def _in_folder(source: str, folder: Path) -> Iterator[Part]:
         find = SOURCES[source].find
         if not files and find and (found := resolve_name(find)(folder, split)) is not None:
             files = [found.file]
-        if all(_is_of(source, split, layout, file) for file in files[:1]):
+        if all(_is_of(source, split, layout, file) for file in files[:1]) and (
+            split != HELD_OUT or not layout.holds_out or _has_enough(source, folder)
+        ):
             yield Part(source, split, folder)
+
+
+def _has_enough(source: str, folder: Path) -> bool:
+    """Return False if "val" is a part of "train", which has too few images for that."""
+    try:
+        if holds_out(source, folder):
+            open_source(source, folder, HELD_OUT)
+    except TooFewImagesError:
+        return False
+    except (OSError, ValueError):
+        # Opening reports the error.
+        pass
+    return True
 
 
 def _is_of(source: str, split: str, layout: Layout, file: Path) -> bool:

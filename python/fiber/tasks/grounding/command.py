@@ -20,12 +20,14 @@ from fiber.cli.asking import IMAGES, MAX_CELL, AskingSession, add_asking_command
 from fiber.messages import printable, shown_names
 
 if TYPE_CHECKING:
+    from fiber.cli.detections import DetectionWriter
     from fiber.inference.boxes import PassCounts
 
 _BOX_OPTIONS = {
     "--threshold SCORE": "minimum box score, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
     "--max-detections N": "maximum number of boxes per image (default: 100)",
 }
+_FORMATS = ("json", "coco", "labelstudio", "yolo")
 _BOX_SETTINGS: dict[str, Any] = {
     "images": {"nargs": "+"},
     "threshold": {"type": score},
@@ -78,8 +80,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
             "--classes-per-prompt N": "maximum number of classes per prompt, or 0 for as many as"
             " fit (default: 0; the published LVIS evaluation uses 40)",
             **_BOX_OPTIONS,
+            "--format FORMAT": "json (as --json), one JSON value for all images in the format of"
+            " coco or labelstudio, or yolo, a label file for each image (without scores)",
+            "--output FILE": "file for coco and labelstudio (default: print it), or new folder for"
+            " yolo",
         },
         classes_per_prompt={"type": nonnegative_int, "default": 0},
+        format={"choices": _FORMATS},
         **_BOX_SETTINGS,
     )
 
@@ -105,12 +112,21 @@ def _detect(options: argparse.Namespace) -> int:
         from fiber.data.prompts.classes import read_classes
 
         options.classes = list(read_classes(options.classes_file))
+    if options.output is not None and options.format in (None, "json"):
+        raise ValueError("--output needs --format coco, labelstudio or yolo; JSON is printed")
+    options.json = options.json or options.format == "json"
     session = _session(options, "classes")
     model, classes = session.model, options.classes
     if classes is None and model.classes:
         print(f"fiber: classes: {shown_names(model.classes)}", file=sys.stderr)
     arguments = pick(options, "classes", "classes_per_prompt")
-    _print_boxes(options, session, partial(model.detect, **arguments))
+    writer = None
+    if options.format not in (None, "json"):
+        from fiber.cli.detections import DetectionWriter
+
+        names = [getattr(each, "name", each) for each in classes or model.classes]
+        writer = DetectionWriter(options.format, options.output, names, session.name)
+    _print_boxes(options, session, partial(model.detect, **arguments), writer)
     number = len(model.classes if classes is None else classes)
     print(f"fiber: {_describe_cost(number, model.passes)}", file=sys.stderr)
     return 0
@@ -125,21 +141,31 @@ def _session(options: argparse.Namespace, texts: str) -> AskingSession:
     return AskingSession(options, options.images, "grounding", hint=hint)
 
 
-def _print_boxes(options: argparse.Namespace, session: AskingSession, find: Any) -> None:
-    """Print, and save, the boxes that `find` returns for lists of images."""
+def _print_boxes(
+    options: argparse.Namespace,
+    session: AskingSession,
+    find: Any,
+    writer: DetectionWriter | None = None,
+) -> None:
+    """Print, and save, the boxes that `find` returns for lists of images; a writer gets all."""
     limits: dict[str, Any] = {"max_detections": options.max_detections}
     if options.threshold is not None:
         limits["score_threshold"] = options.threshold
     for paths, images in session.read(session.paths):
         for path, found in zip(paths, find(images, **limits), strict=True):
-            result = found.to_dict(image=str(path), model=session.name)
-            rows = []
-            for item in result["detections"]:
-                box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
-                rows.append((f"{item['score']:.2f}", item["label"], box))
-            session.print(result, rows or [("nothing found",)])
+            if writer is None:
+                result = found.to_dict(image=str(path), model=session.name)
+                rows = []
+                for item in result["detections"]:
+                    box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
+                    rows.append((f"{item['score']:.2f}", item["label"], box))
+                session.print(result, rows or [("nothing found",)])
+            else:
+                writer.add(path, found)
             if options.save:
                 found.save(session.file_for(path))
+    if writer is not None:
+        writer.close()
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:

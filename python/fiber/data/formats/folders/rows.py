@@ -9,9 +9,11 @@ from pathlib import Path
 
 from fiber import _core
 from fiber.atomic_io import check_regular_file
+from fiber.data.formats.json_values import parse_json
 from fiber.data.formats.row_records import DataRow, RowSource
 from fiber.data.image_file import ENDINGS
-from fiber.messages import printable
+from fiber.data.prompts.classes import clean_class_name
+from fiber.messages import printable, shown
 
 #: Names of splits in other tools, with the names here.
 SPLIT_NAMES = {
@@ -19,6 +21,10 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
+#: File with the names of all classes, in order, for formats that list only those of boxes.
+CLASSES = "classes.json"
+#: Maximum number of classes.
+MAX_CLASSES = 100_000
 #: Maximum number of bytes of the labels of one image, and of a description of a dataset.
 MAX_FILE_BYTES = 1 << 22
 #: Number of bytes in which the size of an image is looked for first.
@@ -113,3 +119,23 @@ def first_folder(folders: Iterable[Path]) -> Path | None:
 def tried(paths: Iterable[Path]) -> str:
     """Join paths for a message."""
     return ", ".join(printable(str(path), 200) for path in dict.fromkeys(paths))
+
+
+def class_list(*folders: Path) -> list[str]:
+    """Return the names in the first `classes.json` of some folders; [] if there is none.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no list of different names.
+    """
+    path = next((each / CLASSES for each in folders if (each / CLASSES).is_file()), None)
+    if path is None:
+        return []
+    names = parse_json(read_small(path), path, list)
+    if (
+        len(names) > MAX_CLASSES
+        or not all(isinstance(name, str) and clean_class_name(name).strip() for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(f"{path} has {shown(names)}; expected a list of different names")
+    return names

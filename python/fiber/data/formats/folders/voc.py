@@ -6,7 +6,7 @@
 
 Boxes of VOC are of pixels that count from 1, the last one included: 1 to 500 is a whole image of
 500 pixels. If a box of the split begins at 0, as those of some tools do, boxes are half-open, and a
-note says so.
+note says so. `classes.json` may list the names of all classes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fiber.data.formats.folders.rows import (
     MAX_FILE_BYTES,
     SPLIT_NAMES,
     BoxFiles,
+    class_list,
     files_in,
     first_folder,
     images_in,
@@ -113,6 +114,12 @@ class _Annotations(BoxFiles):
                     raise ValueError(f"{annotations} has {problem}")
             self._files = [root / f"{name}{_XML}" for name in names]
         self._images: dict[Path, dict[str, Path]] = {}
+        self._names = class_list(folder)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of `classes.json`, if there are any; those of boxes follow."""
+        return self._names
 
     def boxes(self) -> Iterator[DataRow]:
         """Yield a row for each file."""

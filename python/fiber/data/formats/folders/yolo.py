@@ -20,6 +20,7 @@ import yaml
 
 from fiber.data.formats.annotation_boxes import Box
 from fiber.data.formats.folders.rows import (
+    MAX_CLASSES,
     SPLIT_NAMES,
     BoxFiles,
     files_in,
@@ -38,8 +39,6 @@ from fiber.messages import shown, shown_names
 _CLASS_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _YAML = (".yaml", ".yml")
 _COLUMNS = "expected class, x and y of the center, width, height"
-#: Maximum number of classes.
-_MAX_CLASSES = 100_000
 #: Fractions are out of [0, 1] by at most this much, which rounding explains.
 _SLACK = 0.01
 
@@ -241,13 +240,13 @@ def _names_of(path: Path, content: dict[str, Any]) -> list[str]:
     else:
         names = content["names"]
     if isinstance(names, dict):
-        keys = [str(number) for number in range(min(len(names), _MAX_CLASSES))]
+        keys = [str(number) for number in range(min(len(names), MAX_CLASSES))]
         if set(names) != set(keys):
             raise ValueError(
                 f"{path} has names of {shown_names(names)}; expected 0 to {len(names) - 1}"
             )
         names = [names[key] for key in keys]
-    if not isinstance(names, list) or not 0 < len(names) <= _MAX_CLASSES:
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_CLASSES:
         raise ValueError(f"{path} has 'names' {shown(names)}; expected a list of names")
     seen = set[str]()
     for name in names:

@@ -1,0 +1,1 @@
+"""Write boxes in the formats of other tools."""
