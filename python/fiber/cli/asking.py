@@ -25,8 +25,8 @@ from fiber.cli.arguments import (
 )
 from fiber.cli.models import RUNTIMES, choose_model, load_graphs, load_quietly
 from fiber.data.image_file import ENDINGS, check_not_url
-from fiber.inference.json_objects import about_image
 from fiber.messages import printable
+from fiber.postprocess.json_objects import about_image
 from fiber.terminal import is_terminal
 
 if TYPE_CHECKING:

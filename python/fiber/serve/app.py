@@ -19,7 +19,7 @@ from starlette.responses import Response
 import fiber
 from fiber.config_io import nearest
 from fiber.messages import printable
-from fiber.serve.batcher import Batcher, Job
+from fiber.serve.batcher import Batcher, QueuedRequest
 from fiber.serve.body import parse, read_body
 from fiber.serve.errors import RequestError
 from fiber.serve.metrics import Metrics
@@ -101,7 +101,7 @@ class Service:
             raise RequestError(408, message) from None
         parsed = await parse(http, body, kind, self.limits.max_pixels)
         del body
-        job = Job(
+        job = QueuedRequest(
             parsed.request,
             parsed.request.batch_key(),
             [image.name for image in parsed.images],

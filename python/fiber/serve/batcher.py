@@ -26,7 +26,7 @@ log = logging.getLogger("fiber")
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class QueuedRequest:
     """A request in the queue."""
 
     request: Request
@@ -61,7 +61,7 @@ class Batcher:
     ) -> None:
         self.model, self.name, self.max_batch, self.metrics = model, name, max_batch, metrics
         self._limits = limits
-        self._queue: deque[Job] = deque()
+        self._queue: deque[QueuedRequest] = deque()
         self._filled = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fiber-model")
         self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="fiber-decode")
@@ -86,7 +86,7 @@ class Batcher:
         """Whether requests are computed."""
         return self._task is not None and not self._task.done()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedRequest) -> None:
         """Add a request to the end of the queue."""
         self._queue.append(job)
         self._filled.set()
@@ -110,10 +110,10 @@ class Batcher:
                 else:
                     job.result.set_result(result)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[QueuedRequest]:
         """Take the first request whose client waits, and those that may share its batch."""
-        batch: list[Job] = []
-        others: deque[Job] = deque()
+        batch: list[QueuedRequest] = []
+        others: deque[QueuedRequest] = deque()
         pixels = 0
         for job in self._queue:
             if job.result.done():
@@ -130,10 +130,10 @@ class Batcher:
         self._queue = others
         return batch
 
-    def _compute(self, jobs: Sequence[Job]) -> list[Any]:
+    def _compute(self, jobs: Sequence[QueuedRequest]) -> list[Any]:
         """Return the result of each request, or the exception that it ends with."""
-        results: dict[Job, Any] = {}
-        asked: dict[Job, Asked] = {}
+        results: dict[QueuedRequest, Any] = {}
+        asked: dict[QueuedRequest, Asked] = {}
         decoded = self._decoders.map(self._decode, jobs)
         for job, images in zip(jobs, decoded, strict=True):
             if isinstance(images, Exception):
@@ -154,7 +154,7 @@ class Batcher:
                 else:
                     groups += [[job] for job in group]
         for each in caught:
-            log.warning("%s: %s", jobs[0].request.method, one_line(Warning(each.message)))
+            log.warning("%s: %s", jobs[0].request.method, one_line(each.message))
         return [results[job] for job in jobs]
 
     def _compute_together(self, asked: Sequence[Asked]) -> list[Any] | Exception:
@@ -162,17 +162,17 @@ class Batcher:
             return asked[0].request.compute(self.model, self.name, asked)
         # Whatever happens to a request, the server goes on.
         except Exception as error:
-            return self._told(error)
+            return self._for_client(error)
 
-    def _decode(self, job: Job) -> list[np.ndarray] | Exception:
+    def _decode(self, job: QueuedRequest) -> list[np.ndarray] | Exception:
         try:
             return [load_image(data, keep_alpha=True, **self._limits) for data in job.images]
         except Exception as error:
-            return self._told(error)
+            return self._for_client(error)
 
-    def _told(self, error: Exception) -> RequestError:
-        told = as_request_error(error)
-        if told is None:
-            log.error("request failed", exc_info=error)
-            return RequestError(500, "internal error; the log of the server has it")
-        return told
+    def _for_client(self, error: Exception) -> RequestError:
+        """Return the error that the client gets; log one that is a fault of the server."""
+        if (known := as_request_error(error)) is not None:
+            return known
+        log.error("request failed", exc_info=error)
+        return RequestError(500, "internal error; the log of the server has it")

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +89,15 @@ async def parse(http: HTTPRequest, body: bytes, kind: type[Request], max_pixels:
 async def _read_form(http: HTTPRequest, body: bytes, kind: type[Request]) -> dict[str, Any]:
     """Return the values of each field: a text or an `Image`, or a list if it is there twice."""
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(
-        http.headers, stream(), max_files=MAX_SEARCHED, max_fields=MAX_CLASSES, max_part_size=1 << 20
+        http.headers,
+        stream(),
+        max_files=MAX_SEARCHED,
+        max_fields=MAX_CLASSES,
+        max_part_size=1 << 20,
     )
     # The body is in memory, and so are its parts.
     parser.spool_max_size = len(body) + 1

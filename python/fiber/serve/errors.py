@@ -9,7 +9,7 @@ _MAX_MESSAGE = 4_000
 
 
 class RequestError(Exception):
-    """An error that the client is told.
+    """An error in the reply to a request.
 
     Args:
         status: HTTP status.
@@ -22,7 +22,7 @@ class RequestError(Exception):
 
 
 def as_request_error(error: Exception) -> RequestError | None:
-    """Return the error to tell a client, or None for one that is a fault of the server.
+    """Return the error for the client, or None for a fault of the server.
 
     Methods of models raise ValueError and TypeError for bad input, among them `fiber.DecodeError`.
     """
@@ -36,6 +36,6 @@ def as_request_error(error: Exception) -> RequestError | None:
     return None
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """Return the message of an error as one line of bounded length."""
     return printable(" ".join(str(error).split()), _MAX_MESSAGE) or type(error).__name__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fiber.inference.by_head import METHOD_HEADS
-from fiber.inference.json_objects import (
+from fiber.postprocess.json_objects import (
     about_image,
     answers_object,
     entailment_object,
@@ -49,11 +49,17 @@ def _from_json(value: Any) -> Any:
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Score = Annotated[float, Field(ge=0, le=1)]
-Phrases = Annotated[list[Text], BeforeValidator(_split), Field(min_length=1, max_length=MAX_PHRASES)]
-Classes = Annotated[list[Text], BeforeValidator(_split), Field(min_length=1, max_length=MAX_CLASSES)]
+Phrases = Annotated[
+    list[Text], BeforeValidator(_split), Field(min_length=1, max_length=MAX_PHRASES)
+]
+Classes = Annotated[
+    list[Text], BeforeValidator(_split), Field(min_length=1, max_length=MAX_CLASSES)
+]
 Span = tuple[int, int]
 Spans = Annotated[
-    list[Span | list[Span]], BeforeValidator(_from_json), Field(min_length=1, max_length=MAX_PHRASES)
+    list[Span | list[Span]],
+    BeforeValidator(_from_json),
+    Field(min_length=1, max_length=MAX_PHRASES),
 ]
 Count = Annotated[int, Field(ge=1, le=MAX_FOUND)]
 
@@ -302,7 +308,11 @@ class EntailRequest(Request):
         """See `Request`."""
         hypotheses = [each.request.hypothesis for each in asked]
         found = model.entail(_images(asked), hypotheses)
-        return _with_image(asked, name, list(map(entailment_object, hypotheses, found)))
+        objects = [
+            entailment_object(hypothesis, **own._asdict())
+            for hypothesis, own in zip(hypotheses, found, strict=True)
+        ]
+        return _with_image(asked, name, objects)
 
 
 class SearchRequest(Request):

@@ -26,6 +26,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: if the port is in use or not allowed, or the host is none of this machine.
     """
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"--port {port}: expected 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -55,6 +57,25 @@ def address_of(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def make_server(service: Service, host: str) -> uvicorn.Server:
+    """Make the HTTP server of a service. `run(sockets=[listen(...)])` runs it.
+
+    Args:
+        service: the model.
+        host: host of the port. On the loopback, pages of the web are turned away.
+    """
+    config = uvicorn.Config(
+        make_app(service, loopback_only=host in LOOPBACK),
+        log_level="warning",
+        access_log=False,
+        # Connections beyond those in the queue, such as of clients that send nothing.
+        limit_concurrency=4 * service.limits.max_queue + 64,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        server_header=False,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(model: Any, name: str, opened: socket.socket, host: str, limits: ServeLimits) -> None:
     """Serve a model on an open port until SIGINT or SIGTERM, then finish the open requests.
 
@@ -65,15 +86,5 @@ def serve(model: Any, name: str, opened: socket.socket, host: str, limits: Serve
         host: the host that it was opened for.
         limits: limits of requests.
     """
-    app = make_app(Service(model, name, limits), loopback_only=host in LOOPBACK)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        # Connections beyond those in the queue, such as of clients that send nothing.
-        limit_concurrency=4 * limits.max_queue + 64,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        server_header=False,
-    )
     print(f"fiber: serving {name} at {address_of(opened)}", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[opened])
+    make_server(Service(model, name, limits), host).run(sockets=[opened])

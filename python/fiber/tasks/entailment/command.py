@@ -7,7 +7,7 @@ import argparse
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.inference.json_objects import entailment_object
+from fiber.postprocess.json_objects import entailment_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -23,7 +23,7 @@ def _entail(options: argparse.Namespace) -> int:
     session = AskingSession(options, [options.image], "snli", hint=hint)
     for path, image in session.each():
         found = session.model.entail(image, options.hypothesis)
-        result = entailment_object(options.hypothesis, found)
+        result = entailment_object(options.hypothesis, **found._asdict())
         rows = [(f"{result[name]:.2f}", name) for name in ENTAILMENT]
         session.show(path, image, result, rows, f"{options.hypothesis}  {found.label}")
     return 0

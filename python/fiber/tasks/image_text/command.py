@@ -6,7 +6,7 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, IMAGES, AskingSession, add_asking_command, order_hint
-from fiber.inference.json_objects import hit_object, match_object
+from fiber.postprocess.json_objects import hit_object, match_object
 
 _TEXT = {"text TEXT": 'text, such as "a red mug"'}
 

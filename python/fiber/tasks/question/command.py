@@ -6,7 +6,7 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
-from fiber.inference.json_objects import answers_object
+from fiber.postprocess.json_objects import answers_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

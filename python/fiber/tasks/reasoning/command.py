@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import AskingSession, add_asking_command, image_heading, order_hint
-from fiber.inference.json_objects import truth_object
+from fiber.postprocess.json_objects import truth_object
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,10 +7,7 @@ decimals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fiber.inference.image_text import Answer, Entailment
+from typing import Any
 
 
 def about_image(name: str | None, shape: Sequence[int], model: str) -> dict[str, Any]:
@@ -18,8 +15,8 @@ def about_image(name: str | None, shape: Sequence[int], model: str) -> dict[str,
     return {"image": name, "width": shape[1], "height": shape[0], "model": model}
 
 
-def answers_object(question: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the answers to a question, best first."""
+def answers_object(question: str, answers: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """Return the answers to a question with their scores, best first."""
     scored = [{"answer": text, "score": round(score, 4)} for text, score in answers]
     return {"question": question, "answers": scored}
 
@@ -34,10 +31,10 @@ def hit_object(text: str, rank: int, score: float) -> dict[str, Any]:
     return {"text": text, "rank": rank, "score": round(score, 4)}
 
 
-def entailment_object(hypothesis: str, found: Entailment) -> dict[str, Any]:
+def entailment_object(hypothesis: str, label: str, **probabilities: float) -> dict[str, Any]:
     """Return the class of a hypothesis, and the probability of each class."""
-    scores = {name: round(score, 4) for name, score in found._asdict().items() if name != "label"}
-    return {"hypothesis": hypothesis, "label": found.label, **scores}
+    scores = {name: round(score, 4) for name, score in probabilities.items()}
+    return {"hypothesis": hypothesis, "label": label, **scores}
 
 
 def truth_object(
