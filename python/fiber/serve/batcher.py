@@ -159,7 +159,11 @@ class Batcher:
 
     def _compute_together(self, asked: Sequence[Asked]) -> list[Any] | Exception:
         try:
-            return asked[0].request.compute(self.model, self.name, asked)
+            results = asked[0].request.compute(self.model, asked)
+            return [
+                each.request.as_json(result, each.names, each.images, self.name)
+                for each, result in zip(asked, results, strict=True)
+            ]
         # Whatever happens to a request, the server goes on.
         except Exception as error:
             return self._for_client(error)

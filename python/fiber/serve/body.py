@@ -153,7 +153,7 @@ def _check(fields: dict[str, Any], kind: type[Request], max_pixels: int) -> Pars
         raise RequestError(
             422, f"unknown file {shown(wrong[0])}; {nearest(wrong[0], kind.image_fields)}"
         )
-    request = _request(fields, kind)
+    request = check_fields(fields, kind)
     pixels = sum(_pixels(image, max_pixels) for image in images)
     return Parsed(request, images, pixels)
 
@@ -172,7 +172,12 @@ def _from_base64(value: object, place: str) -> Image:
     return Image(None, data)
 
 
-def _request(fields: Mapping[str, Any], kind: type[Request]) -> Request:
+def check_fields(fields: Mapping[str, Any], kind: type[Request]) -> Any:
+    """Return the request with these fields, without images.
+
+    Raises:
+        RequestError: if a field is unknown, missing or invalid.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -22,6 +22,9 @@ from fiber.postprocess.json_objects import (
 if TYPE_CHECKING:
     import numpy as np
 
+#: Names of images: of uploaded files, or None for images in base64.
+Names = Sequence[str | None]
+
 #: Maximum number of characters of a text, of phrases, of classes, of images to search, and of boxes
 #: or instances. A computation that has started cannot be stopped.
 MAX_TEXT, MAX_PHRASES, MAX_CLASSES, MAX_SEARCHED, MAX_FOUND = 4_000, 256, 4_096, 256, 1_000
@@ -85,15 +88,25 @@ class Request(BaseModel):
         return f"{self.method} {given} {self.model_dump_json(exclude=set(self.of_image))}"
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
-        """Return the JSON value of each request of a batch.
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
+        """Return what the method of the model returns for each request of a batch.
 
         Args:
             model: a `fiber.Model`, or one of exported graphs.
-            name: name of the model in results.
             asked: requests with the same `batch_key`.
         """
         raise NotImplementedError
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """Return the JSON value that the command prints.
+
+        Args:
+            result: result of this request.
+            names: names of its images.
+            images: its images.
+            model: name of the model.
+        """
+        return result.to_dict(image=names[0], model=model)
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,7 @@ class Asked:
     """A request with its images."""
 
     request: Any
-    #: Names of the uploaded files; None for images in base64.
-    names: Sequence[str | None]
+    names: Names
     #: uint8 (H, W, 3) or, with alpha, (H, W, 4).
     images: Sequence[np.ndarray]
 
@@ -115,21 +127,6 @@ def _each(asked: Sequence[Asked], field: str) -> list[Any] | None:
 
 def _images(asked: Sequence[Asked]) -> list[np.ndarray]:
     return [each.images[0] for each in asked]
-
-
-def _with_image(asked: Sequence[Asked], model: str, objects: Sequence[dict[str, Any]]) -> list[Any]:
-    """Add the fields of the images to the objects of a batch."""
-    return [
-        about_image(each.names[0], each.images[0].shape, model) | own
-        for each, own in zip(asked, objects, strict=True)
-    ]
-
-
-def _objects(found: Sequence[Any], model: str, asked: Sequence[Asked]) -> list[Any]:
-    return [
-        own.to_dict(image=each.names[0], model=model)
-        for own, each in zip(found, asked, strict=True)
-    ]
 
 
 class _BoxRequest(Request):
@@ -155,10 +152,10 @@ class GroundRequest(_BoxRequest):
     masks: bool = False
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         first: GroundRequest = asked[0].request
-        found = model.ground(
+        return model.ground(
             _images(asked),
             _each(asked, "phrases"),
             caption=_each(asked, "caption"),
@@ -167,7 +164,6 @@ class GroundRequest(_BoxRequest):
             masks=first.masks,
             **first.limits(),
         )
-        return _objects(found, name, asked)
 
 
 class DetectRequest(_BoxRequest):
@@ -180,16 +176,15 @@ class DetectRequest(_BoxRequest):
     classes_per_prompt: Annotated[int, Field(ge=0)] = 0
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         first: DetectRequest = asked[0].request
-        found = model.detect(
+        return model.detect(
             _images(asked),
             _each(asked, "classes"),
             classes_per_prompt=first.classes_per_prompt,
             **first.limits(),
         )
-        return _objects(found, name, asked)
 
 
 class SegmentRequest(Request):
@@ -208,10 +203,10 @@ class SegmentRequest(Request):
     max_instances: Count | None = None
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         first: SegmentRequest = asked[0].request
-        found = model.segment(
+        return model.segment(
             _images(asked),
             first.classes,
             stuff=first.stuff,
@@ -222,7 +217,6 @@ class SegmentRequest(Request):
             overlap_threshold=first.overlap,
             max_instances=first.max_instances,
         )
-        return _objects(found, name, asked)
 
 
 class AnswerRequest(Request):
@@ -235,11 +229,15 @@ class AnswerRequest(Request):
     top_k: Count = 3
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         questions = [each.request.question for each in asked]
-        found = model.answer(_images(asked), questions, top_k=asked[0].request.top_k)
-        return _with_image(asked, name, list(map(answers_object, questions, found)))
+        return model.answer(_images(asked), questions, top_k=asked[0].request.top_k)
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        about = about_image(names[0], images[0].shape, model)
+        return about | answers_object(self.question, result)
 
 
 class CaptionRequest(Request):
@@ -252,12 +250,15 @@ class CaptionRequest(Request):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         first: CaptionRequest = asked[0].request
         options = {"num_beams": first.num_beams, "sample": first.sample, "seed": first.seed}
-        found = model.caption(_images(asked), **options)
-        return _with_image(asked, name, [{"caption": text} for text in found])
+        return model.caption(_images(asked), **options)
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        return about_image(names[0], images[0].shape, model) | {"caption": result}
 
 
 class MatchRequest(Request):
@@ -268,11 +269,14 @@ class MatchRequest(Request):
     text: Text
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
-        text = asked[0].request.text
-        found = model.match(_images(asked), text).tolist()
-        return _with_image(asked, name, [match_object(text, score) for score in found])
+        return model.match(_images(asked), asked[0].request.text).tolist()
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        about = about_image(names[0], images[0].shape, model)
+        return about | match_object(self.text, result)
 
 
 class ReasonRequest(Request):
@@ -285,14 +289,14 @@ class ReasonRequest(Request):
     statement: Text
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         statements = [each.request.statement for each in asked]
-        found = model.reason([(each.images[0], each.images[1]) for each in asked], statements)
-        return [
-            truth_object(each.names, name, statement, truth)
-            for each, statement, truth in zip(asked, statements, found, strict=True)
-        ]
+        return model.reason([(each.images[0], each.images[1]) for each in asked], statements)
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        return truth_object(names, model, self.statement, result)
 
 
 class EntailRequest(Request):
@@ -304,15 +308,15 @@ class EntailRequest(Request):
     hypothesis: Text
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
         hypotheses = [each.request.hypothesis for each in asked]
-        found = model.entail(_images(asked), hypotheses)
-        objects = [
-            entailment_object(hypothesis, **own._asdict())
-            for hypothesis, own in zip(hypotheses, found, strict=True)
-        ]
-        return _with_image(asked, name, objects)
+        return model.entail(_images(asked), hypotheses)
+
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        about = about_image(names[0], images[0].shape, model)
+        return about | entailment_object(self.hypothesis, **result._asdict())
 
 
 class SearchRequest(Request):
@@ -329,19 +333,22 @@ class SearchRequest(Request):
         """Return None, since the images of a request are ranked among themselves."""
 
     @classmethod
-    def compute(cls, model: Any, name: str, asked: Sequence[Asked]) -> list[Any]:
+    def compute(cls, model: Any, asked: Sequence[Asked]) -> list[Any]:
         """See `Request`."""
-        return [_search(model, name, each) for each in asked]
+        return [
+            model.search(
+                each.request.text, each.images, each.request.top_k, rerank=each.request.rerank
+            )
+            for each in asked
+        ]
 
-
-def _search(model: Any, name: str, asked: Asked) -> list[dict[str, Any]]:
-    text = asked.request.text
-    hits = model.search(text, asked.images, asked.request.top_k, rerank=asked.request.rerank)
-    return [
-        about_image(asked.names[hit.index], asked.images[hit.index].shape, name)
-        | hit_object(text, rank, hit.score)
-        for rank, hit in enumerate(hits, start=1)
-    ]
+    def as_json(self, result: Any, names: Names, images: Sequence[np.ndarray], model: str) -> Any:
+        """See `Request`."""
+        return [
+            about_image(names[hit.index], images[hit.index].shape, model)
+            | hit_object(self.text, rank, hit.score)
+            for rank, hit in enumerate(result, start=1)
+        ]
 
 
 #: Requests by method.
