@@ -71,7 +71,7 @@ class HeldModel:
 def test_a_client_that_hangs_up_is_not_waited_for(scene_picture):
     model = HeldModel()
     service = Service(model, "model")
-    server = make_server(service, "127.0.0.1")
+    server = make_server(make_app(service, loopback_only=True), service.limits)
     opened = listen("127.0.0.1", 0)
     address = address_of(opened)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})

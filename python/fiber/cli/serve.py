@@ -1,4 +1,4 @@
-"""`fiber serve`: a model over HTTP."""
+"""`fiber serve` and `fiber web`: a model over HTTP, and on a page."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ with images as uploaded files or in base64. Requests that wait are computed in b
 no file for a client, and has no passwords: it listens on this machine only unless --host names
 another address. docs/serve.md has examples.
 """
+_WEB = """
+Open a page to try a model in a browser, with a tab for each of its methods. The page works without
+a network, and fetches no URL. It has no passwords: it listens on this machine only unless --host
+names another address.
+"""
 #: Options of the model, as entries of `add_options`.
 _MODEL = {
     "model MODEL": "model folder, checkpoint file, folder of exported graphs, name on the Hub, or"
@@ -46,8 +51,23 @@ _ADDRESS = {
 }
 
 
+#: Limits of both, as entries of `add_options`.
+_LIMITS = {
+    "--max-body SIZE": "maximum size of a request (default: 16MB)",
+    "--max-pixels N": "maximum number of pixels of an image (default: 50000000)",
+    "--max-decode-bytes SIZE": LIMITS["--max-decode-bytes SIZE"],
+    "--max-queue N": "maximum number of requests that are received, wait or are computed; others"
+    " are turned away (default: 64)",
+}
+_LIMIT_SETTINGS: dict[str, Any] = {
+    "max_body": {"default": 16 << 20},
+    "max_pixels": {"default": 50_000_000},
+    "max_queue": {"default": 64},
+}
+
+
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `serve` to the table of commands."""
+    """Add `serve` and `web` to the table of commands."""
     serve = commands.add_parser(
         "serve", help="answer HTTP requests with a model", description=_SERVE
     )
@@ -56,24 +76,28 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         {
             **_MODEL,
             **_ADDRESS,
-            "--max-body SIZE": "maximum size of a request (default: 16MB)",
-            "--max-pixels N": "maximum number of pixels of an image (default: 50000000)",
-            "--max-decode-bytes SIZE": LIMITS["--max-decode-bytes SIZE"],
-            "--max-queue N": "maximum number of requests that are received, wait or are computed;"
-            " others are turned away (default: 64)",
+            **_LIMITS,
             "--max-batch N": "maximum number of requests that are computed together (default: 16)",
             "--timeout SECONDS": "seconds until a request ends without a result (default: 60)",
         },
         host={"default": "127.0.0.1"},
         port={"type": nonnegative_int, "default": 8000},
-        max_body={"default": 16 << 20},
-        max_pixels={"default": 50_000_000},
-        max_queue={"default": 64},
         max_batch={"default": 16},
         timeout={"type": positive_float, "default": 60.0},
         **_MODEL_SETTINGS,
+        **_LIMIT_SETTINGS,
     )
     serve.set_defaults(run=_serve, when_stopped="the server has ended")
+    web = commands.add_parser("web", help="open a page to try a model", description=_WEB)
+    add_options(
+        web,
+        {**_MODEL, **_ADDRESS, **_LIMITS},
+        host={"default": "127.0.0.1"},
+        port={"type": nonnegative_int, "default": 7860},
+        **_MODEL_SETTINGS,
+        **_LIMIT_SETTINGS,
+    )
+    web.set_defaults(run=_web, when_stopped="the page has ended")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -88,6 +112,21 @@ def _serve(options: argparse.Namespace) -> int:
     decoding = pick(options, "max_pixels", "max_decode_bytes")
     name, model = _load(options, decoding)
     serve(model, name, opened, options.host, limits)
+    return 0
+
+
+def _web(options: argparse.Namespace) -> int:
+    _need("web", "gradio", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
+    from fiber.serve.app import ServeLimits
+    from fiber.serve.server import listen
+
+    opened = listen(options.host, options.port)
+    limits = ServeLimits(**pick(options, "max_body", "max_pixels", "max_decode_bytes", "max_queue"))
+    decoding = pick(options, "max_pixels", "max_decode_bytes")
+    name, model = _load(options, decoding)
+    from fiber.web.server import show_page
+
+    show_page(model, name, opened, options.host, limits)
     return 0
 
 

@@ -57,19 +57,14 @@ def address_of(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(service: Service, host: str) -> uvicorn.Server:
-    """Make the HTTP server of a service. `run(sockets=[listen(...)])` runs it.
-
-    Args:
-        service: the model.
-        host: host of the port. On the loopback, pages of the web are turned away.
-    """
+def make_server(app: Any, limits: ServeLimits) -> uvicorn.Server:
+    """Make the HTTP server of an application. `run(sockets=[listen(...)])` runs it."""
     config = uvicorn.Config(
-        make_app(service, loopback_only=host in LOOPBACK),
+        app,
         log_level="warning",
         access_log=False,
         # Connections beyond those in the queue, such as of clients that send nothing.
-        limit_concurrency=4 * service.limits.max_queue + 64,
+        limit_concurrency=4 * limits.max_queue + 64,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,
     )
@@ -83,8 +78,9 @@ def serve(model: Any, name: str, opened: socket.socket, host: str, limits: Serve
         model: a `fiber.Model`, or one of exported graphs.
         name: name of the model in results.
         opened: port that `listen` opened.
-        host: the host that it was opened for.
+        host: the host that it was opened for. On the loopback, pages of the web are turned away.
         limits: limits of requests.
     """
+    app = make_app(Service(model, name, limits), loopback_only=host in LOOPBACK)
     print(f"fiber: serving {name} at {address_of(opened)}", file=sys.stderr, flush=True)
-    make_server(Service(model, name, limits), host).run(sockets=[opened])
+    make_server(app, limits).run(sockets=[opened])
