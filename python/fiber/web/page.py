@@ -60,12 +60,15 @@ def make_page(
     return page
 
 
-def make_web_app(page: gr.Blocks, limits: ServeLimits, *, loopback_only: bool = False) -> Any:
+def make_web_app(
+    page: gr.Blocks, limits: ServeLimits, folder: Path, *, loopback_only: bool = False
+) -> Any:
     """Make the ASGI application of a page.
 
     Args:
         page: what `make_page` made.
         limits: limits of uploads.
+        folder: folder of uploads and results, from `own_cache`.
         loopback_only: turn away requests of pages that are not of this machine; see
             `LoopbackOnly`.
     """
@@ -83,7 +86,7 @@ def make_web_app(page: gr.Blocks, limits: ServeLimits, *, loopback_only: bool = 
         # Fonts of the system, since others would be fetched.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
-    guarded: Any = _OnlyUploads(app, limits.max_body)
+    guarded: Any = _OnlyUploads(app, limits.max_body, folder)
     return LoopbackOnly(guarded) if loopback_only else guarded
 
 
@@ -96,16 +99,22 @@ def own_cache() -> Iterator[Path]:
 
 
 class _OnlyUploads:
-    """ASGI middleware that limits bodies, and refuses images that are named by a URL.
+    """ASGI middleware that limits bodies, and refuses files that are no uploads.
 
-    Gradio downloads a file whose path in a message is a URL.
+    Gradio downloads a file whose path in a message is a URL, and reads any in the folder for
+    temporary files of this machine.
     """
 
-    def __init__(self, app: Any, max_body: int) -> None:
-        self.app, self.max_body = app, max_body
+    def __init__(self, app: Any, max_body: int, folder: Path) -> None:
+        self.app, self.max_body, self.folder = app, max_body, folder
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or reply with status 413 or 422."""
+        """Pass a request on, or reply with status 403, 413 or 422."""
+        asked = scope["path"].partition("/file=")[2] if scope["type"] == "http" else ""
+        if asked and not _is_inside(asked, self.folder):
+            error = f"{shown(asked)} is no uploaded file or result"
+            await JSONResponse({"error": error}, 403)(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
             return
@@ -123,7 +132,7 @@ class _OnlyUploads:
                 error = f"the request has more than {limit:,} bytes, the limit of this server"
                 await JSONResponse({"error": error}, 413)(scope, receive, send)
                 return
-        if not is_upload and (path := _foreign_path(bytes(body))) is not None:
+        if not is_upload and (path := _foreign_path(bytes(body), self.folder)) is not None:
             error = f"{shown(path)} is no uploaded file; URLs are not fetched"
             await JSONResponse({"error": error}, 422)(scope, receive, send)
             return
@@ -135,8 +144,19 @@ class _OnlyUploads:
         await self.app(scope, replay, send)
 
 
-def _foreign_path(body: bytes) -> object | None:
-    """Return the first path in a JSON message that is not absolute, or None."""
+def _is_inside(path: object, folder: Path) -> bool:
+    """Check whether a path is that of a file in a folder, or in one of its folders."""
+    if not isinstance(path, str):
+        return False
+    try:
+        return folder.resolve() in Path(path).resolve().parents
+    # Too long for a name, or with a null character.
+    except (OSError, ValueError):
+        return False
+
+
+def _foreign_path(body: bytes, folder: Path) -> object | None:
+    """Return the first path in a JSON message that is not in a folder, or None."""
     try:
         values = [json.loads(body)] if body.strip() else []
     # A body that is no JSON is an error of the application.
@@ -146,7 +166,7 @@ def _foreign_path(body: bytes) -> object | None:
         value = values.pop()
         if isinstance(value, dict):
             path = value.get("path")
-            if path is not None and not (isinstance(path, str) and path.startswith("/")):
+            if path is not None and not _is_inside(path, folder):
                 return path
             values += value.values()
         elif isinstance(value, list):

@@ -24,10 +24,10 @@ def show_page(model: Any, name: str, opened: socket.socket, host: str, limits: S
         host: the host that it was opened for. On the loopback, pages of the web are turned away.
         limits: limits of uploads, images and the queue.
     """
-    with own_cache():
+    with own_cache() as folder:
         # A folder of that name would have been loaded in its place.
         is_packaged = name.partition("/")[0] in PACKAGED and not Path(name).exists()
         page = make_page(model, name, limits, is_packaged=is_packaged)
-        app = make_web_app(page, limits, loopback_only=host in LOOPBACK)
+        app = make_web_app(page, limits, folder, loopback_only=host in LOOPBACK)
         print(f"fiber: the page of {name} is at {address_of(opened)}", file=sys.stderr, flush=True)
         make_server(app, limits).run(sockets=[opened])

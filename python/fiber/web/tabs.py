@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from fiber.data import load_image
+from fiber.inference.boxes import SCORE_THRESHOLD
+from fiber.inference.image_text import Entailment
+from fiber.inference.inputs import naming
+from fiber.postprocess import Detections
+from fiber.postprocess.segmentation import Segmentation
 from fiber.serve.app import ServeLimits
 from fiber.serve.body import check_fields
 from fiber.serve.errors import as_request_error, one_line
@@ -21,71 +25,70 @@ from fiber.web.examples import Examples
 
 log = logging.getLogger("fiber")
 
-#: Default minimum score of the boxes of phrases and of classes.
-_GROUND_THRESHOLD, _DETECT_THRESHOLD = 0.0, 0.3
-
 
 @dataclass(frozen=True)
 class _Tab:
     """What the tab of a method shows."""
 
     title: str
-    #: Make the output for people from the result, the names of the images and the images.
-    show: Callable[[Any, Sequence[np.ndarray]], Any]
-    #: Label of the text, and an example of it; no text if empty.
+    #: Lines that describe a result, as the command prints them.
+    lines: Callable[[Any], list[str]]
+    #: Field of the request that the text is, its label, and an example of it; none if empty.
+    field: str = ""
     text: str = ""
     placeholder: str = ""
-    #: Field of the request that the text is.
-    field: str = ""
-    #: Kind of the output: image, text or gallery.
-    output: str = "text"
     #: Default of the slider of the minimum score; none if None.
     threshold: float | None = None
+    #: Image with the result drawn on it, if there is one.
+    draws: bool = False
 
 
-def _drawn(result: Any, images: Sequence[np.ndarray]) -> Any:
-    return result.draw()
+def _boxes(found: Detections) -> list[str]:
+    lines = []
+    for each in found.to_dict()["detections"]:
+        box = " ".join(f"{edge:7.1f}" for edge in each["box_xyxy"])
+        lines.append(f"{each['score']:.2f}  {box}  {each['label']}")
+    return lines or ["nothing found"]
 
 
-def _hits(result: Any, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-    return [
-        (load_image(images[hit.index]), f"{rank}. {hit.score:.3f}")
-        for rank, hit in enumerate(result, start=1)
-    ]
+def _segments(found: Segmentation) -> list[str]:
+    return [f"{each.score:.2f}  {each.label}" for each in found.segments] or ["nothing found"]
 
 
-def _answers(result: Any, images: Sequence[np.ndarray]) -> str:
-    return "\n".join(f"{score:.2f}  {answer}" for answer, score in result)
+def _entailment(found: Entailment) -> list[str]:
+    scores = {name: score for name, score in found._asdict().items() if name != "label"}
+    return [f"{score:.2f}  {name}" for name, score in scores.items()]
 
 
-def _entailment(result: Any, images: Sequence[np.ndarray]) -> str:
-    scores = {name: score for name, score in result._asdict().items() if name != "label"}
-    return "\n".join([result.label, *(f"{score:.2f}  {name}" for name, score in scores.items())])
-
-
-_PHRASES = "Phrases, separated by semicolons"
+_PHRASES = ("phrases", "Phrases, separated by semicolons", "a red circle; the square")
+_CLASSES = ("classes", "Classes, separated by semicolons", "circle; square")
 _TABS = {
-    "ground": _Tab(
-        *("Ground", _drawn, _PHRASES, "a red circle; the square", "phrases", "image"),
-        threshold=_GROUND_THRESHOLD,
+    "ground": _Tab("Ground", _boxes, *_PHRASES, threshold=0.0, draws=True),
+    "detect": _Tab("Detect", _boxes, *_CLASSES, threshold=SCORE_THRESHOLD, draws=True),
+    "segment": _Tab("Segment", _segments, *_PHRASES, draws=True),
+    "answer": _Tab(
+        "Ask",
+        lambda found: [f"{score:.2f}  {answer}" for answer, score in found],
+        *("question", "Question", "what color is the square?"),
     ),
-    "detect": _Tab(
-        *("Detect", _drawn, "Classes, separated by semicolons", "circle; square", "classes"),
-        output="image",
-        threshold=_DETECT_THRESHOLD,
-    ),
-    "segment": _Tab("Segment", _drawn, _PHRASES, "the left zebra; the grass", "phrases", "image"),
-    "answer": _Tab("Ask", _answers, "Question", "what color is the square?", "question"),
-    "caption": _Tab("Caption", lambda result, images: result),
+    "caption": _Tab("Caption", lambda found: [found]),
     "match": _Tab(
-        *("Match", lambda result, images: f"{result:.2f}", "Text", "a red circle", "text"),
+        "Match", lambda found: [f"{found:.2f}"], *("text", "Text", "a red circle on a square")
     ),
-    "search": _Tab("Search", _hits, "Text", "a red circle", "text", "gallery"),
+    "search": _Tab(
+        "Search",
+        lambda found: [f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, start=1)],
+        *("text", "Text", "a red circle"),
+        draws=True,
+    ),
     "reason": _Tab(
-        *("Reason", lambda result, images: str(result).lower(), "Statement about both images"),
-        *("both show a circle", "statement"),
+        "Reason",
+        lambda found: [str(found).lower()],
+        *("statement", "Statement about both images", "both show a circle"),
     ),
-    "entail": _Tab("Entail", _entailment, "Hypothesis", "two dogs are playing", "hypothesis"),
+    "entail": _Tab(
+        "Entail", _entailment, *("hypothesis", "Hypothesis", "there is a red circle on a square")
+    ),
 }
 
 
@@ -100,29 +103,30 @@ def add_tab(model: Any, name: str, method: str, limits: ServeLimits, examples: E
         examples: images and texts to start with.
     """
     tab, kind = _TABS[method], REQUESTS[method]
-    with gr.Tab(tab.title, id=method), gr.Row():
-        with gr.Column():
-            inputs = [_image_input(field) for field in kind.image_fields]
-            if tab.text:
-                inputs.append(_text_input(tab, method, model))
-            shown_in_examples = list(inputs)
-            if tab.threshold is not None:
-                inputs.append(gr.Slider(0, 1, tab.threshold, step=0.01, label="Minimum score"))
-            button = gr.Button("Run", variant="primary", elem_id=f"run-{method}")
-            found = examples.of(method)
-            if found:
-                rows = [[*images, *([text] if tab.text else [])] for images, text in found]
-                gr.Examples(rows, shown_in_examples)
-        with gr.Column():
-            outputs = [_output(tab, method), gr.JSON(label="JSON", elem_id=f"json-{method}")]
+    with gr.Tab(tab.title, id=method):
+        with gr.Row():
+            with gr.Column():
+                inputs = [_image_input(field) for field in kind.image_fields]
+                if tab.text:
+                    inputs.append(_text_input(tab, method, model))
+                of_examples = list(inputs)
+                if tab.threshold is not None:
+                    slider = gr.Slider(0, 1, tab.threshold, step=0.01, label="Minimum score")
+                    inputs.append(slider)
+                button = gr.Button("Run", variant="primary", elem_id=f"run-{method}")
+            with gr.Column():
+                outputs = _outputs(tab, method)
+        if found := examples.of(method):
+            rows = [[*images, *([text] if tab.text else [])] for images, text in found]
+            gr.Examples(rows, of_examples)
     ask = _asker(model, name, kind, tab, limits)
-    # One at a time, whatever the tab: the model has all cores.
-    shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
     events = [button.click]
-    if isinstance(text := shown_in_examples[-1], gr.Textbox):
+    if isinstance(text := of_examples[-1], gr.Textbox):
         events.append(text.submit)
-    for event in events:
-        event(ask, inputs, outputs, api_name=method, **shared)
+    for number, event in enumerate(events):
+        # One at a time, whatever the tab: the model has all cores.
+        shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+        event(ask, inputs, outputs, api_name=f"{method}_{number}" if number else method, **shared)
 
 
 def _image_input(field: str) -> Any:
@@ -141,21 +145,25 @@ def _text_input(tab: _Tab, method: str, model: Any) -> gr.Textbox:
     )
 
 
-def _output(tab: _Tab, method: str) -> Any:
-    settings: dict[str, Any] = {"label": tab.title, "elem_id": f"result-{method}"}
-    if tab.output == "image":
-        return gr.Image(format="png", interactive=False, **settings)
-    if tab.output == "gallery":
-        return gr.Gallery(format="png", **settings)
-    return gr.Textbox(interactive=False, lines=3, **settings)
+def _outputs(tab: _Tab, method: str) -> list[Any]:
+    """Make the components of a result: an image or images if it is drawn, lines, and JSON."""
+    drawn = []
+    if tab.draws:
+        make = gr.Gallery if method == "search" else gr.Image
+        # Without the button that shares an image on the web.
+        buttons = ["download", "fullscreen"]
+        settings: dict[str, Any] = {"label": tab.title, "elem_id": f"drawn-{method}"}
+        drawn = [make(format="png", interactive=False, buttons=buttons, **settings)]
+    lines = gr.Textbox(label="Result", interactive=False, lines=2, elem_id=f"lines-{method}")
+    return [*drawn, lines, gr.JSON(label="JSON", open=True, elem_id=f"json-{method}")]
 
 
 def _asker(
     model: Any, name: str, kind: type[Request], tab: _Tab, limits: ServeLimits
-) -> Callable[..., tuple[Any, Any]]:
+) -> Callable[..., list[Any]]:
     """Return the function from the values of a tab to its outputs."""
 
-    def ask(*values: Any) -> tuple[Any, Any]:
+    def ask(*values: Any) -> list[Any]:
         given = list(values)
         fields: dict[str, Any] = {}
         if tab.threshold is not None:
@@ -185,7 +193,7 @@ def _compute(
     paths: Sequence[str],
     limits: ServeLimits,
     tab: _Tab,
-) -> tuple[Any, Any]:
+) -> list[Any]:
     request = check_fields(fields, kind)
     if len(paths) > MAX_SEARCHED:
         raise ValueError(f"got {len(paths):,} images; expected at most {MAX_SEARCHED}")
@@ -193,11 +201,21 @@ def _compute(
         "max_pixels": limits.max_pixels,
         "max_decode_bytes": limits.max_decode_bytes,
     }
-    images = [load_image(path, keep_alpha=True, **decoding) for path in paths]
     names = [Path(path).name for path in paths]
+    images = []
+    for path, own in zip(paths, names, strict=True):
+        # The message does not name the place of the upload.
+        with naming(own):
+            images.append(load_image(Path(path).read_bytes(), keep_alpha=True, **decoding))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         (result,) = kind.compute(model, [Asked(request, names, images)])
     for each in caught:
         gr.Warning(one_line(each.message))
-    return tab.show(result, images), request.as_json(result, names, images, name)
+    drawn = []
+    if kind.image_fields == ("images",):
+        drawn = [[(load_image(images[hit.index]), names[hit.index]) for hit in result]]
+    elif tab.draws:
+        drawn = [result.draw()]
+    value = request.as_json(result, names, images, name)
+    return [*drawn, "\n".join(tab.lines(result)), value]
