@@ -8,6 +8,7 @@ OLDEST ?= .venv-oldest
 HF ?= .venv-hf
 EXPORT ?= .venv-export
 RUNTIME ?= .venv-runtime
+WEB ?= .venv-web
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -17,23 +18,23 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-runtime test-interpreter test-oldest kernels-aot fuzz package \
-  lint licenses advisories fmt build bench clean
+.PHONY: demo test test-all test-hf test-export test-runtime test-web test-interpreter test-oldest kernels-aot fuzz \
+  package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
 # Tests with a target of their own, which are in none of the others.
-APART := --ignore=tests/hf
+APART := --ignore=tests/hf --ignore=tests/web
 
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
 	cargo test --release
 	$(PYTEST) -m "not slow and not package and not export" $(APART) $(ARGS)
 
-# Every test but those of `make package`, `make test-hf` and `make test-export`: also learning, kills,
-# strategies, mistakes, pages of the docs.
+# Every test but those of `make package`, `make test-hf`, `make test-export` and `make test-web`: also
+# learning, kills, strategies, mistakes, pages of the docs.
 test-all: $(VENV)/.installed-dev
 	cargo test --release
 	$(MAKE) test-interpreter ARGS=
@@ -61,6 +62,11 @@ test-runtime: $(EXPORT)/.installed
 	$(RUNTIME)/bin/python -m pip install --quiet target/runtime/wheel/fiber_vl_runtime-*.whl
 	$(EXPORT)/bin/python -m tests.runtime.record target/runtime/recorded
 	$(RUNTIME)/bin/python -I tests/runtime/without_torch.py target/runtime/recorded
+
+# The page of `fiber web` in a headless Chromium, if one is installed (Debian: apt-get install chromium),
+# in an environment with Gradio and playwright over that of the other tests.
+test-web: $(WEB)/.installed
+	$(WEB)/bin/python -m pytest tests/web $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -150,7 +156,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -191,4 +197,15 @@ $(EXPORT)/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import sysconfig; \
 	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$($(EXPORT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	touch $@
+
+$(WEB)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(WEB)
+	$(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*(each for each in extras["web"] if "fiber-vl" not in each), sep="\n")' > $(WEB)/requirements.txt
+	$(WEB)/bin/python -m pip install --quiet --requirement $(WEB)/requirements.txt playwright
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
 	touch $@

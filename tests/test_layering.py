@@ -10,8 +10,8 @@ from tests.imports import KERNELS, PACKAGE, ROOT, Import, imports_of, module_nam
 PARTS = """
 _core distributions bad_input messages inert_pickle config_io atomic_io terminal progress env config
 ops kernels metrics data tasks visualize synthetic models checkpoints losses
-postprocess evaluation inference hf runtime export training task_parts recipes demo benchmarks
-doctor cli task_commands __main__
+postprocess evaluation inference hf runtime export serve web training task_parts recipes demo
+benchmarks doctor cli task_commands __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.

@@ -34,6 +34,8 @@ EXTRAS = {
     "hf": "`fiber.hf`: Auto classes, Trainer and pipelines of transformers",
     "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
+    "serve": "`fiber serve`",
+    "web": "`fiber web`",
     "lora": "`fiber train --lora`, and adapters in `fiber.load`",
     "onnx": "`fiber export --to onnx`, and running its graphs",
     "openvino": "`fiber export --to openvino`, and running its graphs",

@@ -6,6 +6,8 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
+from fiber.data.datasets.snli_ve import ENTAILMENT
+from fiber.postprocess.json_objects import entailment_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -22,10 +24,7 @@ def _entail(options: argparse.Namespace) -> int:
     session = AskingSession(options, [options.image], "snli", hint=hint)
     for path, image in session.each():
         found = session.model.entail(image, options.hypothesis)
-        scores = {
-            name: round(score, 4) for name, score in found._asdict().items() if name != "label"
-        }
-        result = {"hypothesis": options.hypothesis, "label": found.label, **scores}
-        rows = [(f"{score:.2f}", name) for name, score in scores.items()]
+        result = entailment_object(options.hypothesis, **found._asdict())
+        rows = [(f"{result[name]:.2f}", name) for name in ENTAILMENT]
         session.show(path, image, result, rows, f"{options.hypothesis}  {found.label}")
     return 0

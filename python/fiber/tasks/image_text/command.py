@@ -6,6 +6,7 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, IMAGES, AskingSession, add_asking_command, order_hint
+from fiber.postprocess.json_objects import hit_object, match_object
 
 _TEXT = {"text TEXT": 'text, such as "a red mug"'}
 
@@ -36,10 +37,7 @@ def _match(options: argparse.Namespace) -> int:
     session = AskingSession(options, [options.image], "itm", hint=hint)
     for path, image in session.each():
         score = float(session.model.match([image], [options.text])[0, 0])
-        result, row = (
-            {"text": options.text, "score": round(score, 4)},
-            (f"{score:.2f}", options.text),
-        )
+        result, row = match_object(options.text, score), (f"{score:.2f}", options.text)
         session.show(path, image, result, [row], "  ".join(row))
     return 0
 
@@ -53,7 +51,7 @@ def _search(options: argparse.Namespace) -> int:
     hits = session.model.search(options.text, files, options.top_k, rerank=rerank)
     for rank, hit in enumerate(hits, start=1):
         ((path,), (image,)), *_ = session.read([session.paths[hit.index]])
-        result = {"text": options.text, "rank": rank, "score": round(hit.score, 4)}
+        result = hit_object(options.text, rank, hit.score)
         rows = [(f"{rank}.", f"{hit.score:.3f}")]
         session.show(path, image, result, rows, f"{rank}. {options.text}")
     return 0

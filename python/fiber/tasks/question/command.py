@@ -6,6 +6,7 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
+from fiber.postprocess.json_objects import answers_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -23,8 +24,7 @@ def _answer(options: argparse.Namespace) -> int:
     session = AskingSession(options, [options.image], "vqa", hint=hint)
     for path, image in session.each():
         answers = session.model.answer(image, options.question, top_k=options.top_k)
-        scored = [{"answer": text, "score": round(score, 4)} for text, score in answers]
-        result = {"question": options.question, "answers": scored}
+        result = answers_object(options.question, answers)
         rows = [(f"{score:.2f}", text) for text, score in answers]
         session.show(path, image, result, rows, f"{options.question}  {answers[0].answer}")
     return 0

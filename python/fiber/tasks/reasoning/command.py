@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import AskingSession, add_asking_command, image_heading, order_hint
+from fiber.postprocess.json_objects import truth_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,13 +43,7 @@ def _reason(options: argparse.Namespace) -> int:
     left, right = images
     truth = session.model.reason((left, right), statement)
     label = str(truth).lower()
-    result = {
-        "left": options.left,
-        "right": options.right,
-        "model": session.name,
-        "statement": statement,
-        "truth": truth,
-    }
+    result = truth_object(pair, session.name, statement, truth)
     headings = list(map(image_heading, pair, (left.shape, right.shape)))
     session.print(result, [(label, statement)], headings)
     if options.save:

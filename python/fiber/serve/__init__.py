@@ -1,0 +1,1 @@
+"""`fiber serve`: the methods of a model over HTTP (extra `serve`)."""

@@ -1,0 +1,221 @@
+"""Tabs of the page: inputs and outputs of each method."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from fiber.data import load_image
+from fiber.inference.boxes import SCORE_THRESHOLD
+from fiber.inference.image_text import Entailment
+from fiber.inference.inputs import naming
+from fiber.postprocess import Detections
+from fiber.postprocess.segmentation import Segmentation
+from fiber.serve.app import ServeLimits
+from fiber.serve.body import check_fields
+from fiber.serve.errors import as_request_error, one_line
+from fiber.serve.requests import MAX_SEARCHED, REQUESTS, Asked, Request
+from fiber.web.examples import Examples
+
+log = logging.getLogger("fiber")
+
+
+@dataclass(frozen=True)
+class _Tab:
+    """What the tab of a method shows."""
+
+    title: str
+    #: Lines that describe a result, as the command prints them.
+    lines: Callable[[Any], list[str]]
+    #: Field of the request that the text is, its label, and an example of it; none if empty.
+    field: str = ""
+    text: str = ""
+    placeholder: str = ""
+    #: Default of the slider of the minimum score; none if None.
+    threshold: float | None = None
+    #: Image with the result drawn on it, if there is one.
+    draws: bool = False
+
+
+def _boxes(found: Detections) -> list[str]:
+    lines = []
+    for each in found.to_dict()["detections"]:
+        box = " ".join(f"{edge:7.1f}" for edge in each["box_xyxy"])
+        lines.append(f"{each['score']:.2f}  {box}  {each['label']}")
+    return lines or ["nothing found"]
+
+
+def _segments(found: Segmentation) -> list[str]:
+    return [f"{each.score:.2f}  {each.label}" for each in found.segments] or ["nothing found"]
+
+
+def _entailment(found: Entailment) -> list[str]:
+    scores = {name: score for name, score in found._asdict().items() if name != "label"}
+    return [f"{score:.2f}  {name}" for name, score in scores.items()]
+
+
+_PHRASES = ("phrases", "Phrases, separated by semicolons", "a red circle; the square")
+_CLASSES = ("classes", "Classes, separated by semicolons", "circle; square")
+_TABS = {
+    "ground": _Tab("Ground", _boxes, *_PHRASES, threshold=0.0, draws=True),
+    "detect": _Tab("Detect", _boxes, *_CLASSES, threshold=SCORE_THRESHOLD, draws=True),
+    "segment": _Tab("Segment", _segments, *_PHRASES, draws=True),
+    "answer": _Tab(
+        "Ask",
+        lambda found: [f"{score:.2f}  {answer}" for answer, score in found],
+        *("question", "Question", "what color is the square?"),
+    ),
+    "caption": _Tab("Caption", lambda found: [found]),
+    "match": _Tab(
+        "Match", lambda found: [f"{found:.2f}"], *("text", "Text", "a red circle on a square")
+    ),
+    "search": _Tab(
+        "Search",
+        lambda found: [f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, start=1)],
+        *("text", "Text", "a red circle"),
+        draws=True,
+    ),
+    "reason": _Tab(
+        "Reason",
+        lambda found: [str(found).lower()],
+        *("statement", "Statement about both images", "both show a circle"),
+    ),
+    "entail": _Tab(
+        "Entail", _entailment, *("hypothesis", "Hypothesis", "there is a red circle on a square")
+    ),
+}
+
+
+def add_tab(model: Any, name: str, method: str, limits: ServeLimits, examples: Examples) -> None:
+    """Add the tab of a method to the page that is being built.
+
+    Args:
+        model: a `fiber.Model`, or one of exported graphs.
+        name: name of the model in results.
+        method: a key of `REQUESTS`.
+        limits: limits of decoding an image.
+        examples: images and texts to start with.
+    """
+    tab, kind = _TABS[method], REQUESTS[method]
+    with gr.Tab(tab.title, id=method):
+        with gr.Row():
+            with gr.Column():
+                inputs = [_image_input(field) for field in kind.image_fields]
+                if tab.text:
+                    inputs.append(_text_input(tab, method, model))
+                of_examples = list(inputs)
+                if tab.threshold is not None:
+                    slider = gr.Slider(0, 1, tab.threshold, step=0.01, label="Minimum score")
+                    inputs.append(slider)
+                button = gr.Button("Run", variant="primary", elem_id=f"run-{method}")
+            with gr.Column():
+                outputs = _outputs(tab, method)
+        if found := examples.of(method):
+            rows = [[*images, *([text] if tab.text else [])] for images, text in found]
+            gr.Examples(rows, of_examples)
+    ask = _asker(model, name, kind, tab, limits)
+    events = [button.click]
+    if isinstance(text := of_examples[-1], gr.Textbox):
+        events.append(text.submit)
+    for number, event in enumerate(events):
+        # One at a time, whatever the tab: the model has all cores.
+        shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+        event(ask, inputs, outputs, api_name=f"{method}_{number}" if number else method, **shared)
+
+
+def _image_input(field: str) -> Any:
+    if field == "images":
+        return gr.File(label="Images", file_count="multiple", file_types=["image"])
+    # As a path, since the image is decoded as by the commands.
+    return gr.Image(
+        label=field.capitalize(), type="filepath", image_mode=None, sources=["upload", "clipboard"]
+    )
+
+
+def _text_input(tab: _Tab, method: str, model: Any) -> gr.Textbox:
+    classes = getattr(model, "classes", ()) if method == "detect" else ()
+    return gr.Textbox(
+        label=tab.text, value="; ".join(classes), placeholder=tab.placeholder, max_lines=4
+    )
+
+
+def _outputs(tab: _Tab, method: str) -> list[Any]:
+    """Make the components of a result: an image or images if it is drawn, lines, and JSON."""
+    drawn = []
+    if tab.draws:
+        make = gr.Gallery if method == "search" else gr.Image
+        # Without the button that shares an image on the web.
+        buttons = ["download", "fullscreen"]
+        settings: dict[str, Any] = {"label": tab.title, "elem_id": f"drawn-{method}"}
+        drawn = [make(format="png", interactive=False, buttons=buttons, **settings)]
+    lines = gr.Textbox(label="Result", interactive=False, lines=2, elem_id=f"lines-{method}")
+    return [*drawn, lines, gr.JSON(label="JSON", open=True, elem_id=f"json-{method}")]
+
+
+def _asker(
+    model: Any, name: str, kind: type[Request], tab: _Tab, limits: ServeLimits
+) -> Callable[..., list[Any]]:
+    """Return the function from the values of a tab to its outputs."""
+
+    def ask(*values: Any) -> list[Any]:
+        given = list(values)
+        fields: dict[str, Any] = {}
+        if tab.threshold is not None:
+            fields["threshold"] = given.pop()
+        if tab.text and (text := (given.pop() or "").strip()):
+            fields[tab.field] = text
+        paths = given[0] or [] if kind.image_fields == ("images",) else given
+        if not paths or not all(paths):
+            raise gr.Error("Upload an image first.", print_exception=False)
+        try:
+            return _compute(model, name, kind, fields, paths, limits, tab)
+        except Exception as error:
+            known = as_request_error(error) or (error if isinstance(error, OSError) else None)
+            if known is None:
+                log.error("%s failed", kind.method, exc_info=error)
+                known = RuntimeError("internal error; the log of the server has it")
+            raise gr.Error(one_line(known), print_exception=False) from None
+
+    return ask
+
+
+def _compute(
+    model: Any,
+    name: str,
+    kind: type[Request],
+    fields: dict[str, Any],
+    paths: Sequence[str],
+    limits: ServeLimits,
+    tab: _Tab,
+) -> list[Any]:
+    request = check_fields(fields, kind)
+    if len(paths) > MAX_SEARCHED:
+        raise ValueError(f"got {len(paths):,} images; expected at most {MAX_SEARCHED}")
+    decoding: dict[str, Any] = {
+        "max_pixels": limits.max_pixels,
+        "max_decode_bytes": limits.max_decode_bytes,
+    }
+    names = [Path(path).name for path in paths]
+    images = []
+    for path, own in zip(paths, names, strict=True):
+        # The message does not name the place of the upload.
+        with naming(own):
+            images.append(load_image(Path(path).read_bytes(), keep_alpha=True, **decoding))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (result,) = kind.compute(model, [Asked(request, names, images)])
+    for each in caught:
+        gr.Warning(one_line(each.message))
+    drawn = []
+    if kind.image_fields == ("images",):
+        drawn = [[(load_image(images[hit.index]), names[hit.index]) for hit in result]]
+    elif tab.draws:
+        drawn = [result.draw()]
+    value = request.as_json(result, names, images, name)
+    return [*drawn, "\n".join(tab.lines(result)), value]
