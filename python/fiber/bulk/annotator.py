@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,9 @@ class Annotator:
         known = (*self.task.texts, *self.task.options, *(_LOADING if is_path else _LIMITS))
         for name in options:
             if name not in known:
-                raise TypeError(f"Annotator: {task} takes no option {name!r}; {nearest(name, known)}")
+                raise TypeError(
+                    f"Annotator: {task} takes no option {name!r}; {nearest(name, known)}"
+                )
         texts = [name for name in self.task.texts if options.get(name) is not None]
         if len(texts) > 1:
             raise ValueError(f"Annotator: expected one of {shown_names(texts)}, got both")
@@ -88,7 +92,9 @@ class Annotator:
     def name(self) -> str:
         """Path or name of the model."""
         is_path = isinstance(self._source, (str, os.PathLike))
-        return os.fspath(self._source) if is_path else str(getattr(self.model, "origin", self.model))
+        return (
+            os.fspath(self._source) if is_path else str(getattr(self.model, "origin", self.model))
+        )
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -138,7 +144,9 @@ class Annotator:
         """Return a copy for a thread. It shares the weights, decodes images itself, and keeps no
         features of the texts of records, so that results of a batch depend on that batch only.
         """
-        own = copy.copy(self)
+        # Not `copy.copy`, which pickles.
+        own = object.__new__(type(self))
+        own.__dict__.update(self.__dict__)
         own._source, own._pool, own._is_thread = None, None, True
         own._model = copy.copy(self.stage)
         own._model._start_boxes()
@@ -208,7 +216,11 @@ class Annotator:
                 errors[row] = _text_problem(texts, row)
         stage = self.stage
         rows = [row for row in range(count) if errors[row] is None]
-        found = self._run(stage, images, texts, rows, errors)
+        if self._is_thread:
+            found = self._run(stage, images, texts, rows, errors)
+        else:
+            with without_truncation_warnings():
+                found = self._run(stage, images, texts, rows, errors)
         sizes = [(0, 0) if isinstance(each, Exception) else each.shape[:2] for each in images]
         out = {name: _as_array(values) for name, values in batch.items() if name != "image"}
         for name, kind in self.task.columns.items():
@@ -267,9 +279,7 @@ class Annotator:
                 for name, values in self._run(stage, images, texts, [row], errors).items():
                     found.setdefault(name, {}).update(values)
             return found
-        return {
-            name: dict(zip(rows, values, strict=True)) for name, values in columns.items()
-        }
+        return {name: dict(zip(rows, values, strict=True)) for name, values in columns.items()}
 
     def _truncated(
         self, stage: Any, texts: Mapping[str, list[Any]], errors: Sequence[str | None]
@@ -279,15 +289,24 @@ class Annotator:
         if not self.task.truncates:
             return out
         inputs, known = stage._inputs, dict[str, bool]()
-        for values in texts.values():
-            for row, text in enumerate(values):
-                if errors[row] is not None:
-                    continue
-                if text not in known:
-                    cleaned = inputs.cleaned(text)
-                    known[text] = is_longer(cleaned, inputs.needed_tokenizer(), inputs.max_tokens)
-                out[row] |= known[text]
+        for name in self.task.texts:
+            for row, value in enumerate(texts.get(name, ())):
+                for text in (
+                    () if errors[row] is not None else [value] if name not in _LISTS else value
+                ):
+                    if text not in known:
+                        tokenizer, cleaned = inputs.needed_tokenizer(), inputs.cleaned(text)
+                        known[text] = is_longer(cleaned, tokenizer, inputs.max_tokens)
+                    out[row] |= known[text]
         return out
+
+
+@contextmanager
+def without_truncation_warnings() -> Iterator[None]:
+    """Hide the warnings of truncated texts, of which there may be millions; they are counted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"text [\s\S]* truncated to the model", UserWarning)
+        yield
 
 
 def reason_of(error: BaseException) -> str:

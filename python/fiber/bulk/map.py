@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fiber
-from fiber.bulk.annotator import Annotator
+from fiber.bulk.annotator import Annotator, without_truncation_warnings
 from fiber.bulk.output import (
     VERSION,
     UnitWriter,
@@ -275,8 +275,11 @@ class _Workers:
         #: A GPU computes one batch at a time, while other threads decode.
         self._device = threading.Lock() if is_gpu else None
         self._torch_threads: int | None = None
+        # Warning filters are those of all threads.
+        self._warnings = without_truncation_warnings()
 
     def __enter__(self) -> _Workers:
+        self._warnings.__enter__()
         if hasattr(self._job.annotator.stage, "dtype"):
             import torch
 
@@ -287,6 +290,7 @@ class _Workers:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._warnings.__exit__(None, None, None)
         if self._torch_threads is not None:
             import torch
 

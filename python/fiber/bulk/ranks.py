@@ -55,7 +55,9 @@ def rank_of(variables: Mapping[str, str]) -> Rank:
         )
         step = _number({"SLURM_ARRAY_TASK_STEP": "1", **variables}, "SLURM_ARRAY_TASK_STEP")
         number, count = (task - first) // max(step, 1), (last - first) // max(step, 1) + 1
-        given = _number({"SLURM_ARRAY_TASK_COUNT": str(count), **variables}, "SLURM_ARRAY_TASK_COUNT")
+        given = _number(
+            {"SLURM_ARRAY_TASK_COUNT": str(count), **variables}, "SLURM_ARRAY_TASK_COUNT"
+        )
         if given != count:
             raise ValueError(
                 f"the Slurm array has {given} tasks from {first} to {last} with step {step}; expected"
@@ -71,7 +73,9 @@ def rank_of(variables: Mapping[str, str]) -> Rank:
 def _number(variables: Mapping[str, str], name: str) -> int:
     text = variables.get(name, "")
     if not text.isdecimal():
-        raise ValueError(f"{name} is {shown(text)}; expected a number, as torchrun or Slurm sets it")
+        raise ValueError(
+            f"{name} is {shown(text)}; expected a number, as torchrun or Slurm sets it"
+        )
     return int(text)
 
 

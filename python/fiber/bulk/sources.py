@@ -100,7 +100,8 @@ class BulkRecords:
                 starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
                 return [part for part in np.split(order, starts[1:]) if len(part)]
         return [
-            range(start, min(start + UNIT_RECORDS, count)) for start in range(0, count, UNIT_RECORDS)
+            range(start, min(start + UNIT_RECORDS, count))
+            for start in range(0, count, UNIT_RECORDS)
         ]
 
     def of_unit(self, indices: Sequence[int]) -> Iterator[tuple[int, Record | Exception]]:
@@ -304,5 +305,3 @@ def _in_tables(paths: Sequence[Path]) -> BareImages | None:
         return tables[number].image(column, row)
 
     return BareImages(keys, locations, digest, read) if keys else None
-
-

@@ -172,6 +172,7 @@ TASKS = {
             ("boxes_per_phrase", *_BOX_OPTIONS),
             _BOX_COLUMNS,
             _ground,
+            truncates=True,
         ),
         BulkTask(
             "detect",

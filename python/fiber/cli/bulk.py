@@ -160,7 +160,9 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
     settings |= limits
     if model is None:
         # The first rank prints which model is used.
-        quiet = contextlib.redirect_stderr(io.StringIO()) if rank.number else contextlib.nullcontext()
+        quiet = (
+            contextlib.redirect_stderr(io.StringIO()) if rank.number else contextlib.nullcontext()
+        )
         with quiet:
             model = choose_model(options.model, *KNOWN[options.task].heads)
         from fiber.cli.models import PACKAGED
