@@ -19,6 +19,7 @@ from fiber.messages import shown
 
 #: Variable with the process id of the command that started a rank, which ends with it.
 PARENT = "FIBER_MAP_PARENT"
+_TASK_COUNT = "SLURM_ARRAY_TASK_COUNT"
 #: Seconds between two looks at the processes.
 _POLL_SECONDS = 0.2
 
@@ -55,13 +56,12 @@ def rank_of(variables: Mapping[str, str]) -> Rank:
         )
         step = _number({"SLURM_ARRAY_TASK_STEP": "1", **variables}, "SLURM_ARRAY_TASK_STEP")
         number, count = (task - first) // max(step, 1), (last - first) // max(step, 1) + 1
-        given = _number(
-            {"SLURM_ARRAY_TASK_COUNT": str(count), **variables}, "SLURM_ARRAY_TASK_COUNT"
-        )
-        if given != count:
+        there = _number({_TASK_COUNT: str(count), **variables}, _TASK_COUNT)
+        if there != count:
             raise ValueError(
-                f"the Slurm array has {given} tasks from {first} to {last} with step {step}; expected"
-                f" {count}, since a missing task would leave its units undone: use --array=0-{given - 1}"
+                f"the Slurm array has {there} tasks from {first} to {last} with step {step};"
+                f" expected {count}, since a missing task would leave its units undone: use"
+                f" --array=0-{there - 1}"
             )
     else:
         return Rank()

@@ -100,7 +100,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--top-k N": "answer: number of answers (default: 1)",
             "--num-beams N": "caption: number of beams in beam search (default: 5)",
             "--threshold SCORE": "ground, detect, segment: minimum score, from 0 to 1",
-            "--max-detections N": "ground, detect: maximum number of boxes per image (default: 100)",
+            "--max-detections N": "ground, detect: maximum boxes of an image (default: 100)",
             "--boxes-per-phrase N": "ground: maximum number of boxes per phrase (default: 1)",
             "--classes-per-prompt N": "detect: maximum number of classes per prompt",
             "--stuff LIST": "segment: those of the classes that have no instances",
@@ -117,8 +117,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--batch-size N": "number of records of a batch (default: 16)",
             "--threads N": "batches that are computed at a time (default: one per core)",
             "--processes N": "processes on this machine that share the work (default: 1)",
-            "--plan N": "instead of running, compute the first records and print the time, bytes and"
-            " files of N images",
+            "--plan N": "instead of running, compute the first records and print the time, bytes"
+            " and files of N images",
         },
         batch_size={"default": 16},
     )
