@@ -16,8 +16,8 @@ doctor cli task_commands __main__
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.
 PUBLIC = {"DecodeError": "_core", "__version__": "_core"}
-# A recipe is looked up by its module's name when it is asked for, and so is `Annotator`, a public name
-# of `fiber.inference`: the imports to the right.
+# A recipe is looked up by its module's name when it is asked for, as `Annotator`, a public name
+# of `fiber.inference`, is: the imports to the right.
 BY_NAME = {("training", "recipes"), ("inference", "bulk")}
 
 
