@@ -10,14 +10,15 @@ from tests.imports import KERNELS, PACKAGE, ROOT, Import, imports_of, module_nam
 PARTS = """
 _core distributions bad_input messages inert_pickle config_io atomic_io terminal progress env config
 ops kernels metrics data tasks visualize synthetic models checkpoints losses
-postprocess evaluation inference hf runtime export serve web training task_parts recipes demo
+postprocess evaluation inference hf runtime export bulk serve web training task_parts recipes demo
 benchmarks doctor cli task_commands __main__
 """
 ORDER = PARTS.split()
 # What `fiber/__init__.py` hands on under a shorter name.
 PUBLIC = {"DecodeError": "_core", "__version__": "_core"}
-# A recipe is looked up by its module's name when it is asked for: the one import to the right.
-BY_NAME = {("training", "recipes")}
+# A recipe is looked up by its module's name when it is asked for, as `Annotator`, a public name
+# of `fiber.inference`, is: the imports to the right.
+BY_NAME = {("training", "recipes"), ("inference", "bulk")}
 
 
 def part_of(module: str) -> str:

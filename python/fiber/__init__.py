@@ -9,6 +9,7 @@ from fiber._core import DecodeError
 from fiber.distributions import TWO_DISTRIBUTIONS, is_installed_twice
 
 if TYPE_CHECKING:
+    from fiber.bulk.map import map  # noqa: A004 (the name that users know from other libraries)
     from fiber.config import FiberConfig
     from fiber.evaluation.evaluate import evaluate
     from fiber.inference.load import load
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
+    "map",
     "train",
 ]
 
@@ -51,6 +53,7 @@ _HOMES = {
     "Segmentation": "fiber.postprocess.segmentation",
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
+    "map": "fiber.bulk.map",
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config", "runtime"}

@@ -122,3 +122,38 @@ class ImageProgress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class RateProgress:
+    """Callback for the number of records done and of all, which shows the rate and the time left.
+
+    The first call tells how many were done before. `prefix` begins each plain line.
+    """
+
+    def __init__(self, unit: str = "records", prefix: str = "") -> None:
+        self.unit, self.prefix = unit, prefix
+        self.bar: _Bar | None = None
+        self.first = 0
+        self.began = self.said = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        now = time.monotonic()
+        if self.bar is None:
+            self.first, self.began, self.said = done, now, now
+            self.bar = _Bar(total=total, initial=done, unit=f" {self.unit}")
+        elif not self.bar.disable:
+            self.bar.update(done - self.bar.n)
+        elif now - self.said >= PLAIN_LINE_SECONDS and done > self.first:
+            self.said = now
+            rate = (done - self.first) / (now - self.began)
+            left = readable_seconds((total - done) / rate)
+            say(
+                f"{self.prefix}{done:,} of {total:,} {self.unit}  {rate:.1f} {self.unit}/s"
+                f"  {left} left"
+            )
+
+    def close(self) -> None:
+        """Close the bar and leave it on the screen."""
+        if self.bar is not None:
+            self.bar.close()

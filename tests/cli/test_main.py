@@ -18,7 +18,7 @@ from fiber.cli import main, parser
 TABLE = """
 demo train recipes eval plan data
 ground detect segment answer caption match reason entail search
-serve web convert export bench tune doctor
+map serve web convert export bench tune doctor
 """
 COMMANDS = TABLE.split()
 

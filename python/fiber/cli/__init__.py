@@ -22,7 +22,7 @@ from types import TracebackType
 import fiber
 from fiber.atomic_io import full_disk_advice
 from fiber.bad_input import EXIT_CODE, is_bad_input
-from fiber.cli import bench, convert, data, export, launched, plan, runs, segment, serve, tune
+from fiber.cli import bench, bulk, convert, data, export, launched, plan, runs, segment, serve, tune
 from fiber.cli.arguments import MAX_MESSAGE, CommandParser
 from fiber.data.storage.remote import RemoteError
 from fiber.messages import printable
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     for module in (runs, plan, data):
         module.add_commands(commands)
     _add_task_commands(commands)
-    for module in (serve, convert, export, bench, tune):
+    for module in (bulk, serve, convert, export, bench, tune):
         module.add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="report installed packages, kernel backend and devices"

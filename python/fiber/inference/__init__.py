@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fiber.bulk.annotator import Annotator
     from fiber.evaluation.evaluate import evaluate
     from fiber.inference.image_text import Answer, Entailment
     from fiber.inference.model import Model
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from fiber.models.heads import MissingHeadError
 
 __all__ = [
+    "Annotator",
     "Answer",
     "Entailment",
     "Hit",
@@ -23,6 +25,7 @@ __all__ = [
 
 # Module of each public name, imported on first use since models of exported graphs need no torch.
 _HOMES = {
+    "Annotator": "fiber.bulk.annotator",
     "Answer": "fiber.inference.image_text",
     "Entailment": "fiber.inference.image_text",
     "Hit": "fiber.inference.pairs",

@@ -16,6 +16,7 @@ METHOD_HEADS = {
     "answer": ("vqa",),
     "caption": ("caption",),
     "match": ("itm",),
+    "match_pairs": ("itm",),
     "reason": ("nlvr2",),
     "entail": ("snli",),
     "segment": ("mask",),
@@ -95,6 +96,7 @@ class Stages:
     answer = by_head("answer")
     caption = by_head("caption")
     match = by_head("match")
+    match_pairs = by_head("match_pairs")
     reason = by_head("reason")
     entail = by_head("entail")
     embed_images = by_head("embed_images")

@@ -203,6 +203,21 @@ class ImageTextMethods:
         scores = scores[0] if single else scores
         return float(scores) if single and one_text else scores
 
+    def match_pairs(self, images: Images, texts: Texts) -> np.ndarray:
+        """Compute the probability that each text matches the image of the same index (ITM).
+
+        Returns:
+            (n,) float32 probabilities.
+        """
+        network = self._able(ScoresPairs, "itm", "match_pairs")
+        given, _ = as_list(images)
+        each = one_for_each(texts, len(given), "text")
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(each))}
+        pairs = [(index, numbers[text]) for index, text in enumerate(each)]
+        logits = self._score("image_text", network, given, [*numbers], pairs, network.itm_logits)
+        f = functions_of(logits)
+        return f.as_numpy(f.softmax(logits)[:, 1])
+
     @overload
     def reason(self, pairs: ImagePair, statements: Texts) -> bool: ...
     @overload

@@ -53,6 +53,11 @@ class Table(ABC):
         #: For each part, the index after its last row.
         self._ends = list(accumulate(rows))
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self._ends[-1] if self._ends else 0
+
     @abstractmethod
     def _column(self, part: int, column: str) -> Any:
         """Return a validated column of a part; raise any exception if it is invalid."""

@@ -1,0 +1,1 @@
+"""Bulk use: one model over many images, and search in the result."""

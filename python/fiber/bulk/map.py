@@ -1,0 +1,380 @@
+"""`fiber.map`: one task of a model over all images of a source, written as Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fiber
+from fiber.bulk.annotator import Annotator, without_truncation_warnings
+from fiber.bulk.output import (
+    VERSION,
+    UnitWriter,
+    done_units,
+    join_errors,
+    read_description,
+    require_arrow,
+    row_schema,
+    write_description,
+)
+from fiber.bulk.ranks import Rank, is_orphan
+from fiber.bulk.sources import BulkRecords, open_records
+from fiber.config_io import to_dict
+from fiber.data.record import AnyPath, Record
+from fiber.env import cores_per_process
+from fiber.messages import shown
+
+#: Default number of records of a batch, the largest batch of the image encoder.
+BATCH_SIZE = 16
+#: Called with the number of records done and of all, of this rank.
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Job:
+    """How batches are computed."""
+
+    annotator: Annotator
+    records: BulkRecords
+    batch_size: int
+    threads: int
+
+
+def map(  # noqa: A001 (the name that users know from other libraries)
+    data: AnyPath,
+    task: str,
+    output: AnyPath,
+    *,
+    model: Any,
+    source: str | None = None,
+    split: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    threads: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run a task on all images of a source, and write the results as Parquet files.
+
+    Units that are done are not read again, so a run that was interrupted goes on.
+
+    Args:
+        data: folder, file or URL, as for `fiber data inspect`; or a folder of image files.
+        task: "embed", "caption", "ground", "detect", "answer", "match" or "segment".
+        output: new folder, or one that the same call wrote (docs/bulk.md).
+        model: path or name of a model, as for `fiber.load`, or a model.
+        source: source whose records are used. Default: the first one with the texts of the task.
+        split: splits to read, joined by "+". Default: all.
+        batch_size: number of records of a batch. Results depend on it in their last digits.
+        threads: batches that are computed at a time, each on one core of a CPU. Results do not
+            depend on it. Default: the cores of this process.
+        rank: number of this process among `ranks` that share the units.
+        ranks: number of these processes.
+        progress: called with the number of records done, and of all, of this rank.
+        options: texts for all records, and options of the task and of loading, as of `Annotator`.
+
+    Returns:
+        Counts: "units", "done", "rows" and "seconds" of this call; and if all units of all ranks
+        are done, "complete" is True and "total" has the "rows", "errors" and "truncated" of all.
+
+    Raises:
+        FileNotFoundError: if the data do not exist.
+        ModuleNotFoundError: if pyarrow is not installed.
+        OSError: if a result cannot be written. Units that are done stay.
+        ValueError: if the task needs texts and the data have none, an option is wrong, or `output`
+            has results of another model, source, task or options.
+    """
+    require_arrow("fiber.map")
+    _check_numbers(batch_size=batch_size, threads=threads, ranks=ranks)
+    if not isinstance(rank, int) or not 0 <= rank < ranks:
+        raise ValueError(f"rank must be from 0 to {ranks - 1}, got {shown(rank)}")
+    annotator = Annotator(model, task, **options)
+    splits = split.split("+") if split else ()
+    records = open_records(data, annotator.task, [*annotator.shared], source=source, splits=splits)
+    annotator.check(records.kind)
+    units = records.units()
+    folder = Path(output)
+    write_description(folder, describe(annotator, records, len(units), batch_size))
+    width = None
+    if "vector" in annotator.task.columns.values():
+        width = annotator.stage.network.embedding_width
+    cores = cores_per_process() if threads is None else threads
+    schema = row_schema(annotator.task, width)
+    job = _Job(annotator, records, batch_size, cores)
+    own = Rank(rank, ranks)
+    began = time.monotonic()
+    todo = [unit for unit in range(len(units)) if own.owns(unit)]
+    rows, done = _run(job, units, todo, folder, schema, progress)
+    total = join_errors(folder, len(units))
+    return {
+        "output": str(folder),
+        "task": task,
+        "rank": rank,
+        "ranks": ranks,
+        "units": len(todo),
+        "done": done,
+        "rows": rows,
+        "seconds": round(time.monotonic() - began, 3),
+        "complete": total is not None,
+        **({"total": total} if total is not None else {}),
+    }
+
+
+def summary(output: AnyPath) -> dict[str, Any]:
+    """Return whether all units of a folder of `fiber.map` are done, and the counts if they are."""
+    folder = Path(output)
+    about = read_description(folder)
+    total = join_errors(folder, about["source"]["units"])
+    found = {"output": str(folder), "task": about["task"], "complete": total is not None}
+    return found | ({"total": total} if total is not None else {})
+
+
+def describe(
+    annotator: Annotator, records: BulkRecords, units: int, batch_size: int
+) -> dict[str, Any]:
+    """Return the content of `map.json`."""
+    texts: dict[str, Any] = {"from": "none"}
+    if annotator.shared:
+        ((kind, value),) = annotator.shared.items()
+        texts = {"from": "option", "kind": kind, "value": value}
+    elif records.kind is not None:
+        texts = {"from": "records", "kind": records.kind}
+    elif "classes" in annotator.task.texts:
+        texts = {"from": "model", "kind": "classes", "value": list(annotator.stage.classes)}
+    stage = annotator.stage
+    return {
+        "format": "fiber.map",
+        "version": VERSION,
+        "task": annotator.task.name,
+        "model": {"name": annotator.name, "fingerprint": model_fingerprint(stage)},
+        "source": {
+            "data": records.data,
+            "source": records.source,
+            "splits": list(records.splits),
+            "records": len(records.records),
+            "units": units,
+            "fingerprint": records.fingerprint,
+        },
+        "texts": texts,
+        "options": {
+            "batch_size": batch_size,
+            "device": getattr(getattr(stage, "device", None), "type", "cpu"),
+            **annotator.options,
+            **annotator.limits,
+        },
+        "versions": {"fiber": fiber.__version__, **_torch_version(stage)},
+    }
+
+
+def _torch_version(stage: Any) -> dict[str, str]:
+    return {"torch": version("torch")} if hasattr(stage, "dtype") else {}
+
+
+def model_fingerprint(model: Any) -> str:
+    """Return a hash of a model: weights, config, dtype, tokenizer, answers and classes.
+
+    Of exported graphs, it is that of their files.
+    """
+    found = hashlib.sha256()
+    about: dict[str, Any] = {
+        "config": to_dict(model.config),
+        "tokenizer": None if model.tokenizer is None else model.tokenizer.to_json(),
+        "answers": list(model.answers),
+        "classes": list(model.classes),
+    }
+    if hasattr(model, "graphs"):
+        files = model.graphs.metadata.files
+        about["files"] = {name: file.sha256 for name, file in files.items()}
+        about["engine"] = model.graphs.engine
+    else:
+        from fiber.checkpoints.adapters.files import weights_sha256
+
+        about |= {"weights": weights_sha256(model.network.state_dict()), "dtype": str(model.dtype)}
+    found.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:32]
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name} must be an integer, got {shown(value)}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def compute_batches(
+    annotator: Annotator,
+    records: BulkRecords,
+    indices: Sequence[int],
+    batch_size: int,
+    threads: int,
+) -> Iterator[tuple[Mapping[str, Any], list[str | None], int]]:
+    """Yield the columns and the errors of each batch of records, and the records done so far."""
+    with _Workers(_Job(annotator, records, batch_size, threads)) as workers:
+        yield from workers.results(indices)
+
+
+def _run(
+    job: _Job,
+    units: Sequence[Sequence[int]],
+    todo: Sequence[int],
+    output: Path,
+    schema: Any,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Do the units that are not done; return how many rows were written, and units done."""
+    finished = done_units(output)
+    total = sum(len(units[unit]) for unit in todo)
+    seen = sum(len(units[unit]) for unit in todo if unit in finished)
+    rows = done = 0
+    if progress is not None:
+        progress(seen, total)
+    with _Workers(job) as workers:
+        for unit in todo:
+            if unit in finished:
+                done += 1
+                continue
+            with UnitWriter(output, unit, schema) as writer:
+                for columns, errors, last in workers.results(units[unit]):
+                    writer.add(columns, errors)
+                    if progress is not None:
+                        progress(seen + last, total)
+            seen += len(units[unit])
+            rows, done = rows + writer.rows, done + 1
+    return rows, done
+
+
+@dataclass
+class _Batch:
+    """Records of a batch."""
+
+    #: Index and record, or error.
+    entries: list[tuple[int, Record | Exception]]
+    #: Number of records of the unit up to the end of this batch.
+    last: int
+
+
+class _Workers:
+    """Threads that compute batches, each on one core; results come in order."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(job.threads, "map")
+        is_gpu = str(getattr(job.annotator.stage, "device", "cpu")).partition(":")[0] != "cpu"
+        #: A GPU computes one batch at a time, while other threads decode.
+        self._device = threading.Lock() if is_gpu else None
+        self._torch_threads: int | None = None
+        # Warning filters are those of all threads.
+        self._warnings = without_truncation_warnings()
+
+    def __enter__(self) -> _Workers:
+        self._warnings.__enter__()
+        if hasattr(self._job.annotator.stage, "dtype"):
+            import torch
+
+            # Sums of other numbers of threads differ in their last digits.
+            self._torch_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._warnings.__exit__(None, None, None)
+        if self._torch_threads is not None:
+            import torch
+
+            torch.set_num_threads(self._torch_threads)
+
+    def results(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[Mapping[str, Any], list[str | None], int]]:
+        """Yield the columns and the errors of each batch of a unit, and the records done so far."""
+        waiting: list[tuple[Future[Any], int]] = []
+        for batch in self._batches(indices):
+            if len(waiting) > 2 * self._job.threads:
+                future, last = waiting.pop(0)
+                yield *future.result(), last
+            if is_orphan():
+                raise ChildProcessError("the command that started this process has ended")
+            waiting.append((self._pool.submit(self._compute, batch), batch.last))
+        for future, last in waiting:
+            yield *future.result(), last
+
+    def _batches(self, indices: Sequence[int]) -> Iterator[_Batch]:
+        place_of = {int(index): place for place, index in enumerate(indices)}
+        entries: list[tuple[int, Record | Exception]] = []
+        for entry in self._job.records.of_unit(indices):
+            entries.append(entry)
+            if len(entries) == self._job.batch_size:
+                yield _Batch(entries, place_of[entry[0]] + 1)
+                entries = []
+        if entries:
+            yield _Batch(entries, len(indices))
+
+    def _compute(self, batch: _Batch) -> tuple[dict[str, Any], list[str | None]]:
+        records = self._job.records
+        if not hasattr(self._own, "annotator"):
+            if self._torch_threads is not None:
+                import torch
+
+                torch.set_num_threads(1)
+            self._own.annotator = self._job.annotator.for_thread()
+        annotator: Annotator = self._own.annotator
+        given: dict[str, list[Any]] = {"image": []}
+        about: dict[str, list[Any]] = {"record": [], "key": [], "image": [], "text": []}
+        kinds = _kinds(records)
+        given |= {kind: [] for kind in kinds}
+        for index, record in batch.entries:
+            about["record"].append(index)
+            if isinstance(record, Exception):
+                given["image"].append(record)
+                texts: dict[str, Any] = {}
+                own = (str(index), None, None)
+            else:
+                given["image"].append(_image(record))
+                texts = records.texts_of(record)
+                own = (record.key, _name(record), record.text or None)
+            for kind in kinds:
+                given[kind].append(texts.get(kind))
+            for name, value in zip(("key", "image", "text"), own, strict=True):
+                about[name].append(value)
+        decoded = annotator.decode(given)
+        if self._device is None:
+            found = annotator(decoded)
+        else:
+            with self._device:
+                found = annotator(decoded)
+        # A task's own "text" is what it was asked with.
+        return {**about, **found}, found["error"].tolist()
+
+
+def _kinds(records: BulkRecords) -> tuple[str, ...]:
+    if records.kind == "caption" and records.source != "captions":
+        return "caption", "spans"
+    return () if records.kind is None else (records.kind,)
+
+
+def _image(record: Record) -> Any:
+    """Return the first image of a record as stored, or the error of reading it."""
+    try:
+        return record.images[0]
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _name(record: Record) -> str:
+    """Return the path of the image of a record, or the id of the image."""
+    if isinstance(record.images, tuple) and isinstance(record.images[0], (str, os.PathLike)):
+        return os.fspath(record.images[0])
+    return record.image_id

@@ -1,0 +1,343 @@
+"""Folders of `fiber map`: Parquet files of units, `map.json`, and `errors.parquet`.
+
+    map.json                what was run on what: task, model, source, texts, options, versions
+    rows/000000.parquet     results of a unit; there only when the unit is done
+    errors/000000.parquet   records of that unit that failed; there before the results
+    errors.parquet          all records that failed, when all units are done
+
+Files are written under another name, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from fiber.atomic_io import (
+    PART,
+    explain_write_errors,
+    flush_to_disk,
+    made_folder,
+    read_json,
+    write_file,
+)
+from fiber.bulk.tasks import BulkTask, find_bulk_task
+from fiber.messages import shown
+
+#: Version of the schema of `map.json` and of the Parquet files.
+VERSION = 1
+#: Names in the folder.
+DESCRIPTION, ROWS, ERRORS = "map.json", "rows", "errors"
+#: Maximum size of `map.json` in bytes.
+_MAX_JSON_BYTES = 1 << 24
+#: Least number of rows that are written at once.
+_ROW_GROUP = 1024
+#: Fields of `map.json` that say where things are, which may change between two runs.
+_PLACES = {"model.name", "source.data"}
+
+
+def require_arrow(what: str) -> tuple[Any, Any]:
+    """Return the modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        ModuleNotFoundError: if pyarrow is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{what} needs pyarrow: pip install 'fiber-vl[arrow]'", name="pyarrow"
+        ) from None
+
+
+def row_schema(task: BulkTask, width: int | None = None) -> Any:
+    """Return the Parquet schema of the results of a task; `width` is that of its vectors."""
+    arrow, _ = require_arrow("fiber map")
+    f32 = arrow.float32()
+    types = {
+        "vector": arrow.list_(f32, width or 0),
+        "text": arrow.string(),
+        "score": f32,
+        "texts": arrow.list_(arrow.string()),
+        "scores": arrow.list_(f32),
+        "indices": arrow.list_(arrow.int32()),
+        "boxes": arrow.list_(arrow.list_(f32, 4)),
+        "areas": arrow.list_(arrow.int64()),
+        "flags": arrow.list_(arrow.bool_()),
+    }
+    fields = [
+        ("record", arrow.int64()),
+        ("key", arrow.string()),
+        ("image", arrow.string()),
+        ("height", arrow.int32()),
+        ("width", arrow.int32()),
+        *(() if "text" in task.columns else (("text", arrow.string()),)),
+        *((name, types[kind]) for name, kind in task.columns.items()),
+        *((("truncated", arrow.bool_()),) if task.truncates else ()),
+    ]
+    about = {"fiber.map.version": str(VERSION), "fiber.map.task": task.name}
+    return arrow.schema(fields, metadata=about)
+
+
+def error_schema() -> Any:
+    """Return the Parquet schema of records that failed."""
+    arrow, _ = require_arrow("fiber map")
+    fields = [("record", arrow.int64()), ("key", arrow.string()), ("image", arrow.string())]
+    about = {"fiber.map.version": str(VERSION)}
+    return arrow.schema([*fields, ("reason", arrow.string())], metadata=about)
+
+
+class UnitWriter:
+    """Writes the results of one unit: a context manager, in which `add` is called with columns.
+
+    Nothing has the final name before the block has ended without an error.
+    """
+
+    def __init__(self, folder: Path, unit: int, schema: Any) -> None:
+        self.path, self.errors_path = unit_file(folder, unit), unit_file(folder, unit, ERRORS)
+        self._schema = schema
+        self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        self._errors: dict[str, list[Any]] = {name: [] for name in error_schema().names}
+        self._writer: Any = None
+        self._part = _part_of(self.path)
+        self.rows = 0
+
+    def __enter__(self) -> UnitWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                with explain_write_errors(self.path):
+                    self._finish()
+        finally:
+            if self._writer is not None:
+                # Of a full disk, which is an error already.
+                with suppress(OSError):
+                    self._writer.close()
+            self._part.unlink(missing_ok=True)
+
+    def add(self, columns: Mapping[str, Sequence[Any]], errors: Sequence[str | None]) -> None:
+        """Add the rows of a batch; those with an error go to the errors of the unit."""
+        good = [row for row, error in enumerate(errors) if error is None]
+        for name, values in self._columns.items():
+            own = columns[name]
+            values.extend(own if len(good) == len(errors) else (own[row] for row in good))
+        for row, error in enumerate(errors):
+            if error is not None:
+                for name in ("record", "key", "image"):
+                    self._errors[name].append(columns[name][row])
+                self._errors["reason"].append(error)
+        if len(self._columns["record"]) >= _ROW_GROUP:
+            with explain_write_errors(self.path):
+                self._flush()
+
+    def _flush(self) -> None:
+        _, parquet = require_arrow("fiber map")
+        if self._writer is None:
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = parquet.ParquetWriter(str(self._part), self._schema)
+        table = columns_table(self._columns, self._schema)
+        self._writer.write_table(table)
+        self.rows += len(table)
+        for values in self._columns.values():
+            values.clear()
+
+    def _finish(self) -> None:
+        arrow, _ = require_arrow("fiber map")
+        if self._columns["record"] or self._writer is None:
+            self._flush()
+        self._writer.close()
+        self._writer = None
+        if self._errors["record"]:
+            write_table(self.errors_path, arrow.table(self._errors, schema=error_schema()))
+        else:
+            # Of a start that failed before the results were there.
+            self.errors_path.unlink(missing_ok=True)
+        try:
+            _rename(self._part, self.path)
+        except FileNotFoundError:
+            # Another process that did the same unit has finished the folder, and cleaned it up.
+            if not self.path.exists():
+                raise
+
+
+def columns_table(columns: Mapping[str, list[Any]], schema: Any) -> Any:
+    """Convert columns, which are lists of one value for each row, to a table."""
+    arrow, _ = require_arrow("fiber map")
+    arrays = [_arrow_array(arrow, columns[field.name], field) for field in schema]
+    return arrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _arrow_array(arrow: Any, values: list[Any], field: Any) -> Any:
+    """Convert the values of a column, of which vectors and boxes are arrays."""
+    if arrow.types.is_fixed_size_list(field.type):
+        width = field.type.list_size
+        flat = np.asarray(values, np.float32).reshape(-1)
+        return arrow.FixedSizeListArray.from_arrays(arrow.array(flat), width)
+    if arrow.types.is_list(field.type) and arrow.types.is_fixed_size_list(field.type.value_type):
+        values = [np.asarray(each).tolist() for each in values]
+    return arrow.array(values, type=field.type)
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a Parquet file under another name, flush it to the disk and rename it."""
+    _, parquet = require_arrow("fiber map")
+    part = _part_of(path)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            parquet.write_table(table, str(part))
+            _rename(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Return a temporary name that no other process and thread uses."""
+    own = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f"{PART}{own}-{path.name}")
+
+
+def _rename(part: Path, path: Path) -> None:
+    with part.open("rb+") as file:
+        flush_to_disk(file)
+    part.replace(path)
+    # The new name is on the disk only when the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def unit_file(folder: Path, unit: int, kind: str = ROWS) -> Path:
+    """Return the file of the results, or of the errors, of a unit."""
+    return folder / kind / f"{unit:06d}.parquet"
+
+
+def done_units(folder: Path) -> set[int]:
+    """Return the numbers of the units that are done."""
+    rows = folder / ROWS
+    names = os.listdir(rows) if rows.is_dir() else []  # noqa: PTH208 (faster for many files)
+    stems = (name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
+    return {int(stem) for stem in stems if stem.isdecimal()}
+
+
+def remove_parts_of(folder: Path, units: Iterable[int]) -> None:
+    """Delete the temporary files of units, which dead processes left."""
+    names = {unit_file(folder, unit).name for unit in units}
+    for kind in (ROWS, ERRORS):
+        for part in (folder / kind).glob(f"{PART}*"):
+            if part.name.rpartition("-")[2] in names:
+                part.unlink(missing_ok=True)
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write `map.json`, or compare it with the one that is there.
+
+    Raises:
+        FileExistsError: if the folder has other files, but no `map.json`.
+        NotADirectoryError: if it is a file.
+        ValueError: if `map.json` is of another run; the message names the field and both values.
+    """
+    path = folder / DESCRIPTION
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; expected a folder for the results")
+    if path.exists():
+        _compare(path, read_description(folder), description)
+        return
+    there = sorted(each.name for each in folder.iterdir()) if folder.exists() else []
+    if others := [name for name in there if not name.startswith(PART)]:
+        raise FileExistsError(
+            f"{folder} has {shown(others[0])} but no {DESCRIPTION}; expected a new folder, or one"
+            " that `fiber map` wrote"
+        )
+    with made_folder(folder):
+        text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+        # Several ranks may start at once; they write the same.
+        write_file(path, lambda part: part.write_text(text, encoding="utf-8"), shared=True)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read `map.json`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not one that this version of fiber reads.
+    """
+    path = folder / DESCRIPTION
+    found = read_json(path, _MAX_JSON_BYTES)
+    if not isinstance(found, dict) or found.get("format") != "fiber.map":
+        raise ValueError(f"{path} is not of `fiber map`; expected the field 'format' 'fiber.map'")
+    if found.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {shown(found.get('version'))}; expected {VERSION}, the version of"
+            " this fiber"
+        )
+    find_bulk_task(str(found.get("task")))
+    return found
+
+
+def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    stored, own = _flat(found), _flat(json.loads(json.dumps(expected)))
+    for name in own | stored:
+        if name not in _PLACES and stored.get(name) != own.get(name):
+            raise ValueError(
+                f"{path}: the results there are of another run: {name} is"
+                f" {shown(stored.get(name))}, now {shown(own.get(name))}; pass a new folder, or"
+                " delete this one"
+            )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{before}{name}.")
+        else:
+            out[before + name] = value
+    return out
+
+
+def join_errors(folder: Path, units: int) -> dict[str, int] | None:
+    """Write `errors.parquet` if all units are done; return counts, or None if some are not.
+
+    Returns:
+        Number of "rows", of "errors" and, of texts that were cut to the model's maximum,
+        "truncated".
+    """
+    arrow, parquet = require_arrow("fiber map")
+    if len(done_units(folder) & set(range(units))) < units:
+        return None
+    rows = truncated = 0
+    tables = [error_schema().empty_table()]
+    for unit in range(units):
+        file = parquet.ParquetFile(str(unit_file(folder, unit)))
+        rows += file.metadata.num_rows
+        if "truncated" in file.schema_arrow.names:
+            values = file.read(["truncated"])["truncated"].to_pylist()
+            truncated += sum(values)
+        file.close()
+        errors = unit_file(folder, unit, ERRORS)
+        if errors.exists():
+            tables.append(parquet.read_table(str(errors)))
+    joined = arrow.concat_tables(tables)
+    remove_parts_of(folder, range(units))
+    write_table(folder / "errors.parquet", joined)
+    return {"rows": rows, "errors": len(joined), "truncated": truncated}
