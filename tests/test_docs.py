@@ -196,6 +196,10 @@ def page_folder(request, page, reader_folder):
         for path in request.getfixturevalue("segmentation_files").iterdir():
             (reader_folder / path.name).symlink_to(path)
         (reader_folder / "masks").rename(reader_folder / "runs" / "masks")
+        with Image.open(reader_folder / "photo.jpg") as photo:
+            mask = Image.new("1", photo.size)
+        mask.paste(1, (0, 0, mask.width // 2 + 10, mask.height))
+        mask.save(reader_folder / "mask.png")
     return reader_folder
 
 
