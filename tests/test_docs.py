@@ -28,7 +28,7 @@ from fiber.models.fiber.detector import FiberDetector
 from fiber.synthetic import scenes, stamps
 from fiber.training.run_dir import RunFolder
 from tests.hub import stub as hub
-from tests.models.xdecoder.small_model import write_small_xdecoder_file
+from tests.models.xdecoder.small_model import small_model, write_small_xdecoder_file
 from tests.processes import run_python
 from tests.published_keys import METER_FILES, write_small_meter_file
 
@@ -182,6 +182,7 @@ def write_segmentation_files(folder):
     fields = {"detector.mask_width": 8, "roberta.vocab_size": tokenizer.vocab_size}
     config = replace_fields(preset("micro", stage="fine"), fields)
     save_model(FiberDetector(config), folder / "masks", tokenizer)
+    small_model().save(folder / "segmenter")
 
 
 @pytest.fixture
@@ -192,10 +193,18 @@ def page_folder(request, page, reader_folder):
             (reader_folder / path.name).symlink_to(path)
         for name in ("one", "two", "three"):
             shutil.copy(reader_folder / "photo.jpg", reader_folder / f"{name}.jpg")
+    if page.name == "transformers.md":
+        made = request.getfixturevalue("segmentation_files")
+        for name in ("masks", "segmenter"):
+            (reader_folder / "runs" / name).symlink_to(made / name)
     if page.name == "segmentation.md":
         for path in request.getfixturevalue("segmentation_files").iterdir():
             (reader_folder / path.name).symlink_to(path)
         (reader_folder / "masks").rename(reader_folder / "runs" / "masks")
+        with Image.open(reader_folder / "photo.jpg") as photo:
+            mask = Image.new("1", photo.size)
+        mask.paste(1, (0, 0, mask.width // 2 + 10, mask.height))
+        mask.save(reader_folder / "mask.png")
     return reader_folder
 
 

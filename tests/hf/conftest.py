@@ -24,6 +24,7 @@ from fiber.data import Tokenizer
 from fiber.models.registry import build_model
 from tests.conftest import ANSWERS, TEXTS
 from tests.models.small_networks import NETWORKS, network
+from tests.models.xdecoder.small_model import small_model
 
 #: A family and kind for each head: both stages of FIBER, and METER with its encoders and fusions.
 NAMES = tuple(NETWORKS)
@@ -48,6 +49,9 @@ def folders(made_once) -> dict[str, Path]:
 def save_models(root: Path) -> None:
     for name in NAMES:
         folder = root / name.replace(" ", "_")
+        if name == "X-Decoder":
+            small_model().save(folder)
+            continue
         if name in ("coarse", "fine"):
             fiber.load(f"scenes/{name}", device="cpu").save(folder)
             continue

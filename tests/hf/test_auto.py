@@ -45,6 +45,13 @@ def outputs(model, network, head):
                 torch.cat([part.flatten() for name in names for part in getattr(each, name)])
                 for each in (ours, theirs)
             ]
+        if head == "mask":
+            # Two texts of each of three classes.
+            ids, mask = (torch.stack([each, each, each.flip(0)]) for each in (ids, mask))
+            ours, theirs = network(images, ids, mask, head), model(images, ids, mask)
+            names = ("class_queries_logits", "masks_queries_logits")
+            found = (ours, [theirs[name] for name in names])
+            return [torch.cat([part.flatten() for part in each]) for each in found]
         given = torch.stack([images, images.flip(0)], 1) if head == "nlvr2" else images
         return network(given, ids, mask, head), model(given, ids, mask, head=head).logits
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torchvision.ops import deform_conv2d
 
-from fiber.ops.deform import _is_exporting, _sampled_conv, modulated_deform_conv
+from fiber.ops.deform import _sampled_conv, modulated_deform_conv
+from fiber.ops.tracing import is_exporting
 
 
 def inputs(batch, channels, size, out_size, reach, dtype=torch.float64, seed=0):
@@ -65,7 +66,7 @@ def test_the_form_of_exported_graphs_equals_it(size, out_size, stride, reach):
     ours = _sampled_conv(*tensors, stride)
     # Sampled at coordinates relative to the size of the map.
     torch.testing.assert_close(ours, torchvision_conv(*tensors, stride), rtol=1e-9, atol=1e-9)
-    assert not _is_exporting()
+    assert not is_exporting()
 
 
 def test_float32_is_as_accurate_as_torchvision():

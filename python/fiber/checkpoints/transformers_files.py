@@ -12,7 +12,8 @@ from typing import Any
 
 from fiber.atomic_io import write_json
 from fiber.data import Tokenizer
-from fiber.models.registry import ModelConfig, inference_transform
+from fiber.models.model_config import text_cleaning
+from fiber.models.registry import ModelConfig, inference_transform, own_transforms
 
 #: Files with the settings of the tokenizer and of the image processor.
 TRANSFORMERS_FILES = ("tokenizer_config.json", "preprocessor_config.json")
@@ -22,8 +23,9 @@ MODEL_TYPE = "fiber"
 #: Names of classes of `fiber.hf`.
 DETECTOR = "FiberVLForZeroShotObjectDetection"
 IMAGE_TEXT = "FiberVLForImageText"
+SEGMENTER = "FiberVLForUniversalSegmentation"
 #: Class of models with a head, if it is not that of image-text models.
-_CLASSES = {"grounding": DETECTOR}
+_CLASSES = {"grounding": DETECTOR, "mask": SEGMENTER}
 IMAGE_PROCESSOR = "FiberVLImageProcessor"
 
 #: Field of config.json that transformers adds when it writes the file.
@@ -92,8 +94,16 @@ def _token_names(tokenizer: Tokenizer) -> dict[int | None, str]:
 
 
 def preprocessor_settings(config: ModelConfig) -> dict[str, Any]:
-    """Return the contents of preprocessor_config.json: the model's transform at inference."""
-    return {
+    """Return the contents of preprocessor_config.json: the model's transforms at inference.
+
+    Transforms of single tasks, and the cleaning of texts, are only there if a family has them.
+    """
+    settings: dict[str, Any] = {
         "image_processor_type": IMAGE_PROCESSOR,
         "transform": inference_transform(config).describe(),
     }
+    if tasks := own_transforms(config):
+        settings["tasks"] = {task: each.describe() for task, each in tasks.items()}
+    if cleaning := text_cleaning(config):
+        settings["text_cleaning"] = cleaning
+    return settings

@@ -229,6 +229,20 @@ def char_spans(text: str) -> list[list[tuple[int, int]]]:
     return spans
 
 
+def box_xyxy(text: str) -> tuple[float, float, float, float]:
+    """Parse a box X0,Y0,X1,Y1 of finite numbers, whose sides are longer than 0."""
+    try:
+        x0, y0, x1, y1 = map(float, text.split(","))
+    except ValueError:
+        x0 = y0 = x1 = y1 = math.nan
+    if not (-math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf):
+        raise argparse.ArgumentTypeError(
+            "expected X0,Y0,X1,Y1 with X0 below X1 and Y0 below Y1, such as 10,20,110,90, got"
+            f" {text!r}"
+        )
+    return x0, y0, x1, y1
+
+
 def key_values(pairs: Sequence[str], option: str, example: str) -> dict[str, str]:
     """Parse the KEY=VALUE arguments of a repeatable option into a dict.
 

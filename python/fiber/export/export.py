@@ -21,7 +21,6 @@ from fiber.checkpoints.load import load_stored
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import model_path, stage_folders
 from fiber.checkpoints.torch_file import Weights
-from fiber.config import FiberConfig
 from fiber.config_io import to_dict
 from fiber.data.datasets.snli_ve import ENTAILMENT
 from fiber.env import provenance
@@ -31,6 +30,7 @@ from fiber.export.parts import (
     ExportPlan,
     Subgraph,
     dimension_names,
+    exportable_heads,
     plan_parts,
     sample_sizes,
     sample_tensors,
@@ -38,8 +38,11 @@ from fiber.export.parts import (
 from fiber.export.quantize import quantize
 from fiber.export.trace import ExportError, Shapes, infer_shapes, trace
 from fiber.messages import shown
+from fiber.models.abilities import need_ability
 from fiber.models.fiber.beam_search import CAPTION_BEAMS, END_ID, PAD_ID, START_ID
-from fiber.models.registry import Network, architecture_of, inference_transform
+from fiber.models.mask_abilities import SegmentsByTensors
+from fiber.models.model_config import text_cleaning
+from fiber.models.registry import Network, architecture_of, inference_transform, own_transforms
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
 from fiber.runtime import metadata as stored_form
 from fiber.runtime.graphs import Graphs
@@ -51,6 +54,7 @@ from fiber.runtime.metadata import (
     DType,
     Format,
     Graph,
+    MaskSettings,
     Metadata,
     Precision,
     RankingSettings,
@@ -138,26 +142,16 @@ def export_model(
     return [path / name for name in chosen]
 
 
-def exported_config(config: Any) -> Any:
-    """Return the config of a model without the masks of boxes, which are not exported."""
-    if isinstance(config, FiberConfig) and config.detector.mask_width:
-        detector = dataclasses.replace(config.detector, mask_width=0)
-        return dataclasses.replace(config, detector=detector)
-    return config
-
-
 def _heads_of_stages(
     stages: Mapping[str, StoredModel], heads: Sequence[str] | None
 ) -> dict[str, list[str]]:
     """Return the heads to export of each stage that has some of them."""
-    known = [head for stored in stages.values() for head in exported_config(stored.config).heads]
+    known = [head for stored in stages.values() for head in exportable_heads(stored.config)]
     for head in heads or ():
         if head not in known:
             raise ValueError(f"heads: expected some of {', '.join(known)}, got {shown(head)}")
     chosen = {
-        name: [
-            head for head in exported_config(stored.config).heads if heads is None or head in heads
-        ]
+        name: [head for head in exportable_heads(stored.config) if heads is None or head in heads]
         for name, stored in stages.items()
     }
     return {name: some for name, some in chosen.items() if some}
@@ -174,15 +168,18 @@ def _export(
 ) -> None:
     """Write the folder of a model; its later name is `shown_as`."""
     network = stored.network.float().eval().requires_grad_(False)
-    config = exported_config(network.config)
-    heads = tuple(config.heads if heads is None else dict.fromkeys(heads))
+    config = network.config
+    progress(f"{shown_as}: {architecture_of(config).describe(config)}")
+    left_out = [head for head in config.heads if head not in exportable_heads(config)]
+    if heads is None and left_out:
+        progress(f"  without the heads that cannot be exported: {', '.join(left_out)}")
+    heads = tuple(exportable_heads(config) if heads is None else dict.fromkeys(heads))
     plan = plan_parts(network, heads)
     sizes = sample_sizes(network, plan)
     samples = [sample_tensors(network, plan, each, seed) for seed, each in enumerate(sizes)]
     dimensions = _dimensions(network, plan)
     shapes = infer_shapes(samples, sizes, dimensions)
     fingerprint = _fingerprint(network)
-    progress(f"{shown_as}: {architecture_of(config).describe(config)}")
     writer = _Writer(folder, to, precision, fingerprint, shapes)
     for part in plan.parts:
         writer.write(part, trace(part, samples[0], shapes, dimensions))
@@ -204,7 +201,7 @@ def _export(
         dimensions={name: each for name, each in dimensions.items() if name in used},
         tokenizer=None if stored.tokenizer is None else "tokenizer.json",
         answers=stored.answers if "vqa" in heads else (),
-        classes=stored.classes if "grounding" in heads else (),
+        classes=stored.classes if {"grounding", "mask"}.intersection(heads) else (),
         entailment=tuple(ENTAILMENT) if "snli" in heads else (),
         **_settings(network, plan, heads),
     )
@@ -346,6 +343,9 @@ def _dimensions(network: Network, plan: ExportPlan) -> dict[str, Dimension]:
     found = {name: Dimension() for name in dimension_names(plan)}
     if "length" in found:
         found["length"] = Dimension(MIN_TOKENS, network.config.max_tokens)
+    if "classes" in found:
+        # A class and the background.
+        found["classes"] = Dimension(2)
     if plan.is_resizable:
         side = Dimension(plan.divisor, None, plan.divisor)
         found |= {"height": side, "width": side, "locations": Dimension()}
@@ -357,8 +357,18 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
     config = network.config
     settings: dict[str, Any] = {
         "image_transform": describe_transform(inference_transform(config)),
-        "text": TextSettings(max_tokens=config.max_tokens, vocab_size=config.vocab_size),
+        "task_transforms": {
+            task: describe_transform(own) for task, own in own_transforms(config).items()
+        },
+        "text": TextSettings(
+            max_tokens=config.max_tokens,
+            vocab_size=config.vocab_size,
+            cleaning=text_cleaning(config),
+        ),
     }
+    if "mask" in heads:
+        texts = need_ability(network, SegmentsByTensors, "export", "mask").class_texts
+        settings["masks"] = MaskSettings(**dataclasses.asdict(texts))
     if "grounding" in heads:
         detector = config.detector
         settings["detector"] = DetectorSettings(
@@ -367,6 +377,7 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
             size_divisor=plan.divisor,
             delta_weights=DELTA_WEIGHTS,
             max_log_scale=MAX_LOG_SCALE,
+            mask_stride=cast(int, network.mask_stride) if "grounding_mask" in heads else None,
         )
     if "caption" in heads:
         settings["caption"] = CaptionSettings(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fiber.messages import shown, shown_names
 from fiber.models.abilities import (
     EmbedsAlone,
+    PredictsMaskTensors,
     PredictsTensors,
     ScoresPairs,
     need_ability,
@@ -24,6 +25,8 @@ from fiber.models.abilities import (
 from fiber.models.caption_abilities import StepsCaptions
 from fiber.models.encoders.swin import SwinBlock
 from fiber.models.features import BackboneOutput, ImagePrefix
+from fiber.models.heads import HasHeads
+from fiber.models.mask_abilities import SegmentsByTensors
 from fiber.models.registry import Network
 
 #: Heads on pooled pairs of one image and one text, and the method that computes each.
@@ -33,6 +36,10 @@ POOLED_HEADS = {
     "snli": "snli_logits",
     "rank": "rank_scores",
 }
+#: Heads of models that find masks; the others of such a model cannot be exported.
+MASK_HEADS = ("mask", "retrieval")
+#: Tensors that the decoder of such a model reads of images.
+PIXEL_MAPS = ("map_1", "map_2", "map_3", "mask_features")
 #: Smallest number of tokens of a text: its first and its last token.
 MIN_TOKENS = 2
 #: Values of dimensions, by name.
@@ -88,34 +95,53 @@ def plan_parts(network: Network, heads: tuple[str, ...]) -> ExportPlan:
         ValueError: if the network lacks a head, or a head cannot be exported.
         MissingHeadError: if the network lacks an ability.
     """
-    own = tuple(network.config.heads)
-    known = {*POOLED_HEADS, "nlvr2", "mlm", "itc", "caption", "grounding"}
+    own, known = tuple(network.config.heads), exportable_heads(network.config)
     for head in heads:
         if head not in own:
             raise ValueError(f"heads: expected some of {', '.join(own)}, got {shown(head)}")
         if head not in known:
             raise ValueError(
-                f"the head {shown(head)} cannot be exported; expected some of"
-                f" {shown_names(sorted(known))}"
+                f"the head {shown(head)} of this model cannot be exported; expected some of"
+                f" {shown_names(known)}"
             )
     if not heads:
         raise ValueError(f"heads: expected at least one of {', '.join(own)}, got none")
+    if "grounding_mask" in heads and "grounding" not in heads:
+        raise ValueError(
+            "heads: 'grounding_mask' finds the masks of boxes; expected 'grounding', too"
+        )
     if "grounding" in heads:
-        return _detector(need_ability(network, PredictsTensors, "export", "grounding"), network)
+        return _detector(network, with_masks="grounding_mask" in heads)
+    if set(heads) & set(MASK_HEADS):
+        return _masks(need_ability(network, SegmentsByTensors, "export"), network, heads)
     return ExportPlan(_image_text(network, heads), is_resizable=False, divisor=1)
 
 
-def _detector(finder: PredictsTensors, network: Network) -> ExportPlan:
-    backbone = finder.backbone
+def exportable_heads(config: HasHeads) -> tuple[str, ...]:
+    """List the heads of a model that can be exported."""
+    known = {*POOLED_HEADS, "nlvr2", "mlm", "itc", "caption", "grounding", "grounding_mask"}
+    if "mask" in config.heads or "retrieval" in config.heads:
+        known = set(MASK_HEADS)
+    return tuple(head for head in config.heads if head in known)
+
+
+def _detector(network: Network, *, with_masks: bool) -> ExportPlan:
+    finder = need_ability(network, PredictsTensors, "export", "grounding")
+    backbone, outputs = finder.backbone, ("token_logits", "box_deltas", "centerness_logits")
+    if with_masks:
+        masks = need_ability(network, PredictsMaskTensors, "export", "grounding_mask")
+        prefix_of, predict_all = masks.mask_prefix, masks.predict_all_masks
+        outputs += ("mask_embeddings", "mask_features")
+    else:
+        prefix_of, predict_all = finder.image_prefix, finder.predict_all
 
     def encode_images(images: Tensor) -> tuple[Tensor, ...]:
-        prefix = finder.image_prefix(images)
+        prefix = prefix_of(images)
         return (prefix.tokens, *prefix.stages)
 
     def predict(*inputs: Tensor) -> tuple[Tensor, ...]:
         tokens, *stages, text, text_mask = inputs
-        fused = backbone.fuse(ImagePrefix(tokens, tuple(stages)), text, text_mask)
-        return finder.predict_all(fused)
+        return predict_all(backbone.fuse(ImagePrefix(tokens, tuple(stages)), text, text_mask))
 
     divisor = finder.size_divisor
     with torch.no_grad():
@@ -131,12 +157,45 @@ def _detector(finder: PredictsTensors, network: Network) -> ExportPlan:
                 network,
                 predict,
                 (*tokens, "text", "text_mask"),
-                ("token_logits", "box_deltas", "centerness_logits"),
+                outputs,
             ),
         ],
         is_resizable=True,
         divisor=divisor,
     )
+
+
+def _masks(finder: SegmentsByTensors, network: Network, heads: tuple[str, ...]) -> ExportPlan:
+    has_search = "retrieval" in heads
+
+    def encode_images(images: Tensor) -> tuple[Tensor, ...]:
+        return finder.pixel_maps(images)[: len(PIXEL_MAPS) + has_search]
+
+    def find_classes(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return finder.class_mask_tensors(inputs[:-1], inputs[-1])
+
+    def find_phrases(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return finder.phrase_mask_tensors(inputs[:-2], *inputs[-2:])
+
+    def embed_images(*inputs: Tensor) -> Tensor:
+        return finder.image_vector_tensors(inputs[:-1], inputs[-1])
+
+    maps = (*PIXEL_MAPS, "image_means") if has_search else PIXEL_MAPS
+    phrases, texts = ("phrase_tokens", "text_vectors"), ("token_ids", "text_mask")
+    features = ("text_tokens", "text_vectors")
+    parts = [
+        Subgraph("pixel_maps", network, encode_images, ("images",), maps),
+        Subgraph("texts", network, finder.text_features, texts, features),
+    ]
+    if "mask" in heads:
+        own, outputs = (*PIXEL_MAPS, "class_vectors"), ("class_logits", "mask_logits")
+        parts.append(Subgraph("class_masks", network, find_classes, own, outputs))
+        own, outputs = (*PIXEL_MAPS, *phrases), ("phrase_scores", "phrase_mask_logits")
+        parts.append(Subgraph("phrase_masks", network, find_phrases, own, outputs))
+    if has_search:
+        outputs = ("image_vectors",)
+        parts.append(Subgraph("embed_images", network, embed_images, maps, outputs))
+    return ExportPlan(parts, is_resizable=True, divisor=finder.size_divisor)
 
 
 def _text_prefix(network: Network) -> Subgraph:
@@ -232,10 +291,14 @@ def dimension_names(plan: ExportPlan) -> tuple[str, ...]:
     """List the dimensions that vary."""
     names = {part.name for part in plan.parts}
     found = ("batch",)
-    if "text_prefix" in names:
+    if not names.isdisjoint(("text_prefix", "texts")):
         found += ("length",)
     if plan.is_resizable:
         found += ("height", "width")
+    if "texts" in names:
+        found += ("texts",)
+    if "class_masks" in names:
+        found += ("classes", "phrase_length")
     return (*found, "texts", "earlier") if "caption_step" in names else found
 
 
@@ -245,10 +308,11 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
     No dimension has the same value twice. In traced sizes, every map has several windows and no
     side is 1, since a size of 1 is taken for a fixed one. Others have maps below a window.
     """
-    longest = network.config.max_tokens
+    longest, names = network.config.max_tokens, {part.name for part in plan.parts}
     swin = (each.window_size for each in network.modules() if isinstance(each, SwinBlock))
     windows, side = max(swin, default=1), plan.divisor
     traced = {"batch": 2, "length": min(9, longest), "texts": 3, "earlier": 5}
+    traced |= {"classes": 4, "phrase_length": 7}
     # The coarsest map of a pyramid has a quarter of the side of the last one of the encoder.
     traced |= {"height": side * max(windows + 1, 9), "width": side * max(windows + 5, 13)}
     small = {
@@ -256,13 +320,17 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
         "length": min(3, longest),
         "texts": 1,
         "earlier": 1,
+        "classes": 2,
+        "phrase_length": 1,
         "height": side,
-        "width": side,
+        # A group norm of one channel needs two values.
+        "width": side * 2 if "pixel_maps" in names else side,
     }
     other = {"batch": 3, "length": longest, "texts": 2, "earlier": 8}
+    other |= {"classes": 7, "phrase_length": 12}
     other |= {"height": side * 3, "width": side * 2}
-    names = dimension_names(plan)
-    return [{name: each[name] for name in names} for each in (traced, small, other)]
+    varying = dimension_names(plan)
+    return [{name: each[name] for name in varying} for each in (traced, small, other)]
 
 
 def sample_tensors(
@@ -277,15 +345,22 @@ def sample_tensors(
         "images": torch.randn(batch, 3, height, width, generator=draw),
         "is_right": torch.arange(batch) % 2 == 1,
     }
+    names = {part.name for part in plan.parts}
     if "length" in sizes:
-        length = sizes["length"]
-        ids = torch.randint(3, config.vocab_size, (batch, length), generator=draw)
-        mask = torch.ones(batch, length, dtype=torch.bool)
+        length, count = sizes["length"], sizes["texts"] if "texts" in names else batch
+        ids = torch.randint(3, config.vocab_size, (count, length), generator=draw)
+        mask = torch.ones(count, length, dtype=torch.bool)
         # The last text is shorter than the others.
         mask[-1, max(MIN_TOKENS, length - 2) :] = False
         # Padding has the id 1 in RoBERTa; in BERT its id does not matter.
         tensors |= {"token_ids": ids.where(mask, 1), "text_mask": mask}
-    if "texts" in sizes:
+    if "class_masks" in names:
+        width = config.width
+        vectors = torch.randn(sizes["classes"], width, generator=draw)
+        tensors["class_vectors"] = torch.nn.functional.normalize(vectors, dim=-1)
+        shape = (batch, sizes["phrase_length"], width)
+        tensors["phrase_tokens"] = torch.randn(shape, generator=draw)
+    if "caption_step" in names:
         texts, earlier = sizes["texts"], sizes["earlier"]
         layers, heads, depth = need_ability(network, StepsCaptions, "export").past_sizes
         own = torch.arange(earlier) % texts == torch.arange(texts)[:, None]

@@ -30,9 +30,16 @@ from fiber.hf.image_text import (
     FiberVLImageTextOutput,
 )
 from fiber.hf.modeling import FiberVLPreTrainedModel
-from fiber.hf.pipelines import AnswerPipeline, CaptionPipeline, DetectPipeline, GroundPipeline
+from fiber.hf.pipelines import (
+    AnswerPipeline,
+    CaptionPipeline,
+    DetectPipeline,
+    GroundPipeline,
+    SegmentPipeline,
+)
 from fiber.hf.processing import FiberVLProcessor
 from fiber.hf.register import register
+from fiber.hf.segmentation import FiberVLForUniversalSegmentation, FiberVLSegmentationOutput
 
 __all__ = [
     "AnswerPipeline",
@@ -41,13 +48,16 @@ __all__ = [
     "FiberVLConfig",
     "FiberVLDetectionOutput",
     "FiberVLForImageText",
+    "FiberVLForUniversalSegmentation",
     "FiberVLForVisualQuestionAnswering",
     "FiberVLForZeroShotObjectDetection",
     "FiberVLImageProcessor",
     "FiberVLImageTextOutput",
     "FiberVLPreTrainedModel",
     "FiberVLProcessor",
+    "FiberVLSegmentationOutput",
     "GroundPipeline",
+    "SegmentPipeline",
     "TrainingCollator",
 ]
 

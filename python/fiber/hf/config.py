@@ -48,7 +48,9 @@ class FiberVLConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = MODEL_TYPE
     #: Outputs of the detector that `Trainer` does not gather.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "anchors", "inside"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *("losses", "anchors", "inside", "mask_embeddings", "mask_features", "mask_stride"),
+    ]
 
     def __init__(
         self,

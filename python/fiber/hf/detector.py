@@ -14,7 +14,7 @@ from fiber.hf.modeling import FiberVLPreTrainedModel
 from fiber.losses.grounding import grounding_losses
 from fiber.messages import shown
 from fiber.models.abilities import FindsBoxes, need_ability
-from fiber.models.features import DetectorOutput
+from fiber.models.features import DetectorOutput, MaskOutput
 from fiber.models.heads import MissingHeadError
 
 #: Weights of the losses in published training.
@@ -37,6 +37,10 @@ class FiberVLDetectionOutput(ModelOutput):
         attention_mask: (B, L), as it was given.
         image_sizes: (B, 2) int64, as they were given.
         inside: (B, A) bool, False for locations in the padding of a batch of several sizes.
+        mask_embeddings: (B, H_l * W_l, M + 5) of each level, if the model has the head
+            "grounding_mask"; see `fiber.models.features.MaskOutput`.
+        mask_features: (B, M, H / stride, W / stride).
+        mask_stride: the stride in pixels.
     """
 
     loss: Tensor | None = None
@@ -48,6 +52,9 @@ class FiberVLDetectionOutput(ModelOutput):
     attention_mask: Tensor | None = None
     image_sizes: Tensor | None = None
     inside: Tensor | None = None
+    mask_embeddings: tuple[Tensor, ...] | None = None
+    mask_features: Tensor | None = None
+    mask_stride: int | None = None
 
 
 class _Targets(NamedTuple):
@@ -59,10 +66,12 @@ class _Targets(NamedTuple):
 
 
 class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
-    """Detector: finds boxes for the tokens of a text.
+    """Detector: finds boxes for the tokens of a text, and masks if the model has the head.
 
     `FiberVLImageProcessor.post_process_object_detection` and the pipelines turn its output into
-    boxes; `network` has the methods of `fiber.models.abilities.FindsBoxes`.
+    boxes, `post_process_grounded_masks` into boxes with masks. Labels train boxes only: masks are
+    trained by `fiber train scenes_fine_masks`. `network` has the methods of
+    `fiber.models.abilities.FindsBoxes`.
     """
 
     @classmethod
@@ -119,11 +128,17 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
             image_sizes=image_sizes,
             inside=output.inside,
         )
+        if (masks := output.masks) is not None:
+            found.mask_embeddings = tuple(masks.embeddings)
+            found.mask_features, found.mask_stride = masks.features, masks.stride
         return found.to_tuple() if return_dict is False else found
 
 
 def raw_output(output: Mapping[str, Any]) -> DetectorOutput:
     """Return the output of `FiberVLForZeroShotObjectDetection` as the network gave it."""
+    masks, embeddings = None, output.get("mask_embeddings")
+    if embeddings is not None:
+        masks = MaskOutput(list(embeddings), output["mask_features"], output["mask_stride"])
     return DetectorOutput(
         token_logits=list(output["token_logits"]),
         box_deltas=list(output["box_deltas"]),
@@ -131,6 +146,7 @@ def raw_output(output: Mapping[str, Any]) -> DetectorOutput:
         anchors=list(output["anchors"]),
         text_mask=output["attention_mask"].bool(),
         inside=output.get("inside"),
+        masks=masks,
     )
 
 

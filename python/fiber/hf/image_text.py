@@ -54,10 +54,10 @@ class FiberVLForImageText(FiberVLPreTrainedModel):
                 f"{cls.__name__} is for heads of images and texts; this model has"
                 f" {', '.join(heads)}: load it by AutoModelForZeroShotObjectDetection"
             )
-        if own := [head for head in heads if head in ("mask", "retrieval")]:
+        if "mask" in heads:
             raise MissingHeadError(
-                f"{cls.__name__} does not run the head {own[0]!r}; this model has"
-                f" {', '.join(heads)}: load it by fiber.load"
+                f"{cls.__name__} does not run the head 'mask'; this model has"
+                f" {', '.join(heads)}: load it by AutoModelForUniversalSegmentation"
             )
 
     def forward(

@@ -20,6 +20,8 @@ from fiber.models.registry import Network, build_model
 
 #: Arguments of `from_pretrained` that say where a file is.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+#: Bytes at whose multiples tensors start.
+_ALIGNMENT = 64
 
 
 class FiberVLPreTrainedModel(PreTrainedModel):
@@ -86,6 +88,7 @@ class FiberVLPreTrainedModel(PreTrainedModel):
         model, info = loaded
         where = pretrained_model_name_or_path
         model._check_loaded(info, where, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        model._align()
         if where is not None and not model.config.answers and not model.config.classes:
             options = {name: kwargs[name] for name in _WHERE if name in kwargs}
             model._read_lists(where, options)
@@ -111,6 +114,16 @@ class FiberVLPreTrainedModel(PreTrainedModel):
             with torch.no_grad():
                 for name, _, _ in mismatched:
                     state[_own(name)].copy_(fresh[_own(name)])
+
+    def _align(self) -> None:
+        """Copy weights that transformers reads where they are in the file, at any address.
+
+        Sums over those are in another order on a CPU, so that outputs would differ in the last bit
+        from those of `fiber.load`.
+        """
+        for parameter in self.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+                parameter.data = parameter.data.clone()
 
     def _read_lists(self, where: Any, options: Mapping[str, Any]) -> None:
         """Read the answers and classes of the folder, if it has them."""

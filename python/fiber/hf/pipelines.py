@@ -1,4 +1,4 @@
-"""Pipelines of transformers for phrases, classes, questions and captions.
+"""Pipelines of transformers for phrases, classes, masks, questions and captions.
 
 They run the methods of `fiber.inference.Model` and return the same numbers: the image encoder runs
 once for an image, whatever the number of labels, and boxes are floats.
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import Pipeline
 
 from fiber.hf.processing import fiber_tokenizer
@@ -19,6 +21,7 @@ from fiber.inference.inputs import IMAGES_AT_ONCE, as_list
 from fiber.messages import shown, shown_names
 from fiber.models.registry import inference_transform
 from fiber.postprocess import Detections
+from fiber.postprocess.segmentation import Segmentation
 
 #: Arguments of pipelines of transformers that concern their own batches.
 _OF_BATCHES = ("num_workers",)
@@ -186,21 +189,26 @@ class _BoxPipeline(FiberVLPipeline):
         """Return a dict for each box, as the stock pipeline for zero-shot detection has them.
 
         `score`, `label`, `box` with `xmin`, `ymin`, `xmax` and `ymax`, which are floats, half-open
-        pixels of the original image, and `index` of the label in the list.
+        pixels of the original image, and `index` of the label in the list; and with `masks=True`
+        `mask`, a PIL image that is white in it.
         """
+        masks = model_outputs.masks
         return [
             {
                 "score": float(score),
                 "label": label,
                 "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(float, box), strict=True)),
                 "index": int(index),
+                **({} if masks is None else {"mask": _mask_image(masks[number])}),
             }
-            for score, label, box, index in zip(
-                model_outputs.scores,
-                model_outputs.labels,
-                model_outputs.boxes_xyxy,
-                model_outputs.indices,
-                strict=True,
+            for number, (score, label, box, index) in enumerate(
+                zip(
+                    model_outputs.scores,
+                    model_outputs.labels,
+                    model_outputs.boxes_xyxy,
+                    model_outputs.indices,
+                    strict=True,
+                )
             )
         ]
 
@@ -217,6 +225,29 @@ class DetectPipeline(_BoxPipeline):
 
     method = "detect"
     text_names = ("classes", "candidate_labels")
+
+
+class SegmentPipeline(FiberVLPipeline):
+    """Masks of classes, or of phrases: `pipeline("fiber-segment")`, `Model.segment`.
+
+    `classes=[...]` and `phrases=[...]` are options, and are those of all images.
+    """
+
+    method, head = "segment", "mask"
+
+    def postprocess(
+        self, model_outputs: Segmentation, **postprocess_parameters: Any
+    ) -> list[dict[str, Any]]:
+        """Return a dict for each segment, as the stock pipeline for segmentation has them.
+
+        `score`, `label`, and `mask`, a PIL image of the size of the original that is white in it.
+        """
+        return [
+            {"score": float(score), "label": label, "mask": _mask_image(mask)}
+            for score, label, mask in zip(
+                model_outputs.scores, model_outputs.labels, model_outputs.masks, strict=True
+            )
+        ]
 
 
 class AnswerPipeline(FiberVLPipeline):
@@ -248,9 +279,14 @@ class CaptionPipeline(FiberVLPipeline):
 PIPELINES: dict[str, type[FiberVLPipeline]] = {
     "fiber-ground": GroundPipeline,
     "fiber-detect": DetectPipeline,
+    "fiber-segment": SegmentPipeline,
     "fiber-answer": AnswerPipeline,
     "fiber-caption": CaptionPipeline,
 }
+
+
+def _mask_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def fiber_model(model: Any, tokenizer: Any = None) -> Model:

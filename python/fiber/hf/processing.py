@@ -9,6 +9,7 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 
 from fiber.data import Tokenizer
+from fiber.data.texts.cleaning import CLEANERS
 from fiber.messages import caller_level, printable, shown
 
 
@@ -27,38 +28,55 @@ class FiberVLProcessor(ProcessorMixin):
     def __call__(  # type: ignore[override]
         self,
         images: Any = None,
-        text: str | Sequence[str] | None = None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         return_tensors: str | None = "pt",
+        task: str | None = None,
     ) -> BatchFeature:
         """Prepare images, texts, or both. A text that is too long is truncated with a warning.
 
         Args:
             images: see `FiberVLImageProcessor.preprocess`.
-            text: a text or a list of texts; they are padded to the longest one.
+            text: a text, a list of n texts, or a list of lists of T texts, such as the prompts of
+                classes; they are padded to the longest one.
             return_tensors: "pt", or "np" for arrays.
+            task: see `FiberVLImageProcessor.preprocess`.
 
         Returns:
-            `pixel_values` and `image_sizes`, `input_ids` and `attention_mask`.
+            `pixel_values` and `image_sizes`, `input_ids` and `attention_mask`, which are (n, L), or
+            (n, T, L) for lists of lists.
 
         Raises:
             TypeError: if a text is no str.
-            ValueError: if neither images nor texts are given.
+            ValueError: if neither images nor texts are given, lists differ in length, or there is
+                no such task.
         """
         if images is None and text is None:
             raise ValueError("processor: expected images, text or both, got neither")
         data: dict[str, Any] = {}
         if images is not None:
-            data |= self.image_processor(images, return_tensors=return_tensors)
+            data |= self.image_processor(images, return_tensors=return_tensors, task=task)
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+            texts: list[Any] = [text] if isinstance(text, str) else list(text)
+            shape = (len(texts),)
+            if texts and all(isinstance(each, (list, tuple)) for each in texts):
+                shape = (len(texts), len(texts[0]))
+                if any(len(each) != shape[1] for each in texts) or not shape[1]:
+                    lengths = [len(each) for each in texts]
+                    raise ValueError(
+                        f"text: expected lists of one length, got {shown(lengths)} texts"
+                    )
+                texts = [each for own in texts for each in own]
             for index, each in enumerate(texts):
                 if not isinstance(each, str):
                     raise TypeError(f"text[{index}] is {shown(each)}; expected a str")
+            if clean := CLEANERS.get(getattr(self.image_processor, "text_cleaning", "")):
+                texts = [clean(each).text for each in texts]
             encoded = self.tokenizer(
                 texts, return_tensors=return_tensors, padding=True, truncation=True
             )
             self._warn_truncated(texts, encoded["attention_mask"].sum(1).tolist())
-            data |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            for name in ("input_ids", "attention_mask"):
+                data[name] = encoded[name].reshape(*shape, -1)
         return BatchFeature(data)
 
     def _warn_truncated(self, texts: Sequence[str], counts: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForUniversalSegmentation,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
@@ -19,6 +20,7 @@ from fiber.hf.image_processing import FiberVLImageProcessor
 from fiber.hf.image_text import FiberVLForImageText, FiberVLForVisualQuestionAnswering
 from fiber.hf.pipelines import PIPELINES
 from fiber.hf.processing import FiberVLProcessor
+from fiber.hf.segmentation import FiberVLForUniversalSegmentation
 
 
 def register() -> None:
@@ -29,6 +31,7 @@ def register() -> None:
         FiberVLForImageText,
         FiberVLForVisualQuestionAnswering,
         FiberVLForZeroShotObjectDetection,
+        FiberVLForUniversalSegmentation,
     )
     AutoModel.register(FiberVLConfig, classes, exist_ok=True)  # type: ignore[arg-type]
     AutoModelForZeroShotObjectDetection.register(
@@ -36,6 +39,9 @@ def register() -> None:
     )
     AutoModelForVisualQuestionAnswering.register(
         FiberVLConfig, FiberVLForVisualQuestionAnswering, exist_ok=True
+    )
+    AutoModelForUniversalSegmentation.register(
+        FiberVLConfig, FiberVLForUniversalSegmentation, exist_ok=True
     )
     try:
         backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), FiberVLImageProcessor)

@@ -21,6 +21,7 @@ from fiber.data.image import EXPECTED, TEXT_KINDS, read_open_file, wrong_array
 from fiber.data.image_file import DEFAULT_LIMITS, DecodeLimits
 from fiber.data.loader_config import check_arguments
 from fiber.data.text_lengths import has_words, is_longer
+from fiber.data.texts.cleaning import CLEANERS
 from fiber.messages import caller_level, shown
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class ArrayInputs:
         max_tokens: maximum number of tokens of a text, including <s> and </s>.
         limits: limits of decoding one image; see `fiber.data.load_image`.
         no_tokenizer: message of the error for a missing tokenizer.
+        cleaning: how texts are cleaned, a name of `fiber.data.texts.cleaning.CLEANERS`, or "".
     """
 
     def __init__(
@@ -243,6 +245,8 @@ class ArrayInputs:
         max_tokens: int,
         limits: DecodeLimits = DEFAULT_LIMITS,
         no_tokenizer: str = NO_TOKENIZER,
+        *,
+        cleaning: str = "",
     ) -> None:
         self._transforms = transforms
         self.transform = transforms(None)
@@ -251,6 +255,7 @@ class ArrayInputs:
         check_arguments(**limits._asdict())
         self.limits = limits
         self.no_tokenizer = no_tokenizer
+        self._clean = CLEANERS[cleaning] if cleaning else None
 
     def of(self, task: str) -> Self:
         """Return a copy that transforms images as a task does."""
@@ -308,8 +313,8 @@ class ArrayInputs:
                     )
 
     def cleaned(self, text: str) -> str:
-        """Return a text as it is tokenized."""
-        return text
+        """Return a text as it is tokenized: cleaned, if the family does."""
+        return text if self._clean is None else self._clean(text).text
 
     def check_length(self, text: str, what: str) -> None:
         """Check that a text is not truncated.
@@ -328,11 +333,15 @@ class ArrayInputs:
     def texts(self, texts: Sequence[str], *, warn_truncated: bool = True) -> TextBatch:
         """Tokenize texts and truncate long ones, by default with a warning.
 
+        Spans of tokens refer to the texts as given, before they are cleaned.
+
         Raises:
             ValueError: if the model has no tokenizer, or a text contains only special tokens
                 such as <s> and <pad>.
         """
         tokenizer, limit = self.needed_tokenizer(), self.max_tokens
+        cleaned = None if self._clean is None else [self._clean(text) for text in texts]
+        texts = texts if cleaned is None else [each.text for each in cleaned]
         arrays = tokenizer.encode_batch(texts, max_tokens=limit, offsets=True)
         token_ids, text_mask, offsets = (
             np.asarray(arrays[name]) for name in ("token_ids", "text_mask", "offsets")
@@ -350,15 +359,17 @@ class ArrayInputs:
                     UserWarning,
                     stacklevel=caller_level(),
                 )
+        places = [
+            [(start, end) for start, end in spans[:count].tolist()]
+            for spans, count in zip(offsets, counts, strict=True)
+        ]
+        if cleaned is not None:
+            places = [
+                [each.original_span(span) for span in spans]
+                for each, spans in zip(cleaned, places, strict=True)
+            ]
         convert, _ = self._converters()
-        return TextBatch(
-            token_ids=convert(token_ids),
-            text_mask=convert(text_mask),
-            offsets=[
-                [(start, end) for start, end in spans[:count].tolist()]
-                for spans, count in zip(offsets, counts, strict=True)
-            ],
-        )
+        return TextBatch(convert(token_ids), convert(text_mask), places)
 
     def empty(self, width: int) -> Any:
         """Return a float32 array of shape (0, `width`) for the model."""

@@ -276,6 +276,25 @@ class PredictsTensors(FindsBoxes, Protocol):
         ...
 
 
+class PredictsMaskTensors(FindsMasks, Protocol):
+    """Finds boxes and their masks by a function of tensors, which can be exported."""
+
+    def predict_all_masks(
+        self, features: BackboneOutput
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Predict as `PredictsTensors.predict_all` from the stages of `mask_prefix`.
+
+        The last two are mask embeddings (B, A, M + `PLACE_TERMS`) and mask features
+        (B, M, H / s, W / s), as in `MaskOutput`.
+        """
+        ...
+
+    @property
+    def mask_stride(self) -> int:
+        """Stride of mask features in pixels."""
+        ...
+
+
 @runtime_checkable
 class StartsAtAnswerPriors(Protocol):
     """Initializes its VQA head from the frequencies of answers."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -34,24 +34,6 @@ class Network(nn.Module):
     #: Whether the family's published code decays parameters, by pattern of names (* matches
     #: anything), where it does not decay matrices only; the first pattern that fits counts.
     published_decay: ClassVar[Mapping[str, bool]] = {}
-
-
-class CleanedText(Protocol):
-    """A text that was cleaned before it is tokenized."""
-
-    @property
-    def text(self) -> str:
-        """The cleaned text."""
-        ...
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """Half-open span in the text as given of each of its characters."""
-        ...
-
-    def original_span(self, span: tuple[int, int]) -> tuple[int, int]:
-        """Return the span of the text as given that a span of the cleaned text comes from."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +91,5 @@ class Architecture:
     check_tokenizer: Callable[[Tokenizer, Any], None] = lambda tokenizer, config: (
         tokenizer.check_for_models()
     )
-    #: Cleans a text before it is tokenized, if published models do.
-    clean_text: Callable[[str], CleanedText] | None = None
     #: Describes a config in one line.
     describe: Callable[[Any], str]

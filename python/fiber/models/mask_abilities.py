@@ -20,6 +20,8 @@ from fiber.models.heads import HasConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fiber.models.masks.class_texts import ClassTexts
+
 
 class ReadsImages(HasConfig, Protocol):
     """Computes what it reads of images once."""
@@ -81,6 +83,54 @@ class SegmentsMasks(ReadsClassNames, ReadsImages, Protocol):
         Returns:
             (B, n) scores in [0, 1], and (B, n, H / s, W / s) mask logits.
         """
+        ...
+
+
+class SegmentsByTensors(SegmentsMasks, Protocol):
+    """Finds masks by functions of tensors, which keep no state and can be exported.
+
+    `pixel_maps` are three maps (B, D, H / 32, W / 32), (B, D, H / 16, W / 16) and
+    (B, D, H / 8, W / 8), and mask features (B, M, H / 4, W / 4).
+    """
+
+    @property
+    def size_divisor(self) -> int:
+        """Number that divides the height and width of padded images."""
+        ...
+
+    @property
+    def class_texts(self) -> ClassTexts:
+        """Texts that classes are encoded by."""
+        ...
+
+    def pixel_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the pixel maps of images and, with the head "retrieval", `image_means` (B, D)."""
+        ...
+
+    def text_features(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode texts: (n, L) -> (n, L, D) tokens and (n, D) vectors, not normalized."""
+        ...
+
+    def class_mask_tensors(
+        self, pixel_maps: Sequence[Tensor], class_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what `class_masks` does."""
+        ...
+
+    def phrase_mask_tensors(
+        self, pixel_maps: Sequence[Tensor], phrase_tokens: Tensor, text_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what `find_phrases` does.
+
+        Args:
+            pixel_maps: images.
+            phrase_tokens: (B, g, D) features of the real tokens of all phrases of an image.
+            text_vectors: (n, D) of the phrases.
+        """
+        ...
+
+    def image_vector_tensors(self, pixel_maps: Sequence[Tensor], image_means: Tensor) -> Tensor:
+        """Embed images: unit vectors, (B, 2 D)."""
         ...
 
 

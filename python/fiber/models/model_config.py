@@ -77,3 +77,12 @@ class ModelConfig(Protocol):
     def check_published(self, prefix: str = "") -> None:
         """Raise ValueError if a published run cannot have the config; see `MeterConfig`."""
         ...
+
+
+def text_cleaning(config: Any) -> str:
+    """Return how a family cleans texts before they are tokenized, or "" if it does not.
+
+    It is the attribute `text_cleaning` of its configs: a name of
+    `fiber.data.texts.cleaning.CLEANERS`.
+    """
+    return getattr(config, "text_cleaning", "")

@@ -47,6 +47,7 @@ __all__ = [
     "check_tokenizer",
     "encoder_format",
     "inference_transform",
+    "own_transforms",
     "read_config",
     "recognize",
 ]
@@ -68,6 +69,9 @@ CONFIGS = {
     "fiber": "fiber.config:FiberConfig",
     "xdecoder": "fiber.models.xdecoder.config:XDecoderConfig",
 }
+
+#: Tasks whose images may have preprocessing of their own.
+TRANSFORM_TASKS = ("caption", "image_text", "instances")
 
 #: Maximum number of characters of an error in a message.
 _MAX_ERROR = 200
@@ -241,6 +245,13 @@ def build_empty(config: ModelConfig) -> Network:
 def inference_transform(config: ModelConfig, task: str | None = None) -> ImageTransform:
     """Return the image preprocessing of a model at inference, for a task or by default."""
     return architecture_of(config).transform(config, task)
+
+
+def own_transforms(config: ModelConfig) -> dict[str, ImageTransform]:
+    """Return the image preprocessing of the tasks for which it is not the default, by task."""
+    default = inference_transform(config).describe()
+    found = {task: inference_transform(config, task) for task in TRANSFORM_TASKS}
+    return {task: own for task, own in found.items() if own.describe() != default}
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.ops.tracing import is_exporting
+
 #: Number of taps of a 3 x 3 kernel. Each tap has a (y, x) offset and a modulation factor.
 TAPS = 9
 #: Size in bytes of tap chunks that fit in the CPU cache; used without gradients.
@@ -55,7 +57,7 @@ def modulated_deform_conv(
             padding=(1, 1),
             mask=modulation,
         )
-    if _is_exporting():
+    if is_exporting():
         return _sampled_conv(features, offsets, modulation, weight, bias, stride)
     batch, channels, height, width = features.shape
     out_height, out_width = offsets.shape[-2:]
@@ -107,11 +109,6 @@ def _sampled_conv(
     taps = taps.reshape(batch, channels * TAPS, out_height * out_width)
     out = weight.flatten(1) @ taps + bias[:, None]
     return out.reshape(batch, weight.shape[0], out_height, out_width)
-
-
-def _is_exporting() -> bool:
-    """Return whether `torch.export` traces; with torch 2.6, also whether `torch.compile` does."""
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _corners(

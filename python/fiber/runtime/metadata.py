@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fiber.atomic_io import read_json
 from fiber.checkpoints.vocabulary.files import MAX_STRINGS, check_strings
 from fiber.config_io import READ, check_ranges, from_dict
+from fiber.data.texts.cleaning import CLEANERS
 from fiber.messages import shown, shown_names
 
 #: Formats of graphs.
@@ -109,12 +110,20 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Limits of texts."""
+    """Limits and cleaning of texts."""
 
     max_tokens: int
     vocab_size: int
+    #: How texts are cleaned before they are tokenized: a name of
+    #: `fiber.data.texts.cleaning.CLEANERS`, or "".
+    cleaning: str = ""
 
     def __post_init__(self) -> None:
+        if self.cleaning and self.cleaning not in CLEANERS:
+            raise ValueError(
+                f"text.cleaning: expected '' or one of {', '.join(map(repr, CLEANERS))}, got"
+                f" {shown(self.cleaning)}"
+            )
         check_ranges(self, "text.", dict.fromkeys(("max_tokens", "vocab_size"), _ID))
 
 
@@ -131,6 +140,8 @@ class DetectorSettings:
     #: `fiber.ops.boxes.DELTA_WEIGHTS` and `MAX_LOG_SCALE` of the version that wrote the graphs.
     delta_weights: tuple[float, ...]
     max_log_scale: float
+    #: Pixels for each row and column of mask features; None without masks.
+    mask_stride: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.strides) <= _MAX_SIZES:
@@ -139,6 +150,31 @@ class DetectorSettings:
             )
         ranges = {"strides": _PIXELS, "anchor_scale": (1e-6, 1e6), "size_divisor": _PIXELS}
         check_ranges(self, "detector.", ranges)
+        if self.mask_stride is not None:
+            check_ranges(self, "detector.", {"mask_stride": _PIXELS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """Texts that classes of masks are encoded by; see `fiber.models.masks.class_texts`."""
+
+    templates: tuple[str, ...]
+    background: str
+    removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.templates or not all("{}" in template for template in self.templates):
+            raise ValueError(
+                "masks.templates: expected texts with {} in the place of the name, got"
+                f" {shown(self.templates)}"
+            )
+        if not self.background.strip() or not all(self.removed):
+            raise ValueError(
+                "masks: expected a background and removed parts that are not empty, got"
+                f" {shown(self.background)} and {shown(self.removed)}"
+            )
+        if max(len(self.templates), len(self.removed)) > _MAX_FILES:
+            raise ValueError(f"masks: expected at most {_MAX_FILES} templates and removed parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +225,8 @@ class Metadata:
     dimensions: dict[str, Dimension]
     #: Constructor of `fiber.data.ImageTransform` and its arguments, under "name" and "arguments".
     image_transform: dict[str, Any] = field(metadata=_VALUES)
+    #: The same for tasks that have another one: "caption", "image_text", "instances".
+    task_transforms: dict[str, Any] = field(default_factory=dict, metadata=_VALUES)
     text: TextSettings
     #: File of the tokenizer in the folder; None if the model has none.
     tokenizer: str | None = None
@@ -199,6 +237,7 @@ class Metadata:
     #: Labels in the order of the outputs of the graph "head_snli".
     entailment: tuple[str, ...] = ()
     detector: DetectorSettings | None = None
+    masks: MaskSettings | None = None
     caption: CaptionSettings | None = None
     ranking: RankingSettings | None = None
 

@@ -226,14 +226,3 @@ def test_the_card_says_how_the_model_is_asked():
     assert "pipeline_tag: image-segmentation" in card
     for call in ("model.segment(", "model.caption(", "model.search("):
         assert call in card
-
-
-def test_classes_of_transformers_say_that_they_do_not_run_such_models(tmp_path):
-    pytest.importorskip("transformers")
-    small_model().save(tmp_path / "model")
-    from transformers import AutoModel
-
-    import fiber.hf  # noqa: F401
-
-    with pytest.raises(MissingHeadError, match=r"does not run the head 'mask'.*fiber\.load"):
-        AutoModel.from_pretrained(tmp_path / "model")

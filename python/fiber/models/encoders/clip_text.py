@@ -95,4 +95,5 @@ def last_tokens(tokens: Tensor, text_mask: Tensor) -> Tensor:
     the last id of the vocabulary.
     """
     last = text_mask.sum(1) - 1
-    return tokens[torch.arange(len(tokens), device=tokens.device), last]
+    # Not `len`, which would fix the number of texts in exported graphs.
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), last]

@@ -42,6 +42,8 @@ from fiber.ops.dropout import of_rows
 PRIOR_PROBABILITY = 0.01
 #: Bound on the absolute value of token logits, as in the published code.
 MAX_TOKEN_LOGIT = 50000.0
+#: Message of the error for masks that the model lacks.
+_NO_MASKS = "the model has no masks: detector.mask_width is 0"
 
 
 class GroundingHead(nn.Module):
@@ -218,7 +220,7 @@ class FiberDetector(Network):
             ValueError: if `features` has no text, or the model no masks.
         """
         if self.mask_head is None:
-            raise ValueError("the model has no masks: detector.mask_width is 0")
+            raise ValueError(_NO_MASKS)
         return self._predict_all(features, self.mask_head)
 
     def _predict_all(self, features: BackboneOutput, mask_head: MaskHead | None) -> DetectorOutput:
@@ -284,6 +286,28 @@ class FiberDetector(Network):
         assert features.text_mask is not None
         levels = self.tower(self.pyramid(self.stage_maps(features)))
         return self.head(levels, features.text, features.text_mask)
+
+    def predict_all_masks(
+        self, features: BackboneOutput
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Predict as `predict_all`, and mask embeddings of all levels and mask features.
+
+        Raises:
+            ValueError: if the model has no masks.
+        """
+        if self.mask_head is None:
+            raise ValueError(_NO_MASKS)
+        assert features.text is not None
+        assert features.text_mask is not None
+        levels = self.tower(self.pyramid(self.stage_maps(features)))
+        masks = self.mask_head(features.stages, levels)
+        found = self.head(levels, features.text, features.text_mask)
+        return (*found, torch.cat(masks.embeddings, 1), masks.features)
+
+    @property
+    def mask_stride(self) -> int:
+        """Stride of mask features in pixels."""
+        return self.config.swin.patch_size
 
     def locations(
         self, images: Tensor, image_sizes: Tensor | None = None

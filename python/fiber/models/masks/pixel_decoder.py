@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fiber.models.masks.attention import PackedAttention, feed_forward
 from fiber.models.masks.pixel_decoder_config import NORM_GROUPS, PixelDecoderConfig
 
+#: Pixels of an image for each row and column of mask features.
+MASK_STRIDE = 4
 #: Longest wavelength of the position code, and what keeps its divisions finite.
 _TEMPERATURE = 10000.0
 _EPS = 1e-6

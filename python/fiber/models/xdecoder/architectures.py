@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fiber.models.architecture import Architecture
-from fiber.models.encoders.clip_tokens import clean_text
 from fiber.models.xdecoder import infer_config, keys
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.preprocess import check_tokenizer, xdecoder_transform
@@ -35,7 +34,6 @@ ARCHITECTURES = (
         main_sizes=infer_config.main_sizes,
         transform=xdecoder_transform,
         check_tokenizer=check_tokenizer,
-        clean_text=clean_text,
         describe=infer_config.describe,
     ),
 )

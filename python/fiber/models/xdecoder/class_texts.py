@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fiber.messages import shown
+from fiber.models.masks.class_texts import ClassTexts
 
 #: Templates that the vectors of a class are the mean over; the first is the bare name.
 TEMPLATES = (
@@ -97,18 +97,15 @@ TEMPLATES = (
     "a tattoo of the {}.",
 )
 
-#: Name of the last class, which stands for no object.
-BACKGROUND = "background"
-
-#: Ends of class names of COCO that are not words.
-_SUFFIXES = ("-other", "-merged", "-stuff")
+#: How classes are asked for. The parts that are left out are ends of class names of COCO.
+CLASS_TEXTS = ClassTexts(
+    templates=TEMPLATES, background="background", removed=("-other", "-merged", "-stuff")
+)
 
 
 def class_texts(name: str) -> tuple[str, ...]:
     """Return the texts of a class: its name in each template, without the suffixes of COCO."""
-    for suffix in _SUFFIXES:
-        name = name.replace(suffix, "")
-    return tuple(template.format(name) for template in TEMPLATES)
+    return CLASS_TEXTS.of(name)
 
 
 def mean_vectors(vectors: Tensor) -> Tensor:
@@ -119,18 +116,5 @@ def mean_vectors(vectors: Tensor) -> Tensor:
 
 
 def with_background(names: Sequence[str]) -> tuple[str, ...]:
-    """Append the background to the names of classes.
-
-    Raises:
-        ValueError: if there are no names, or a name is empty, there twice, or the background's.
-    """
-    if not names:
-        raise ValueError("classes: expected at least one name, got none")
-    for number, name in enumerate(names):
-        if not name.strip():
-            raise ValueError(f"classes: name {number} is empty")
-        if name in names[:number]:
-            raise ValueError(f"classes: {shown(name)} is there twice")
-        if name == BACKGROUND:
-            raise ValueError(f"classes: {shown(name)} is added as the last class; leave it out")
-    return (*names, BACKGROUND)
+    """Append the background to the names of classes; see `ClassTexts.with_background`."""
+    return CLASS_TEXTS.with_background(names)

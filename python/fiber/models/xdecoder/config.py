@@ -118,6 +118,11 @@ class XDecoderConfig:
         return self.clip_text.vocab_size
 
     @property
+    def text_cleaning(self) -> str:
+        """Texts are cleaned as by the published tokenizer; see `fiber.data.texts.cleaning`."""
+        return "clip"
+
+    @property
     def num_answers(self) -> int:
         """0: there is no VQA head."""
         return 0

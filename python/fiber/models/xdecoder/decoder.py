@@ -22,7 +22,8 @@ from fiber.models.encoders.clip import PastKeys
 from fiber.models.masks.attention import PackedAttention, feed_forward
 from fiber.models.masks.pixel_decoder import PixelFeatures, sine_positions
 from fiber.models.xdecoder.config import XDecoderConfig
-from fiber.ops.masks import resize_masks
+from fiber.ops.masks import resize_masks, shrink_masks
+from fiber.ops.tracing import is_exporting
 
 #: Number of maps that the layers read in turn.
 NUM_LEVELS = 3
@@ -45,7 +46,8 @@ class Memory(NamedTuple):
     @property
     def batch_size(self) -> int:
         """Number of images."""
-        return len(self.mask_features)
+        # Not `len`, which would fix the number of images in exported graphs.
+        return self.mask_features.shape[0]
 
 
 class Prediction(NamedTuple):
@@ -182,7 +184,11 @@ class XDecoderDecoder(nn.Module):
             values.append(value)
             keys.append(value + positions)
             sizes.append(size)
-            resized.append(resize_masks(features.mask_features, size))
+            if is_exporting():
+                # Maps are at strides 32, 16 and 8, mask features at stride 4.
+                resized.append(shrink_masks(features.mask_features, 2 ** (NUM_LEVELS - level)))
+            else:
+                resized.append(resize_masks(features.mask_features, size))
         return Memory(
             tuple(values), tuple(keys), tuple(sizes), features.mask_features, tuple(resized)
         )

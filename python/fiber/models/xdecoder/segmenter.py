@@ -23,11 +23,11 @@ from fiber.models.encoders.focalnet import FocalNetEncoder
 from fiber.models.heads import need_head
 from fiber.models.masks.pixel_decoder import PixelDecoder
 from fiber.models.xdecoder.captioner import CAPTION_STEPS, caption_text, greedy_captions
-from fiber.models.xdecoder.class_texts import class_texts, mean_vectors, with_background
+from fiber.models.xdecoder.class_texts import mean_vectors
 from fiber.models.xdecoder.config import XDecoderConfig
 from fiber.models.xdecoder.decoder import NORM_EPS, Memory, Prediction, XDecoderDecoder
+from fiber.models.xdecoder.graph_functions import GraphNetwork
 from fiber.models.xdecoder.parameter_parts import DECAY, PARTS
-from fiber.models.xdecoder.training import TrainedNetwork
 from fiber.ops.linear import whole_table
 
 #: Maximum of the exponential of the logit scale, for phrases. It is not limited for classes.
@@ -113,7 +113,7 @@ class XDecoderBackbone(nn.Module):
         return self.text(token_ids)
 
 
-class XDecoder(TrainedNetwork):
+class XDecoder(GraphNetwork):
     """X-Decoder model with the heads in `config.heads`.
 
     Methods that need a missing head raise `MissingHeadError`.
@@ -244,7 +244,7 @@ class XDecoder(TrainedNetwork):
         Raises:
             ValueError: if there are no names, or a name is empty, there twice, or the background's.
         """
-        return [class_texts(name) for name in with_background(names)]
+        return self.class_texts.prompts(names)
 
     def prompt_vectors(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Encode texts of classes: (B, L) -> (B, D)."""
@@ -289,13 +289,17 @@ class XDecoder(TrainedNetwork):
         The product with those of texts is that of `retrieval_scores`.
         """
         vectors = self.image_vectors(images)
-        return _side_by_side(vectors.decoder, vectors.backbone)
+        return self.embedding(vectors.decoder, vectors.backbone)
+
+    def embedding(self, first: Tensor, second: Tensor) -> Tensor:
+        """Join two vectors of each row as a unit vector: 2 x (B, D) -> (B, 2 D)."""
+        return torch.cat((normalized(first), normalized(second)), -1) * math.sqrt(0.5)
 
     def embed_texts(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Embed texts: (B, 2 D) unit vectors, the vector of each text twice."""
         need_head(self.config, "retrieval", "search")
         vectors = self.encode_text(token_ids, text_mask).vectors
-        return _side_by_side(vectors, vectors)
+        return self.embedding(vectors, vectors)
 
     @property
     def caption_steps(self) -> int:
@@ -332,11 +336,6 @@ class XDecoder(TrainedNetwork):
 def normalized(vectors: Tensor) -> Tensor:
     """Divide vectors by their L2 norm, which is kept from 0 as published."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_EPS)
-
-
-def _side_by_side(first: Tensor, second: Tensor) -> Tensor:
-    """Join two vectors of each row as a unit vector: 2 x (B, D) -> (B, 2 D)."""
-    return torch.cat((normalized(first), normalized(second)), -1) * math.sqrt(0.5)
 
 
 def join_tokens(tokens: Tensor, text_mask: Tensor) -> Tensor:
