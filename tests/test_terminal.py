@@ -1,8 +1,10 @@
 import errno
 import io
 import json
+import logging
 import os
 import sys
+import warnings
 from unicodedata import bidirectional
 
 import pytest
@@ -15,6 +17,7 @@ from fiber.terminal import (
     explain_output_errors,
     is_terminal,
     unescaped,
+    without_log_lines,
 )
 
 
@@ -84,6 +87,22 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(BrokenPipeError, match=r"^$"), explain_output_errors(sys.stdout, "out"):
         raise BrokenPipeError
+
+
+def test_log_lines_are_dropped(capsys):
+    logger, handler = logging.getLogger("fiber.test"), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught, without_log_lines():
+            logger.warning("dropped")
+            warnings.warn("dropped", FutureWarning, stacklevel=1)
+            logger.error("kept")
+        with pytest.raises(ZeroDivisionError), without_log_lines():
+            1 / 0  # noqa: B018
+        logger.warning("after")
+    finally:
+        logger.removeHandler(handler)
+    assert not caught and capsys.readouterr().err == "kept\nafter\n"
 
 
 def test_libraries_write_no_colors(monkeypatch):

@@ -8,8 +8,10 @@ the streams of `escaping`, so that no `print` has to think of it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -112,6 +114,22 @@ def escaping() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+
+
+@contextlib.contextmanager
+def without_log_lines() -> Iterator[None]:
+    """Drop warnings and lines of logs below errors, for the import of a library that writes some.
+
+    They are about other libraries and for their developers, and would be before an answer.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def is_terminal(stream: TextIO) -> bool:

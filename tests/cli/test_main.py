@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,16 @@ class TestTable:
             monkeypatch.setenv(name, value)
         assert main(["recipes"]) == 0
         assert os.environ.get("GOMP_SPINCOUNT") == wanted
+
+
+def test_warnings_for_developers_of_other_packages_are_dropped(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    assert main(["recipes"]) == 0
+    capsys.readouterr()
+    for category in (UserWarning, RuntimeWarning, FutureWarning, DeprecationWarning):
+        warnings.showwarning("text", category, "a.py", 1)
+    assert capsys.readouterr().err == "fiber: warning: text\n" * 2
 
 
 class TestProcess:

@@ -1,5 +1,7 @@
 """Layers that have adapters, names of tensors, and merging."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,21 @@ from tests.models.small_networks import NETWORKS, heads, network
 @pytest.fixture(scope="module")
 def coarse():
     return network("coarse")
+
+
+def test_the_import_writes_no_lines(tmp_path, monkeypatch, capsys):
+    """PEFT imports torchao, of which torch logs lines that are for the developers of either."""
+    (tmp_path / "peft.py").write_text(
+        "import logging, warnings\n"
+        "logging.getLogger('torchao').warning('is deprecated')\n"
+        "warnings.warn('is deprecated', FutureWarning)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # Set first, so that the module is taken back after the test, even if there was none.
+    monkeypatch.setitem(sys.modules, "peft", None)
+    del sys.modules["peft"]
+    assert import_peft().__file__ == str(tmp_path / "peft.py")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_patterns_that_name_nothing_or_no_linear_layer_are_errors(coarse):

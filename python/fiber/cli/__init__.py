@@ -188,8 +188,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
-def _warn(message: Warning | str, *where: object, **more: object) -> None:
-    """Print a warning as one line, without its source line."""
+def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """Print a warning as one line, without its source line.
+
+    Warnings for the developers of other packages, such as of what is deprecated, are dropped.
+    """
+    if issubclass(category, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+        return
     text = f"fiber: warning: {_one_line(str(message))}"
     if launched.is_new(text):
         print(text, file=sys.stderr)

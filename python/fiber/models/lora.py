@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fiber.config_io import nearest
 from fiber.messages import shown, shown_names
 from fiber.models.registry import ModelConfig, Network, architecture_of, build_empty
+from fiber.terminal import without_log_lines
 
 if TYPE_CHECKING:
     import peft
@@ -38,7 +39,9 @@ def import_peft() -> Any:
         ModuleNotFoundError: if it is not installed; the message names the extra.
     """
     try:
-        import peft
+        # PEFT imports torchao, whose versions differ in what torch warns of.
+        with without_log_lines():
+            import peft
     except ImportError as error:
         raise ModuleNotFoundError(
             f"LoRA needs the package peft ({error}); install it with pip install 'fiber-vl[lora]'"
