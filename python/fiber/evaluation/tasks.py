@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,10 +114,12 @@ def open_records(data: Data, task: str, split: str) -> RecordSet:
                 f"data has records for {', '.join(map(repr, data)) or 'no task'}, but not for"
                 f" {task!r}"
             )
-        records = data[task]
+        given: Any = data
+        records = given[task]
         check_records(records, f"data for task {task!r}: expected {RECORD_SET}")
     else:
-        records = data
+        given = data
+        records = given
         check_records(records, f"data: expected a folder, rows or {RECORD_SET}")
     if len(records) == 0:
         raise ValueError(f"task {task!r}: expected at least one record, got none")

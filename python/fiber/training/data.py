@@ -236,7 +236,8 @@ def _given_records(config: RunConfig, data: Any) -> dict[str, RecordSet]:
             f"expected a dict of records by task for the tasks {', '.join(active)}, got"
             f" {type(data).__name__}"
         )
-    return dict.fromkeys(active, data)
+    records: RecordSet = data
+    return dict.fromkeys(active, records)
 
 
 def _choose_answers(

@@ -160,7 +160,7 @@ def tables_by_split(given: Any) -> dict[str, Any]:
     """Return the tables of a dict by the names that splits have here, or a table as ""."""
     if not isinstance(given, Mapping):
         return {"": given}
-    return {_SPLITS.get(name, name): table for name, table in given.items()}
+    return {_SPLITS.get(str(name), str(name)): table for name, table in given.items()}
 
 
 def plain(value: Any) -> Any:

@@ -54,9 +54,13 @@ class DividedRecords(ChosenRecords):
 
 
 def is_divisible(records: RecordSet) -> bool:
-    """Return whether there are two images or more, of which one can be held out."""
-    first = _group_of(records[0]) if len(records) else ""
-    return any(_group_of(records[index]) != first for index in range(1, len(records)))
+    """Return whether there are enough images to hold out a part of a file without splits."""
+    found = set[str]()
+    for index in range(len(records)):
+        found.add(_group_of(records[index]))
+        if len(found) * FRACTION >= 1:
+            return True
+    return False
 
 
 def divided(records: RecordSet, split: str, shots: int = 0) -> RecordSet:

@@ -124,7 +124,8 @@ def _detect(options: argparse.Namespace) -> int:
     if options.format not in (None, "json"):
         from fiber.cli.detections import DetectionWriter
 
-        names = [getattr(each, "name", each) for each in classes or model.classes]
+        given = classes or model.classes
+        names = [each if isinstance(each, str) else each.name for each in given]
         writer = DetectionWriter(options.format, options.output, names, session.name)
     _print_boxes(options, session, partial(model.detect, **arguments), writer)
     number = len(model.classes if classes is None else classes)
