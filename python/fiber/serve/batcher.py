@@ -143,6 +143,8 @@ class Batcher:
         with warnings.catch_warnings(record=True) as caught:
             # "always" keeps no record of the texts of warnings.
             warnings.simplefilter("always")
+            # Of other threads.
+            warnings.simplefilter("ignore", ResourceWarning)
             groups = [list(asked)] if asked else []
             while groups:
                 group = groups.pop()

@@ -106,10 +106,14 @@ async def _read_form(http: HTTPRequest, body: bytes, kind: type[Request]) -> dic
     except (MultiPartException, KeyError, ValueError) as error:
         raise RequestError(400, f"the form cannot be read: {one_line(error)}") from error
     values: dict[str, list[Any]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            value = Image(printable(value.filename or "", _MAX_NAME) or None, await value.read())
-        values.setdefault(name, []).append(value)
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                name_of_file = printable(value.filename or "", _MAX_NAME) or None
+                value = Image(name_of_file, await value.read())
+            values.setdefault(name, []).append(value)
+    finally:
+        await form.close()
     for name in kind.image_fields:
         for value in values.get(name, []):
             if not isinstance(value, Image):
