@@ -33,7 +33,7 @@ from tests.conftest import save_micro_models
 from tests.processes import start_python
 
 #: Images of the source, broken ones not counted, and records of a unit.
-IMAGES, UNIT = 120, 6
+IMAGES, UNIT = 240, 6
 #: Kills of one run before it may finish.
 _KILLS_PER_RUN = 5
 
@@ -67,9 +67,10 @@ class Runs:
         self.number = 0
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
-        began = time.monotonic()
         self.expected = self._whole()
-        #: Duration of a run that nothing happens to.
+        began = time.monotonic()
+        self._whole()
+        #: Latest moment of a kill: about the duration of a run that nothing happens to.
         self.seconds = time.monotonic() - began
 
     def _whole(self) -> tuple[pyarrow.Table, pyarrow.Table]:
@@ -129,8 +130,11 @@ class Runs:
             time.sleep(draws.uniform(0, self.seconds))
             # All, as when a machine is switched off, or one of them.
             dying = processes if draws.random() < 0.5 else processes[:1]
+            is_late = processes[0].exitcode is not None
+            self.counts["too late" if is_late else "kills"] += 1
+            # Other programs make the machine faster and slower.
+            self.seconds *= 0.8 if is_late else 1.05
             for process in dying:
-                self.counts["kills" if process.exitcode is None else "too late"] += 1
                 process.kill()
             for process in processes:
                 process.join()
@@ -148,8 +152,8 @@ class Runs:
     def fill_disk(self, draws: random.Random) -> None:
         """Run with files of limited size, then without the limit."""
         output = self._output()
-        largest = 6000
-        (process,) = self.start(output, 1, draws.randrange(1, largest))
+        # What is printed must fit, too.
+        (process,) = self.start(output, 1, draws.randrange(800, 6000))
         process.join()
         said = (self.folder / "err-0").read_text()
         self.counts["full disks" if process.exitcode else "disks that sufficed"] += 1
@@ -170,8 +174,7 @@ def try_kills(folder: Path, kills: int, full_disks: int, seed: int, images: int 
     """Kill runs until `kills` signals were sent; return what happened."""
     draws, runs = random.Random(seed), Runs(folder, images)
     ranks = 1
-    while runs.counts["kills"] + runs.counts["too late"] < kills:
-        left = kills - runs.counts["kills"] - runs.counts["too late"]
+    while (left := kills - runs.counts["kills"]) > 0:
         runs.kill(draws, ranks, min(left, draws.randint(1, _KILLS_PER_RUN)))
         ranks = 3 - ranks
     for _ in range(full_disks):

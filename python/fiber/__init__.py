@@ -9,6 +9,7 @@ from fiber._core import DecodeError
 from fiber.distributions import TWO_DISTRIBUTIONS, is_installed_twice
 
 if TYPE_CHECKING:
+    from fiber.bulk.index import Index
     from fiber.bulk.map import map  # noqa: A004 (the name that users know from other libraries)
     from fiber.config import FiberConfig
     from fiber.evaluation.evaluate import evaluate
@@ -32,6 +33,7 @@ __all__ = [
     "FiberConfig",
     "FiberDetector",
     "FiberImageText",
+    "Index",
     "MissingHeadError",
     "Segmentation",
     "__version__",
@@ -49,6 +51,7 @@ _HOMES = {
     "FiberConfig": "fiber.config",
     "FiberDetector": "fiber.models.fiber.detector",
     "FiberImageText": "fiber.models.fiber.image_text",
+    "Index": "fiber.bulk.index",
     "MissingHeadError": "fiber.models.heads",
     "Segmentation": "fiber.postprocess.segmentation",
     "evaluate": "fiber.evaluation.evaluate",

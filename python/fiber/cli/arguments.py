@@ -265,7 +265,9 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "DIR": _path,
     "FILE": _path,
     # Some of these may be a URL, or the name of a model.
-    **dict.fromkeys(("IMAGE", "LEFT", "RIGHT", "MODEL", "SOURCE", "DATA", "IN"), path_text),
+    **dict.fromkeys(
+        ("IMAGE", "LEFT", "RIGHT", "MODEL", "SOURCE", "DATA", "IN", "INDEX"), path_text
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`fiber map`."""
+"""`fiber map`, `fiber index`, and the search in an index."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
     DEVICE,
     LIMITS,
+    MAX_MESSAGE,
     VOCABULARIES,
     add_options,
     limits_of,
+    naming_option,
     path_text,
     pick,
     score,
@@ -23,6 +27,7 @@ from fiber.cli.arguments import (
 )
 from fiber.cli.models import RUNTIMES, choose_model, load_graphs
 from fiber.config_io import nearest
+from fiber.messages import printable
 
 if TYPE_CHECKING:
     from fiber.bulk.ranks import Rank
@@ -34,6 +39,12 @@ Run one task of a model on all images of a folder, a file or a URL, and write th
 files. The same command goes on where it was interrupted. Records that fail are listed with their
 reason in errors.parquet. The last line is one JSON object with counts.
 """
+_INDEX = """
+Embed all images of a folder, a file or a URL, or take what `fiber map --task embed` wrote, and add
+them to an index, which `fiber search --index` searches. Images that are in the index are skipped.
+"""
+#: Height and width of an image of a sheet of hits, and number of images in a row.
+_TILE, _COLUMNS = 192, 5
 #: Options of tasks with their keywords in `fiber.inference.Annotator`.
 _KEYWORDS = {
     "question": "question",
@@ -53,7 +64,7 @@ _KEYWORDS = {
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `map` to the table of commands."""
+    """Add `map` and `index` to the table of commands."""
     command = commands.add_parser(
         "map", help="run a task on all images of a dataset", description=_MAP
     )
@@ -125,6 +136,26 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(
         run=_map, when_stopped="what is done stays; run the command again to go on"
     )
+    index = commands.add_parser(
+        "index", help="embed all images of a dataset for search", description=_INDEX
+    )
+    add_options(
+        index,
+        {
+            "source SOURCE": "as of `fiber map`, or the folder that `fiber map --task embed` wrote",
+            "--output INDEX": "folder of the index: a new one, or one to add to",
+            "--model MODEL": "model folder or checkpoint file (default: as of `fiber map`)",
+            **DEVICE,
+            **LIMITS,
+            "--records KIND": "kind of the records that are read (default: the first)",
+            "--split S": "splits to read, such as train+val (default: all)",
+            "--batch-size N": "number of records of a batch (default: 16)",
+            "--threads N": "batches that are computed at a time (default: one per core)",
+        },
+        output={"required": True, "type": Path},
+        batch_size={"default": 16},
+    )
+    index.set_defaults(run=_index, when_stopped="run the command again to go on")
 
 
 def _map(options: argparse.Namespace) -> int:
@@ -165,10 +196,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
         )
         with quiet:
             model = choose_model(options.model, *KNOWN[options.task].heads)
-        from fiber.cli.models import PACKAGED
-        from fiber.inference.load import KNOWN_LIMITS
-
-        KNOWN_LIMITS.add(PACKAGED)
+        _know_limits()
         settings |= {name: value for name, value in loading.items() if value is not None}
     settings |= {"model": model, "source": options.records, "split": options.split}
     settings["batch_size"] = options.batch_size
@@ -198,6 +226,128 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
         where = options.output / "errors.parquet"
         print(f"fiber: {errors} records failed; {where} has the reasons", file=sys.stderr)
     return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    import fiber
+    from fiber.bulk.index import Index
+    from fiber.bulk.output import DESCRIPTION
+    from fiber.bulk.tasks import TASKS as KNOWN
+    from fiber.progress import RateProgress
+
+    _know_limits()
+    embedded, own = Path(options.source), None
+    if not (embedded / DESCRIPTION).exists():
+        own = embedded = options.output / ".embedded"
+        progress = RateProgress()
+        model = _model_of(options.output, options.model) or choose_model(
+            None, *KNOWN["embed"].heads
+        )
+        settings = pick(options, "split", "batch_size", "threads") | limits_of(options)
+        if options.device is not None:
+            settings["device"] = options.device
+        try:
+            fiber.map(
+                options.source,
+                "embed",
+                embedded,
+                model=model,
+                source=options.records,
+                progress=progress,
+                **settings,
+            )
+        finally:
+            progress.close()
+    before = len(Index(options.output)) if _model_of(options.output, None) else 0
+    index = Index.create(options.output, embedded)
+    found = {"output": str(options.output), "rows": len(index), "new": len(index) - before}
+    found["errors"] = summary_errors(embedded)
+    if own is not None:
+        shutil.rmtree(own)
+    print(json.dumps(found))
+    return 0
+
+
+def summary_errors(embedded: Path) -> int:
+    """Return the number of records that failed."""
+    from fiber.bulk.map import summary
+
+    return int(summary(embedded).get("total", {}).get("errors", 0))
+
+
+def _model_of(folder: Path, named: str | None) -> str | None:
+    """Return the model that is named, or else that of an index that exists."""
+    from fiber.bulk.store import FILE, Store
+
+    if named is not None or not (folder / FILE).exists():
+        return named
+    return Store(folder).about["model"]["name"]
+
+
+def _know_limits() -> None:
+    """Print no warning of the model in the package."""
+    from fiber.cli.models import PACKAGED
+    from fiber.inference.load import KNOWN_LIMITS
+
+    KNOWN_LIMITS.add(PACKAGED)
+
+
+def search_index(options: argparse.Namespace) -> int:
+    """Run `fiber search --index`."""
+    from fiber.bulk.index import Index, IndexHit
+    from fiber.terminal import is_terminal
+
+    _know_limits()
+    loading = pick(options, "tokenizer", "device") | limits_of(options)
+    settings = {name: value for name, value in loading.items() if value is not None}
+    index = Index(options.index, options.model, **settings)
+    rerank = False if options.no_rerank or options.like is not None else None
+    hits: list[IndexHit] = index.search(
+        options.text,
+        options.top_k,
+        like=options.like,
+        where=options.where,
+        rerank=rerank,
+        candidates=options.candidates,
+    )
+    as_json = options.json or not is_terminal(sys.stdout)
+    asked = {"query": options.text} if options.like is None else {"like": options.like}
+    for rank, hit in enumerate(hits, start=1):
+        if as_json:
+            result = {**asked, "rank": rank, "score": round(hit.score, 4), "key": hit.key}
+            print(json.dumps(result | dict(hit.columns), ensure_ascii=False))
+        else:
+            name = printable(hit.image or hit.key, MAX_MESSAGE)
+            print(f"  {rank:>3}.  {hit.score:.3f}  {name}")
+    if options.save is not None and hits:
+        save_sheet(index, hits, options.text or f"like {options.like}", options.save)
+    return 0
+
+
+def save_sheet(index: Any, hits: Any, title: str, folder: Path) -> None:
+    """Write the images of hits, with their ranks and scores, to sheet.png in a folder."""
+    from PIL import Image
+
+    from fiber.data import load_image
+    from fiber.postprocess.files import save_image
+    from fiber.visualize import add_caption
+
+    with naming_option("--save", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    tiles = []
+    for rank, hit in enumerate(hits, start=1):
+        image = Image.fromarray(load_image(index.image(hit)))
+        image.thumbnail((_TILE, _TILE))
+        tile = Image.new("RGB", (_TILE, _TILE), "white")
+        tile.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
+        tiles.append(add_caption(tile, [(f"{rank}.  {hit.score:.3f}", (0, 0, 0))], size=14))
+    width, height = tiles[0].size
+    columns = min(_COLUMNS, len(tiles))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % columns * width, number // columns * height))
+    captioned = add_caption(sheet, [(title, (0, 0, 0))], size=16)
+    save_image(lambda: captioned, folder / "sheet.png")
 
 
 def _check_options(task: str, given: dict[str, Any]) -> None:

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, IMAGES, AskingSession, add_asking_command, order_hint
 from fiber.postprocess.json_objects import hit_object, match_object
 
 _TEXT = {"text TEXT": 'text, such as "a red mug"'}
+
+
+class _Instead(argparse.Action):
+    """Option with which an argument is not required."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, of: str, **keywords: Any) -> None:
+        super().__init__(option_strings, dest, **keywords)
+        self.of = of
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Set the option."""
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest == self.of:
+                action.required = False
+                action.nargs = "?" if action.nargs is None else "*"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -22,12 +46,19 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add_options(
         search,
         {
-            **_TEXT,
+            "text TEXT": 'text, such as "a red mug"; none with --like',
             **IMAGES,
+            "--index INDEX": "folder of `fiber index` to search instead of images",
+            "--like IMAGE": "of an index, find images that resemble this one",
+            "--where CONDITION": "of an index, only rows for which this is true, such as"
+            ' "width > 800 and text is not null"',
             "--top-k N": "number of images to return (default: 10)",
+            "--candidates N": "of an index, number of images to rerank (default: 100)",
             "--no-rerank": "rank by ITC alone, without reranking by ITM",
         },
         images={"nargs": "+"},
+        index={"action": _Instead, "of": "images"},
+        like={"action": _Instead, "of": "text"},
         top_k={"default": 10},
     )
 
@@ -43,6 +74,11 @@ def _match(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    _check_search(options)
+    if options.index is not None:
+        from fiber.cli.bulk import search_index
+
+        return search_index(options)
     rerank = not options.no_rerank
     heads = ("itc", "retrieval", "itm") if rerank else ("itc", "retrieval")
     hint = order_hint(options.text, "TEXT IMAGE")
@@ -55,3 +91,28 @@ def _search(options: argparse.Namespace) -> int:
         rows = [(f"{rank}.", f"{hit.score:.3f}")]
         session.show(path, image, result, rows, f"{rank}. {options.text}")
     return 0
+
+
+def _check_search(options: argparse.Namespace) -> None:
+    """Check that either images or an index are searched, by what it takes.
+
+    Raises:
+        ValueError: if not.
+    """
+    if options.index is None:
+        for name in ("like", "where", "candidates"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} is for an index; pass --index INDEX")
+        return
+    if options.images:
+        raise ValueError(
+            f"search: expected images or --index, got both; index {options.images[0]} by"
+            f" `fiber index SOURCE --output {options.index}`"
+        )
+    if (options.text is None) == (options.like is None):
+        raise ValueError("search: expected either a text or --like IMAGE")
+    if options.like is not None and options.candidates is not None:
+        raise ValueError("--candidates is for a text; hits of --like are not reranked")
+    for name in ("runtime", "answers"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is not for --index, which has a model of its own")
