@@ -198,9 +198,7 @@ def test_masks_of_boxes(grounder, tmp_path):
 
 class TestBadInput:
     def test_a_model_without_masks(self, folders, grounder):
-        with pytest.raises(
-            MissingHeadError, match=r"needs the head 'mask'; this model has"
-        ):
+        with pytest.raises(MissingHeadError, match=r"needs the head 'mask'; this model has"):
             AutoModelForUniversalSegmentation.from_pretrained(folders["coarse"])
         with pytest.raises(MissingHeadError, match=r"needs the head 'mask'.*grounding_mask"):
             AutoModelForUniversalSegmentation.from_pretrained(grounder)
