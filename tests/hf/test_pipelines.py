@@ -26,7 +26,7 @@ def coarse(folders):
 @pytest.fixture(scope="module")
 def pipelines(folders):
     """A pipeline for each task."""
-    stage = {"fiber-ground": "fine", "fiber-detect": "fine"}
+    stage = {"fiber-ground": "fine", "fiber-detect": "fine", "fiber-segment": "X-Decoder"}
     return {
         task: pipeline(task, model=str(folders[stage.get(task, "coarse")]), device="cpu")
         for task in PIPELINES

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fiber.ops.masks import mask_boxes, resize_masks, shrink_masks
+from fiber.ops.masks import mask_boxes, resize_masks
+from fiber.ops.shrink_masks import shrink_masks
 
 
 def test_boxes_are_half_open_and_empty_masks_have_none():

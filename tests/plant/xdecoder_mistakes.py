@@ -194,7 +194,7 @@ OTHERS = (
     Mistake(
         "S1 of instances: scores without masks",
         _POST,
-        "scores = best * inside / (masks.flatten(1).sum(1) + _AREA_EPS)",
+        "scores = best * inside / f.float32(masks.sum((1, 2)) + _AREA_EPS)",
         "scores = best",
         POST,
     ),

@@ -37,6 +37,7 @@ from fiber.export.parts import (
 )
 from fiber.export.quantize import quantize
 from fiber.export.trace import ExportError, Shapes, infer_shapes, trace
+from fiber.inference.masks.class_vectors import text_checksum
 from fiber.messages import shown
 from fiber.models.abilities import need_ability
 from fiber.models.fiber.beam_search import CAPTION_BEAMS, END_ID, PAD_ID, START_ID
@@ -367,8 +368,9 @@ def _settings(network: Network, plan: ExportPlan, heads: Sequence[str]) -> dict[
         ),
     }
     if "mask" in heads:
-        texts = need_ability(network, SegmentsByTensors, "export", "mask").class_texts
-        settings["masks"] = MaskSettings(**dataclasses.asdict(texts))
+        finder = need_ability(network, SegmentsByTensors, "export", "mask")
+        texts = dataclasses.asdict(finder.class_texts)
+        settings["masks"] = MaskSettings(**texts, text_checksum=text_checksum(finder))
     if "grounding" in heads:
         detector = config.detector
         settings["detector"] = DetectorSettings(

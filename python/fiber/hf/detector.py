@@ -117,6 +117,7 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
             loss = sum(
                 (LOSS_WEIGHTS[name] * each for name, each in losses.items()), torch.zeros(())
             )
+        masks = output.masks
         found = FiberVLDetectionOutput(
             loss=cast("Tensor | None", loss),
             losses=losses,
@@ -127,10 +128,10 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
             attention_mask=attention_mask,
             image_sizes=image_sizes,
             inside=output.inside,
+            mask_embeddings=None if masks is None else tuple(masks.embeddings),
+            mask_features=None if masks is None else masks.features,
+            mask_stride=None if masks is None else masks.stride,
         )
-        if (masks := output.masks) is not None:
-            found.mask_embeddings = tuple(masks.embeddings)
-            found.mask_features, found.mask_stride = masks.features, masks.stride
         return found.to_tuple() if return_dict is False else found
 
 

@@ -215,7 +215,7 @@ class FiberVLImageProcessor(BaseImageProcessor):
                 "scores": boxes.scores,
                 "boxes": boxes.boxes_xyxy,
                 "labels": boxes.label_indices,
-                "masks": masks,
+                "masks": torch.from_numpy(masks),
             }
             for boxes, masks in found
         ]

@@ -97,15 +97,16 @@ class FiberVLForUniversalSegmentation(FiberVLPreTrainedModel):
                 f" {tuple(mask.shape)}; expected equal ones with"
                 f" {' or '.join(map(str, dimensions))} dimensions for the head {shown(name)}"
             )
-        found = FiberVLSegmentationOutput(image_sizes=image_sizes)
+        outputs: dict[str, Any] = {"image_sizes": image_sizes}
         if name != "mask":
-            found.logits = self.network(images, input_ids, mask, name)
+            outputs["logits"] = self.network(images, input_ids, mask, name)
         elif input_ids.ndim == 3:
             classes, masks = self.network(images, input_ids, mask, name)
-            found.class_queries_logits, found.masks_queries_logits = classes, masks
+            outputs |= {"class_queries_logits": classes, "masks_queries_logits": masks}
         else:
             network = need_ability(self.network, SegmentsMasks, type(self).__name__, "mask")
             memory = network.read_image(images)
             scores, masks = network.find_phrases(memory, input_ids, mask)
-            found.masks_queries_logits, found.scores = masks, scores
+            outputs |= {"scores": scores, "masks_queries_logits": masks}
+        found = FiberVLSegmentationOutput(**outputs)
         return found.to_tuple() if return_dict is False else found

@@ -24,13 +24,13 @@ from fiber.models.abilities import FindsBoxes, FindsMasks
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix
 from fiber.ops.arrays import functions_of
 from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
+from fiber.postprocess.box_masks import FoundMasks, ground_phrase_masks, join_masks
 from fiber.postprocess.find import TokenMap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fiber.data.batch import GroundingBatch
-    from fiber.postprocess.box_masks import FoundMasks
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
@@ -97,9 +97,6 @@ class Thresholds(NamedTuple):
         self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
     ) -> list[FoundMasks]:
         """Select the boxes of phrases of each pair, with their masks."""
-        # Networks with masks need torch, the others do not.
-        from fiber.postprocess.box_masks import ground_phrase_masks
-
         return ground_phrase_masks(
             output,
             token_maps,
@@ -187,8 +184,6 @@ def _masks_of_images(
     thresholds: Thresholds,
 ) -> list[tuple[FoundBoxes, Any]]:
     """Return the boxes that all prompts find in each image, best first, with (n, H, W) masks."""
-    from fiber.postprocess.box_masks import join_masks
-
     prefix = network.mask_prefix(batch.images, batch.image_sizes)
     chunks: list[list[tuple[FoundMasks, int]]] = [[] for _ in range(len(batch.images))]
     select, predict = thresholds.select_masks, network.predict_masks
@@ -197,7 +192,7 @@ def _masks_of_images(
         chunks[row].append((own, prompt.first_label))
     limit = thresholds.max_detections
     joined = [join_masks(*zip(*own, strict=True), max_detections=limit) for own in chunks]
-    return [(boxes, masks.numpy()) for boxes, masks in joined]
+    return [(boxes, masks) for boxes, masks in joined]
 
 
 def run_prompts(

@@ -1,12 +1,17 @@
-"""Masks of images, as logits and as bits."""
+"""Masks of images, as logits and as bits: tensors, or arrays of numpy (`fiber.ops.arrays`)."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from fiber.ops.arrays import functions_of
 from fiber.ops.boxes import centers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Values of a location's embedding that weight its place: 1, x, y, x^2 and y^2, relative to the
 #: anchor. The others weight the mask features.
@@ -17,54 +22,52 @@ MASK_MARGIN = 0.1
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize mask logits or features: bicubic with antialiasing, (B, C, H, W) -> (B, C, *size)."""
+    if isinstance(masks, np.ndarray):
+        rows, columns = (
+            _resize_matrix(own, wanted) for own, wanted in zip(masks.shape[2:], size, strict=True)
+        )
+        return cast("Any", rows @ masks @ columns.T)
+    import torch.nn.functional as F
+
     return F.interpolate(masks, size, mode="bicubic", align_corners=False, antialias=True)
 
 
-def shrink_masks(masks: Tensor, factor: int) -> Tensor:
-    """Resize (B, C, H, W) to (B, C, H / factor, W / factor), as `resize_masks` does.
+@lru_cache(maxsize=64)
+def _resize_matrix(own: int, wanted: int) -> np.ndarray:
+    """Return the weights of pixels in each pixel of the output, as torch has them: (wanted, own).
 
-    It computes by convolutions of rows and columns, whose sizes may be symbolic and which other
-    formats have, too. Near borders, the weights inside of the map sum to 1.
+    The cubic kernel has a = -1 / 2 (Keys 1981), and is as wide as the scale if that is above 1.
     """
-    # The weights of output i are centered on factor * (i + 1 / 2) and reach 2 * factor pixels.
-    offsets = (torch.arange(4 * factor, dtype=masks.dtype) + 0.5) / factor - 2
-    kernel = _cubic(offsets).to(masks.device)
-    found = masks.flatten(0, 1).unsqueeze(1)
-    for shape, axis in (((1, 1, -1, 1), 2), ((1, 1, 1, -1), 3)):
-        weights = kernel.reshape(shape)
-        steps: dict[str, list[int]] = {"stride": [1, 1], "padding": [0, 0]}
-        steps["stride"][axis - 2], steps["padding"][axis - 2] = factor, 3 * factor // 2
-        totals = F.conv2d(torch.ones_like(found[:1]), weights, **steps)
-        found = F.conv2d(found, weights, **steps) / totals
-    return found.squeeze(1).unflatten(0, masks.shape[:2])
-
-
-def _cubic(places: Tensor) -> Tensor:
-    """Compute the cubic kernel of antialiased resizing (Keys 1981, a = -1 / 2) at -2 to 2."""
-    x = places.abs()
+    scale = own / wanted
+    middles = (np.arange(wanted)[:, None] + 0.5) * scale
+    x = np.abs(np.arange(own) + 0.5 - middles) / max(scale, 1.0)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
     """Compute the half-open xyxy boxes of (N, H, W) bool masks: (N, 4) float32; 0 if empty."""
-    boxes = torch.zeros(len(masks), 4, device=masks.device)
-    for axis, (first, last) in ((2, (1, 3)), (1, (0, 2))):
+    f = functions_of(masks)
+    edges = []
+    for axis in (1, 2):
         hit = masks.any(axis)
-        index = torch.arange(hit.shape[1], device=masks.device)
-        size = hit.shape[1]
-        found = hit.any(1)
-        boxes[:, first] = torch.where(hit, index, size).amin(1).float() * found
-        boxes[:, last] = torch.where(hit, index + 1, 0).amax(1).float()
-    return boxes
+        index = f.arange(hit.shape[1], masks)
+        size, found = hit.shape[1], hit.any(1)
+        first = f.smallest(f.where(hit, index, index * 0 + size), 1)
+        last = f.largest(f.where(hit, index + 1, index * 0), 1)
+        edges.append((f.float32(first) * found, f.float32(last)))
+    (left, right), (top, bottom) = edges
+    return f.stack([left, top, right, bottom], 1)
 
 
 def enlarged_boxes(boxes_xyxy: Tensor) -> Tensor:
     """Add the margin in which a mask may go beyond its box: (n, 4) -> (n, 4)."""
     sizes = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     margin = sizes * MASK_MARGIN
-    return torch.cat((boxes_xyxy[:, :2] - margin, boxes_xyxy[:, 2:] + margin), 1)
+    f = functions_of(boxes_xyxy)
+    return f.concat((boxes_xyxy[:, :2] - margin, boxes_xyxy[:, 2:] + margin), 1)
 
 
 def masks_at_points(
@@ -81,8 +84,9 @@ def masks_at_points(
     place, weights = embeddings[:, :PLACE_TERMS], embeddings[:, PLACE_TERMS:]
     middles, sizes = centers(anchors_xyxy), anchors_xyxy[:, 2:] - anchors_xyxy[:, :2]
     offsets = (points - middles[:, None]) / sizes[:, None]
-    terms = torch.cat((torch.ones_like(offsets[..., :1]), offsets, offsets**2), -1)
-    return torch.einsum("npm,nm->np", features, weights) + torch.einsum("npt,nt->np", terms, place)
+    f = functions_of(embeddings)
+    terms = f.concat((offsets[..., :1] * 0 + 1, offsets, offsets**2), -1)
+    return f.einsum("npm,nm->np", features, weights) + f.einsum("npt,nt->np", terms, place)
 
 
 def masks_on_map(embeddings: Tensor, features: Tensor, anchors_xyxy: Tensor, stride: int) -> Tensor:
@@ -95,10 +99,11 @@ def masks_on_map(embeddings: Tensor, features: Tensor, anchors_xyxy: Tensor, str
         stride: stride of the map in pixels.
     """
     place, weights = embeddings[:, :PLACE_TERMS], embeddings[:, PLACE_TERMS:]
-    logits = torch.einsum("mhw,nm->nhw", features, weights) + place[:, 0, None, None]
+    f = functions_of(embeddings)
+    logits = f.einsum("mhw,nm->nhw", features, weights) + place[:, 0, None, None]
     middles, sizes = centers(anchors_xyxy), anchors_xyxy[:, 2:] - anchors_xyxy[:, :2]
     for axis, count in ((0, features.shape[2]), (1, features.shape[1])):
-        places = (torch.arange(count, device=features.device) + 0.5) * stride
+        places = (f.float32(f.arange(count, features)) + 0.5) * stride
         offsets = (places - middles[:, axis, None]) / sizes[:, axis, None]
         own = place[:, 1 + axis, None] * offsets + place[:, 3 + axis, None] * offsets**2
         logits = logits + (own[:, None, :] if axis == 0 else own[:, :, None])

@@ -64,6 +64,27 @@ def clip(array: np.ndarray, least: float | None = None, most: float | None = Non
     return np.clip(array, least, most)
 
 
+def smallest(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return the minima along an axis."""
+    return array.min(axis)
+
+
+def best(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maxima along an axis and their indices, of equal ones the first."""
+    found = array.argmax(axis)
+    return np.take_along_axis(array, np.expand_dims(found, axis), axis).squeeze(axis), found
+
+
+def unique(array: np.ndarray) -> np.ndarray:
+    """Return the distinct values in order."""
+    return np.unique(array)
+
+
+def einsum(equation: str, *arrays: np.ndarray) -> np.ndarray:
+    """Sum products of arrays."""
+    return np.einsum(equation, *arrays, optimize=True)
+
+
 def largest(array: np.ndarray, axis: int) -> np.ndarray:
     """Return the maxima along an axis."""
     return array.max(axis)

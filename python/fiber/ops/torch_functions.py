@@ -23,6 +23,7 @@ concat = torch.cat
 stack = torch.stack
 broadcast_to = torch.broadcast_to
 searchsorted = torch.searchsorted
+einsum = torch.einsum
 
 
 def full_precision(like: Tensor) -> torch.autocast:
@@ -53,6 +54,21 @@ def softmax(array: Tensor) -> Tensor:
 def clip(array: Tensor, least: float | None = None, most: float | None = None) -> Tensor:
     """Limit values to a range."""
     return array.clamp(min=least, max=most)
+
+
+def smallest(array: Tensor, axis: int) -> Tensor:
+    """Return the minima along an axis."""
+    return array.amin(axis)
+
+
+def best(array: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return the maxima along an axis and their indices, of equal ones the first."""
+    return array.max(axis)
+
+
+def unique(array: Tensor) -> Tensor:
+    """Return the distinct values in order."""
+    return array.unique()
 
 
 def largest(array: Tensor, axis: int) -> Tensor:

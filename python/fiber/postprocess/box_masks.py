@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from fiber.models.features import DetectorOutput
+from fiber.ops.arrays import functions_of
 from fiber.ops.masks import enlarged_boxes, masks_on_map
 from fiber.postprocess.find import FoundBoxes, Sizes, TokenMap, grounded_locations, join_in_order
 from fiber.postprocess.masks import MASKS_AT_ONCE, MaskSizes, final_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class FoundMasks(NamedTuple):
     """Boxes in one image with their masks."""
 
     boxes: FoundBoxes
-    #: (n, H, W) bool on the CPU, of the original image; a mask may be empty.
-    masks: Tensor
+    #: (n, H, W) bool of the original image; a mask may be empty.
+    masks: np.ndarray
 
 
 def ground_phrase_masks(
@@ -52,14 +55,15 @@ def ground_phrase_masks(
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
     )
-    embeddings, anchors = torch.cat(masks.embeddings, dim=1), torch.cat(output.anchors)
+    f = functions_of(masks.features)
+    embeddings, anchors = f.concat(masks.embeddings, 1), f.concat(output.anchors)
     height, width = masks.features.shape[2:]
     padded, own = (height * masks.stride, width * masks.stride), []
     for image, (boxes, locations) in enumerate(found):
         inside, wanted = (_pair(sizes[image]) for sizes in (image_sizes, original_sizes))
         logits = masks_on_map(
-            embeddings[image, locations].float(),
-            masks.features[image].float(),
+            f.float32(embeddings[image, locations]),
+            f.float32(masks.features[image]),
             anchors[locations],
             masks.stride,
         )
@@ -73,24 +77,26 @@ def join_masks(
 ) -> FoundMasks:
     """Merge the boxes and masks that several prompts found, as `join_chunks`."""
     boxes, order = join_in_order([chunk.boxes for chunk in chunks], first_labels, max_detections)
-    return FoundMasks(boxes, torch.cat([chunk.masks for chunk in chunks])[order.cpu()])
+    order = functions_of(order).as_numpy(order)
+    return FoundMasks(boxes, np.concatenate([chunk.masks for chunk in chunks])[order])
 
 
-def _masks_in_boxes(logits: Tensor, boxes_xyxy: Tensor, sizes: MaskSizes) -> Tensor:
+def _masks_in_boxes(logits: Tensor, boxes_xyxy: Tensor, sizes: MaskSizes) -> np.ndarray:
     """Resize (n, h, w) mask logits, and keep positive pixels in boxes of the original image."""
     height, width = sizes.wanted
-    masks = torch.zeros(len(logits), height, width, dtype=torch.bool)
-    rows = torch.arange(height, device=logits.device) + 0.5
-    columns = torch.arange(width, device=logits.device) + 0.5
-    x0, y0, x1, y1 = enlarged_boxes(boxes_xyxy).unsqueeze(-1).unbind(1)
+    f = functions_of(logits)
+    masks = np.zeros((len(logits), height, width), bool)
+    rows, columns = (f.float32(f.arange(side, logits)) + 0.5 for side in (height, width))
+    boxes = enlarged_boxes(boxes_xyxy)
+    x0, y0, x1, y1 = (boxes[:, edge, None] for edge in range(4))
     in_rows, in_columns = (y0 <= rows) & (rows < y1), (x0 <= columns) & (columns < x1)
     for start in range(0, len(logits), MASKS_AT_ONCE):
         some = slice(start, start + MASKS_AT_ONCE)
         is_in_box = in_rows[some, :, None] & in_columns[some, None, :]
-        masks[some] = ((final_masks(logits[some], *sizes) > 0) & is_in_box).cpu()
+        masks[some] = f.as_numpy((final_masks(logits[some], *sizes) > 0) & is_in_box)
     return masks
 
 
-def _pair(size: Tensor | Sequence[int]) -> tuple[int, int]:
+def _pair(size: Tensor | np.ndarray | Sequence[int]) -> tuple[int, int]:
     height, width = size
     return int(height), int(width)

@@ -1,5 +1,7 @@
 """From mask logits and class logits to semantic maps, panoptic segments and instances.
 
+Logits are tensors of a network, or arrays of numpy of exported graphs (`fiber.ops.arrays`).
+
 Shapes:
     mask_logits: (Q, H, W) at the wanted size; see `final_masks`.
     class_logits: (Q, K + 1), the background last.
@@ -10,12 +12,15 @@ Source: Mask2Former (Cheng et al. 2022), as in Zou et al. (CVPR 2023).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from fiber.ops.arrays import functions_of
 from fiber.ops.masks import mask_boxes, resize_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Added to the number of pixels of a mask before dividing by it, as published.
 _AREA_EPS = 1e-6
@@ -92,10 +97,11 @@ def semantic_scores(
 
     The label of a pixel is the class with the largest sum.
     """
-    probabilities = class_logits.softmax(-1)
+    f = functions_of(mask_logits)
+    probabilities = f.softmax(class_logits)
     if not with_background:
         probabilities = probabilities[:, :-1]
-    return torch.einsum("qc,qhw->chw", probabilities, mask_logits.sigmoid())
+    return f.einsum("qc,qhw->chw", probabilities, f.sigmoid(mask_logits))
 
 
 def panoptic_segments(
@@ -118,11 +124,12 @@ def panoptic_segments(
         score_threshold: probability of the class that a mask must exceed.
         overlap_threshold: least share of a mask's own pixels that must be left to it.
     """
-    scores, labels = class_logits.softmax(-1).max(-1)
-    kept = (labels != len(is_thing)) & (scores > score_threshold)
-    scores, labels = scores[kept], labels[kept].tolist()
-    masks = mask_logits[kept].float().sigmoid()
-    ids = torch.zeros(mask_logits.shape[1:], dtype=torch.int64, device=mask_logits.device)
+    f = functions_of(mask_logits)
+    scores, indices = f.best(f.softmax(class_logits), -1)
+    kept = (indices != len(is_thing)) & (scores > score_threshold)
+    scores, labels = scores[kept], indices[kept].tolist()
+    masks = f.sigmoid(f.float32(mask_logits[kept]))
+    ids = f.zeros(mask_logits.shape[1:], indices)
     segments: list[Segment] = []
     if not labels:
         return Panoptic(ids, ())
@@ -162,18 +169,20 @@ def instance_masks(
             None keeps all.
         max_instances: number of pairs to pick.
     """
-    probabilities = class_logits.softmax(-1)[:, :-1]
+    f = functions_of(mask_logits)
+    probabilities = f.softmax(class_logits)[:, :-1]
     num_classes = probabilities.shape[1]
-    best, index = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
+    flat = probabilities.flatten()
+    best, index = f.topk(flat, min(max_instances, len(flat)))
     labels = index % num_classes
     if is_thing is not None:
-        things = torch.tensor(list(is_thing), device=labels.device)[labels]
+        things = f.moved(np.array(is_thing, bool), labels)[labels]
         best, index, labels = best[things], index[things], labels[things]
     logits = mask_logits[index // num_classes]
     masks = logits > 0
-    inside = (logits.sigmoid() * masks).flatten(1).sum(1)
-    scores = best * inside / (masks.flatten(1).sum(1) + _AREA_EPS)
-    order = scores.argsort(descending=True, stable=True)
+    inside = (f.sigmoid(logits) * masks).sum((1, 2))
+    scores = best * inside / f.float32(masks.sum((1, 2)) + _AREA_EPS)
+    order = f.argsort(scores, descending=True)
     masks = masks[order]
     return Instances(scores[order], labels[order], masks, mask_boxes(masks))
 
@@ -188,11 +197,13 @@ def final_semantic(mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes) 
         class_logits: (Q, K + 1).
         sizes: sizes of the image.
     """
-    scores = mask_logits.new_zeros(class_logits.shape[1] - 1, *sizes.wanted, dtype=torch.float32)
+    f = functions_of(mask_logits)
+    class_logits = f.float32(class_logits)
+    scores = f.zeros((class_logits.shape[1] - 1, *sizes.wanted), class_logits)
     for start in range(0, len(mask_logits), MASKS_AT_ONCE):
         some = slice(start, start + MASKS_AT_ONCE)
-        masks = final_masks(mask_logits[some].float(), *sizes)
-        scores += semantic_scores(masks, class_logits[some].float())
+        masks = final_masks(f.float32(mask_logits[some]), *sizes)
+        scores += semantic_scores(masks, class_logits[some])
     return scores
 
 
@@ -217,12 +228,13 @@ def final_panoptic(
         score_threshold: see `panoptic_segments`.
         overlap_threshold: see `panoptic_segments`.
     """
-    class_logits = class_logits.float()
-    scores, labels = class_logits.softmax(-1).max(-1)
+    f = functions_of(mask_logits)
+    class_logits = f.float32(class_logits)
+    scores, labels = f.best(f.softmax(class_logits), -1)
     kept = (labels != len(is_thing)) & (scores > score_threshold)
-    masks = mask_logits[kept].float()
+    masks = f.float32(mask_logits[kept])
     # A resize of no masks is an error of torch.
-    masks = final_masks(masks, *sizes) if len(masks) else masks.new_zeros(0, *sizes.wanted)
+    masks = final_masks(masks, *sizes) if len(masks) else f.zeros((0, *sizes.wanted), masks)
     return panoptic_segments(
         masks,
         class_logits[kept],
@@ -251,10 +263,11 @@ def final_instances(
         is_thing: see `instance_masks`.
         max_instances: see `instance_masks`.
     """
-    class_logits = class_logits.float()
-    probabilities = class_logits.softmax(-1)[:, :-1].flatten()
-    _, index = probabilities.topk(min(max_instances, len(probabilities)))
+    f = functions_of(mask_logits)
+    class_logits = f.float32(class_logits)
+    probabilities = f.softmax(class_logits)[:, :-1].flatten()
+    _, index = f.topk(probabilities, min(max_instances, len(probabilities)))
     # In order, so that the same pair is first where two are equal.
-    rows = (index // (class_logits.shape[1] - 1)).unique()
-    masks = final_masks(mask_logits[rows].float(), *sizes)
+    rows = f.unique(index // (class_logits.shape[1] - 1))
+    masks = final_masks(f.float32(mask_logits[rows]), *sizes)
     return instance_masks(masks, class_logits[rows], is_thing, max_instances=max_instances)

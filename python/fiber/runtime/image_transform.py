@@ -72,23 +72,25 @@ def describe_transform(transform: ImageTransform) -> dict[str, Any]:
     return described
 
 
-def read_transform(described: Mapping[str, Any]) -> ImageTransform:
-    """Make a transform from the output of `describe_transform`.
+def read_transform(described: Any, where: str = "image_transform") -> ImageTransform:
+    """Make a transform from the output of `describe_transform`, the field `where` of metadata.json.
 
     Raises:
         ValueError: if it is not such an output.
     """
+    if not isinstance(described, Mapping):
+        raise ValueError(f"{where}: expected an object, got {shown(described)}")
     name, arguments = described.get("name"), described.get("arguments")
     if not isinstance(name, str) or name not in _NAMES or not isinstance(arguments, Mapping):
         raise ValueError(
-            f"image_transform: expected a name, one of {', '.join(_NAMES)}, and arguments, got"
+            f"{where}: expected a name, one of {', '.join(_NAMES)}, and arguments, got"
             f" {shown(described)}"
         )
-    checked = from_dict(_Arguments, dict(arguments), where=_ARGUMENTS)
+    checked = from_dict(_Arguments, dict(arguments), where=f"{where}.arguments.")
     try:
         return getattr(ImageTransform, name)(**{each: getattr(checked, each) for each in arguments})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"image_transform: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def prepare_image(image: Any, transform: ImageTransform) -> tuple[np.ndarray, tuple[int, int]]:

@@ -161,6 +161,8 @@ class MaskSettings:
     templates: tuple[str, ...]
     background: str
     removed: tuple[str, ...] = ()
+    #: Checksum of the weights of texts, which saved vectors of classes have.
+    text_checksum: str = ""
 
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):

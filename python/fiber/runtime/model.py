@@ -24,12 +24,15 @@ from fiber.models.model_config import ModelConfig
 from fiber.models.registry import CONFIGS, read_config
 from fiber.runtime.graphs import Graphs
 from fiber.runtime.image_transform import read_transform
+from fiber.runtime.mask_networks import GraphSegmenter
 from fiber.runtime.metadata import FILE, Metadata
 from fiber.runtime.networks import GraphDetector, GraphImageText
 
 if TYPE_CHECKING:
     from fiber.models.abilities import AbilityT
 
+#: Graphs with the abilities of their heads.
+GraphNetwork = GraphDetector | GraphSegmenter | GraphImageText
 _EXPORT_AGAIN = (
     "the graphs in {0} have no {1}; export the model with it: `fiber export MODEL OUT {2}`"
 )
@@ -62,18 +65,22 @@ class GraphModel(MaskMethods):
         self.config = _config(about, graphs.folder / FILE)
         self.answers, self.classes = about.answers, about.classes
         self.tokenizer = _tokenizer(graphs)
-        finds_boxes = "grounding" in about.heads
-        self.network = (GraphDetector if finds_boxes else GraphImageText)(graphs, self.config)
+        self.network = graph_network(graphs, self.config)
         try:
             transform = read_transform(about.image_transform)
+            own = {
+                task: read_transform(each, f"task_transforms.{task}")
+                for task, each in about.task_transforms.items()
+            }
         except ValueError as error:
             raise ValueError(f"{graphs.folder / FILE}: {error}") from error
         self._inputs = ArrayInputs(
-            lambda task: transform,
+            lambda task: own.get(task or "", transform),
             self.tokenizer,
             self.config.max_tokens,
             DecodeLimits(max_pixels, max_decode_bytes),
             _EXPORT_AGAIN.format(graphs.folder, "tokenizer", "--tokenizer DIR"),
+            cleaning=about.text.cleaning,
         )
         self._no_answers = _EXPORT_AGAIN.format(graphs.folder, "answers", "--answers FILE")
         self._start_boxes()
@@ -162,12 +169,35 @@ def _config(about: Metadata, path: Path) -> ModelConfig:
                 f"heads: expected some of {shown_names(config.heads)}, which the model has, got"
                 f" {shown_names(unknown)}"
             )
-        if tuple(config.heads) == about.heads:
-            return config
-        heads = dataclasses.replace(config.image_text, heads=about.heads)
-        return dataclasses.replace(config, image_text=heads)
+        return _with_heads(config, about.heads)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _with_heads(config: Any, heads: tuple[str, ...]) -> Any:
+    """Return a config whose heads are those of graphs."""
+    if tuple(config.heads) == heads:
+        return config
+    if "heads" in {each.name for each in dataclasses.fields(config)}:
+        return dataclasses.replace(config, heads=heads)
+    if "grounding" in heads:
+        # Without masks.
+        detector = dataclasses.replace(config.detector, mask_width=0)
+        return dataclasses.replace(config, detector=detector)
+    image_text = dataclasses.replace(config.image_text, heads=heads)
+    return dataclasses.replace(config, image_text=image_text)
+
+
+def graph_network(
+    graphs: Graphs, config: ModelConfig
+) -> GraphDetector | GraphSegmenter | GraphImageText:
+    """Return the graphs as a network with the abilities of their heads."""
+    heads = set(graphs.metadata.heads)
+    if "grounding" in heads:
+        return GraphDetector(graphs, config)
+    if heads & {"mask", "retrieval"}:
+        return GraphSegmenter(graphs, config)
+    return GraphImageText(graphs, config)
 
 
 def _tokenizer(graphs: Graphs) -> Tokenizer | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fiber.messages import shown, shown_names
-from fiber.models.features import DetectorOutput, ImagePrefix
+from fiber.models.features import DetectorOutput, ImagePrefix, MaskOutput
 from fiber.models.model_config import ModelConfig
 from fiber.ops.anchors import level_anchor_array, level_sizes
 from fiber.ops.boxes import DELTA_WEIGHTS, MAX_LOG_SCALE
@@ -36,6 +36,8 @@ _FIXED = {
     "image_vectors": (2, (1,)),
     "past": (6, (1, 2, 3, 5)),
     "rank_logits": (1, ()),
+    "text_tokens": (3, (2,)),
+    "text_vectors": (2, (1,)),
     **{f"{head}_logits": (2, (1,)) for head in ("itm", "vqa", "snli", "nlvr2")},
 }
 
@@ -158,7 +160,13 @@ class GraphDetector(ArrayNetwork):
                 f"{path}: detector: boxes are coded with the delta_weights and the max_log_scale"
                 f" {shown(coding)}; expected {(DELTA_WEIGHTS, MAX_LOG_SCALE)}, as this version does"
             )
-        need_graphs(graphs, _DETECTOR)
+        self._mask_stride = about.mask_stride if "grounding_mask" in config.heads else None
+        needed = _DETECTOR
+        if "grounding_mask" in config.heads:
+            if self._mask_stride is None:
+                raise ValueError(f"{path}: detector.mask_stride: expected an integer, got None")
+            needed = {**_DETECTOR, "pair": (*_DETECTOR["pair"], "mask_embeddings", "mask_features")}
+        need_graphs(graphs, needed)
         tokens = graphs.metadata.graphs["image_prefix"].outputs[0]
         rows = tokens.shape[1] if len(tokens.shape) == 4 else None
         if not isinstance(rows, str) or terms(rows)[0] != "height":
@@ -174,8 +182,15 @@ class GraphDetector(ArrayNetwork):
         """Run what precedes fusion on images of one size, whose padding is read as well."""
         return self._prefix({"images": images})
 
+    #: Graphs with masks read the same of images.
+    mask_prefix = image_prefix
+
+    def predict_masks(self, fused: Arrays) -> DetectorOutput:
+        """Predict from the output of `fuse`, with masks."""
+        return self.predict(fused)
+
     def predict(self, fused: Arrays) -> DetectorOutput:
-        """Predict from the output of `fuse`."""
+        """Predict from the output of `fuse`; graphs with masks predict these, too."""
         found = self._run("pair", fused)
         _, rows, columns, _ = fused["tokens"].shape
         anchors = self._anchors(rows * self._pixels, columns * self._pixels)
@@ -183,7 +198,11 @@ class GraphDetector(ArrayNetwork):
         parts = ("token_logits", "box_deltas", "centerness_logits")
         levels: list[Any] = [np.split(found[name], ends, 1) for name in parts]
         own: Any = (*levels, list(anchors), fused["text_mask"])
-        return DetectorOutput(*own)
+        if self._mask_stride is None:
+            return DetectorOutput(*own)
+        embeddings: Any = np.split(found["mask_embeddings"], ends, 1)
+        features: Any = found["mask_features"]
+        return DetectorOutput(*own, masks=MaskOutput(embeddings, features, self._mask_stride))
 
     def _all_anchors(self, height: int, width: int) -> list[np.ndarray]:
         sizes = level_sizes(height, width, self._strides)

@@ -18,6 +18,7 @@ from fiber.inference.inputs import ArrayInputs
 from fiber.inference.text_feature_cache import weights_fingerprint
 from fiber.messages import shown
 from fiber.models.mask_abilities import SegmentsMasks
+from fiber.ops.arrays import functions_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -157,15 +158,20 @@ class ClassVectorCache:
             )
 
     def _update(self) -> None:
+        if (checksum := getattr(self._network, "text_checksum", None)) is not None:
+            # Weights of exported graphs do not change.
+            self._checksum = checksum
+            return
         network: nn.Module = self._network  # type: ignore[assignment]
         weights = weights_fingerprint(list(self._network.text_weights()), network.modules())
         if weights != self._weights:
             self._kept.clear()
             self._weights = weights
-            self._checksum = _checksum(self._network)
+            self._checksum = text_checksum(self._network)
 
 
-def _checksum(network: SegmentsMasks) -> str:
+def text_checksum(network: SegmentsMasks) -> str:
+    """Return a checksum of the weights that vectors of texts depend on."""
     found = 0
     for tensor in network.text_weights():
         found = zlib.crc32(tensor.detach().float().cpu().contiguous().numpy().tobytes(), found)
@@ -178,22 +184,21 @@ def encode_classes(network: SegmentsMasks, inputs: ArrayInputs, names: Sequence[
     Raises:
         ValueError: see `ClassVectorCache.of`.
     """
-    import torch
-
     prompts = network.class_prompts(names)
     for name, own in zip((*names, "of no object"), prompts, strict=True):
         for text in own:
             inputs.check_length(text, f"class {shown(name)}: the text")
     batch = inputs.texts([text for own in prompts for text in own])
     lengths = batch.text_mask.sum(1)
+    f = functions_of(lengths)
     # Texts of one length have no padding.
-    order = lengths.argsort(stable=True)
+    order = f.argsort(lengths)
     found: list[Tensor] = []
     for start in range(0, len(order), _TEXTS_AT_ONCE):
         rows = order[start : start + _TEXTS_AT_ONCE]
         longest = int(lengths[rows].max())
         ids, mask = batch.token_ids[rows, :longest], batch.text_mask[rows, :longest]
-        found.append(network.prompt_vectors(ids, mask).float())
-    vectors = torch.cat(found)[order.argsort()]
-    by_class = vectors.unflatten(0, (len(prompts), -1))
-    return network.class_vectors(by_class).cpu().numpy()
+        found.append(f.float32(network.prompt_vectors(ids, mask)))
+    vectors = f.concat(found)[f.argsort(order)]
+    by_class = vectors.reshape(len(prompts), -1, vectors.shape[-1])
+    return f.as_numpy(network.class_vectors(by_class))

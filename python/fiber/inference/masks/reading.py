@@ -7,13 +7,11 @@ answer for an image would depend on its company.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fiber.inference.inputs import ArrayInputs
 from fiber.models.mask_abilities import ReadsImages
-
-if TYPE_CHECKING:
-    from fiber.postprocess.masks import MaskSizes
+from fiber.postprocess.masks import MaskSizes
 
 #: Tasks whose images have the size for a kind of result, if it is not that of "segment".
 _TASKS = {"instance": "instances"}
@@ -35,9 +33,6 @@ def read_each(
     network: ReadsImages, inputs: ArrayInputs, images: Sequence[Any], kind: str
 ) -> Iterator[MaskImage]:
     """Read each image alone, at the size for a kind of result. They come grouped by their size."""
-    # Needs torch, which methods of exported graphs do without.
-    from fiber.postprocess.masks import MaskSizes
-
     for batch in inputs.of(_TASKS.get(kind, "segment")).images(list(images)):
         for row, index in enumerate(batch.indices):
             pixels = batch.images[row : row + 1]

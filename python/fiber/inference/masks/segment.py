@@ -26,12 +26,18 @@ from fiber.inference.options import Phrases, SegmentOptions
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.messages import shown
 from fiber.models.mask_abilities import SegmentsMasks
+from fiber.ops.arrays import functions_of
+from fiber.postprocess.masks import (
+    MaskSizes,
+    final_instances,
+    final_masks,
+    final_panoptic,
+    final_semantic,
+)
 from fiber.postprocess.segmentation import Kind, LabeledSegment, Segmentation, paint
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fiber.postprocess.masks import MaskSizes
 
 
 #: Default thresholds of panoptic segments: of the score, and of the share of a mask's pixels.
@@ -168,7 +174,7 @@ class MaskMethods(BoxMethods):
                     raise ValueError(f"segment: together={shown(together)} is for phrases")
                 vectors = self._vectors_of(network, classes)
                 question = _class_question(vectors.classes, stuff, kind, **options)
-                ask = _class_asker(network, vectors, question)
+                ask = _class_asker(network, self._inputs, vectors, question)
                 found = _for_each(self._inputs, given, question.kind, ask, network)
         return found[0] if single else found
 
@@ -205,13 +211,13 @@ def _for_each(
     return [results[index] for index in range(len(images))]
 
 
-def _class_asker(network: SegmentsMasks, vectors: ClassVectors, asked: _ClassQuestion) -> _Ask:
-    import torch
-
+def _class_asker(
+    network: SegmentsMasks, inputs: ArrayInputs, vectors: ClassVectors, asked: _ClassQuestion
+) -> _Ask:
     outputs = {"panoptic": _panoptic, "semantic": _semantic, "instance": _instances}
     output = outputs[asked.kind]
-    device = next(network.text_weights()).device
-    tensor = torch.from_numpy(vectors.vectors).to(device)
+    like = inputs.empty(0)
+    tensor = functions_of(like).moved(vectors.vectors, like)
 
     def ask(memory: Any, sizes: MaskSizes, index: int) -> _Found:
         class_logits, mask_logits = network.class_masks(memory, tensor)
@@ -223,8 +229,6 @@ def _class_asker(network: SegmentsMasks, vectors: ClassVectors, asked: _ClassQue
 def _panoptic(
     mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes, asked: _ClassQuestion
 ) -> _Found:
-    from fiber.postprocess.masks import final_panoptic
-
     found = final_panoptic(
         mask_logits,
         class_logits,
@@ -237,16 +241,16 @@ def _panoptic(
         LabeledSegment(each.id, asked.classes[each.label], each.label, each.is_thing, each.score)
         for each in found.segments
     ]
-    return _Found(found.ids.cpu().numpy().astype(np.int32), segments)
+    ids = functions_of(found.ids).as_numpy(found.ids)
+    return _Found(ids.astype(np.int32), segments)
 
 
 def _semantic(
     mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes, asked: _ClassQuestion
 ) -> _Found:
-    from fiber.postprocess.masks import final_semantic
-
-    best, labels = final_semantic(mask_logits, class_logits, sizes).max(0)
-    label_map, scores = labels.cpu().numpy(), best.cpu().numpy()
+    f = functions_of(mask_logits)
+    best, labels = f.best(final_semantic(mask_logits, class_logits, sizes), 0)
+    label_map, scores = f.as_numpy(labels), f.as_numpy(best)
     present, flat = np.unique(label_map, return_inverse=True)
     flat = flat.reshape(-1)
     means = np.bincount(flat, scores.reshape(-1).astype(np.float64)) / np.bincount(flat)
@@ -262,13 +266,11 @@ def _semantic(
 def _instances(
     mask_logits: Tensor, class_logits: Tensor, sizes: MaskSizes, asked: _ClassQuestion
 ) -> _Found:
-    from fiber.postprocess.masks import final_instances
-
     found = final_instances(
         mask_logits, class_logits, sizes, asked.is_thing, max_instances=asked.max_instances
     )
-    kept = found.masks.flatten(1).any(1) & (found.scores >= asked.score_threshold)
-    masks = found.masks[kept].cpu().numpy()
+    kept = found.masks.any(2).any(1) & (found.scores >= asked.score_threshold)
+    masks = functions_of(found.masks).as_numpy(found.masks[kept])
     labels, scores = found.labels[kept].tolist(), found.scores[kept].tolist()
     segments = [
         LabeledSegment(number, asked.classes[label], label, True, score)
@@ -280,8 +282,6 @@ def _instances(
 def _phrase_asker(
     network: SegmentsMasks, inputs: ArrayInputs, lists: list[list[str]], together: bool
 ) -> _Ask:
-    from fiber.postprocess.masks import final_masks
-
     if not isinstance(together, bool):
         raise TypeError(f"segment: together must be bool, got {shown(together)}")
     for text in dict.fromkeys(text for own in lists for text in own):
@@ -293,7 +293,8 @@ def _phrase_asker(
         for asked in [phrases] if together else [[phrase] for phrase in phrases]:
             texts = inputs.texts(asked)
             found, logits = network.find_phrases(memory, texts.token_ids, texts.text_mask)
-            masks.append((final_masks(logits[0].float(), *sizes) > 0).cpu().numpy())
+            f = functions_of(logits)
+            masks.append(f.as_numpy(final_masks(f.float32(logits[0]), *sizes) > 0))
             scores += found[0].tolist()
         joined = np.concatenate(masks)
         segments = [

@@ -22,7 +22,8 @@ from fiber.models.encoders.clip import PastKeys
 from fiber.models.masks.attention import PackedAttention, feed_forward
 from fiber.models.masks.pixel_decoder import PixelFeatures, sine_positions
 from fiber.models.xdecoder.config import XDecoderConfig
-from fiber.ops.masks import resize_masks, shrink_masks
+from fiber.ops.masks import resize_masks
+from fiber.ops.shrink_masks import shrink_masks
 from fiber.ops.tracing import is_exporting
 
 #: Number of maps that the layers read in turn.
