@@ -25,7 +25,12 @@ PRESETS = ("base", "micro")
 #: The recordings of the repository.
 COMMITTED = {"coarse": COARSE, "fine": FINE, "meter": METER, "xdecoder": XDECODER}
 #: Modules that compare the benches' eager model of a kind.
-EAGER = {"coarse": "eager", "fine": "eager_detector", "meter": "eager_meter"}
+EAGER = {
+    "coarse": "eager",
+    "fine": "eager_detector",
+    "meter": "eager_meter",
+    "xdecoder": "eager_xdecoder",
+}
 #: Suffixes of recorded files.
 _RECORDED = (".json", ".safetensors")
 
@@ -54,8 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.kind not in ("coarse", "fine") and parsed.preset is not None:
         parser.error(f"{parsed.kind} has recorded cases only; expected no --preset")
-    if parsed.kind not in EAGER and parsed.model == "eager":
-        parser.error(f"{parsed.kind} has no eager model; expected --model fiber")
     if parsed.preset is not None:
         if parsed.directory is not None:
             parser.error("expected a folder or --preset, got both")
