@@ -341,7 +341,7 @@ class Index:
         """
         if (where is None) == (keys is None):
             raise ValueError("delete: expected either where or keys")
-        arrow, _ = require_arrow("fiber.Index")
+        require_arrow("fiber.Index")
         with writing(self.folder):
             self._store = Store(self.folder)
             if where is not None:
@@ -382,7 +382,7 @@ class Index:
         Raises:
             BlockingIOError: if another process changes the index.
         """
-        arrow, _ = require_arrow("fiber.Index")
+        require_arrow("fiber.Index")
         with writing(self.folder):
             self._store = Store(self.folder)
             kept = np.flatnonzero(self._store.alive())

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from fiber.bulk.tasks import BulkTask
-from fiber.data.datasets.registry import SOURCES, TABLES
+from fiber.data.datasets.registry import SOURCES
 from fiber.data.datasets.resolve import open_source
 from fiber.data.fingerprint import fingerprint_of
 from fiber.data.formats.arrow import IMAGES as IMAGE_COLUMNS
 from fiber.data.formats.arrow_table import open_table
+from fiber.data.formats.layout import TABLES
 from fiber.data.formats.webdataset import IMAGE_EXTENSIONS, samples_of
 from fiber.data.image_file import ENDINGS
 from fiber.data.record import AnyPath, ConcatRecords, LazyImages, Record, RecordSequence, RecordSet
@@ -98,7 +99,7 @@ class BulkRecords:
             if numbers is not None:
                 order = np.argsort(numbers, kind="stable")
                 starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-                return [part for part in np.split(order, starts[1:]) if len(part)]
+                return [part.tolist() for part in np.split(order, starts[1:]) if len(part)]
         return [
             range(start, min(start + UNIT_RECORDS, count))
             for start in range(0, count, UNIT_RECORDS)

@@ -243,7 +243,8 @@ def _index(options: argparse.Namespace) -> int:
         model = _model_of(options.output, options.model) or choose_model(
             None, *KNOWN["embed"].heads
         )
-        settings = pick(options, "split", "batch_size", "threads") | limits_of(options)
+        settings: dict[str, Any] = pick(options, "split", "batch_size", "threads")
+        settings |= limits_of(options)
         if options.device is not None:
             settings["device"] = options.device
         try:

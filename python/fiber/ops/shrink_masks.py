@@ -19,10 +19,10 @@ def shrink_masks(masks: Tensor, factor: int) -> Tensor:
     found = masks.flatten(0, 1).unsqueeze(1)
     for shape, axis in (((1, 1, -1, 1), 2), ((1, 1, 1, -1), 3)):
         weights = kernel.reshape(shape)
-        steps: dict[str, list[int]] = {"stride": [1, 1], "padding": [0, 0]}
-        steps["stride"][axis - 2], steps["padding"][axis - 2] = factor, 3 * factor // 2
-        totals = F.conv2d(torch.ones_like(found[:1]), weights, **steps)
-        found = F.conv2d(found, weights, **steps) / totals
+        stride, padding = [1, 1], [0, 0]
+        stride[axis - 2], padding[axis - 2] = factor, 3 * factor // 2
+        totals = F.conv2d(torch.ones_like(found[:1]), weights, stride=stride, padding=padding)
+        found = F.conv2d(found, weights, stride=stride, padding=padding) / totals
     return found.squeeze(1).unflatten(0, masks.shape[:2])
 
 

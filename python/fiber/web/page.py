@@ -1,5 +1,8 @@
 """The page, and the application that serves it on this machine only."""
 
+# pyright: reportMissingImports=false
+# Gradio is in the environment of `make test-web` only.
+
 from __future__ import annotations
 
 import json
@@ -22,7 +25,7 @@ from fiber.messages import shown
 from fiber.serve.app import ServeLimits
 from fiber.serve.origins import LoopbackOnly
 from fiber.serve.requests import served_methods
-from fiber.web.examples import Examples
+from fiber.web.examples import PageExamples
 from fiber.web.tabs import add_tab
 
 #: Seconds after which uploads and results are deleted, and how often that is checked.
@@ -42,7 +45,7 @@ def make_page(
         limits: limits of images and of the queue.
         is_packaged: whether it is the model in the package, whose examples are generated.
     """
-    examples = Examples(model, is_packaged=is_packaged)
+    examples = PageExamples(model, is_packaged=is_packaged)
     with gr.Blocks(
         title=f"fiber: {name}",
         analytics_enabled=False,

@@ -95,7 +95,7 @@ def _read_region(file: Path, size: tuple[int, ...], limits: dict[str, Any]) -> n
         )
     if values.shape[2] == 4:
         raise ValueError(f"--region {file}: the file has transparent pixels; {_EXPECTED_MASK}")
-    region = values.any(2)
+    region = values.max(2) > 0
     inside = values[region]
     if not len(inside):
         raise ValueError(f"--region {file}: all pixels are black; {_EXPECTED_MASK}")

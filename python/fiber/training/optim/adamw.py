@@ -19,7 +19,7 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         super().__init__(groups, **options, fused=True)
 
-    def _init_group(self, group: dict[str, Any], *arguments: Any) -> Any:
+    def _init_group(self, group: dict[str, Any], *arguments: Any) -> Any:  # type: ignore[override]
         """Fill the lists that PyTorch's update gets, with parts in place of DTensors."""
         found = super()._init_group(group, *arguments)
         for argument in arguments:
