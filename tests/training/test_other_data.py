@@ -32,6 +32,8 @@ def folder(pictures, tmp_path):
     """A data folder with captions of the pictures."""
     shutil.copytree(pictures, tmp_path / "data")
     write_captions(tmp_path / "data")
+    # With a split "val", nothing is held out.
+    shutil.copy(tmp_path / "data" / "train.jsonl", tmp_path / "data" / "val.jsonl")
     return tmp_path / "data"
 
 

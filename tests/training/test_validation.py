@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,8 +256,29 @@ def test_a_file_with_splits_holds_its_own_records_out(pictures, tmp_path, monkey
     assert all(int(key.rpartition("/")[2]) % 2 == 0 for key in measured[0])
 
 
-def test_a_file_without_splits_holds_nothing_out_and_says_so(pictures, tmp_path, capsys):
-    finished = train_on(own_lines(pictures), tmp_path / "r", quiet=False)
+def test_a_part_of_a_file_without_splits_is_held_out(pictures, tmp_path, capsys, monkeypatch):
+    measured = []
+
+    def fake(model, task, data, **options):
+        measured.append({data[index].image_id for index in range(len(data))})
+        return dict.fromkeys(("accuracy", "official_accuracy", "published_accuracy"), 0.5)
+
+    monkeypatch.setattr(validation, "evaluate", fake)
+    path = own_lines(pictures)
+    finished = train_on(path, tmp_path / "r", quiet=False)
+    assert sum("validation" in line for line in finished.metrics) == 3
+    assert "question: there is no split 'val', so" in capsys.readouterr().err
+    # The same rows in memory, of which the images are paths, hold out the same images.
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    train_on(rows, tmp_path / "s", tokenizer=str(pictures / "tokenizer.json"))
+    (held,) = {frozenset(Path(name).name for name in found) for found in measured}
+    assert 0 < len(held) < len({row["image"] for row in rows}) / 2
+
+
+def test_of_a_file_of_few_images_nothing_is_held_out(pictures, tmp_path, capsys):
+    path = own_lines(pictures)
+    path.write_text("\n".join(path.read_text().splitlines()[:4]))
+    finished = train_on(path, tmp_path / "r", quiet=False)
     assert not any("validation" in line for line in finished.metrics)
     said = capsys.readouterr().err
     assert "the data has no held-out split; the model of the last step is kept" in said
