@@ -13,7 +13,7 @@ from fiber.cli import main, parser
 TABLE = """
 demo train recipes eval plan data
 ground detect segment answer caption match reason entail search
-map convert export bench tune doctor
+map index convert export bench tune doctor
 """
 COMMANDS = TABLE.split()
 

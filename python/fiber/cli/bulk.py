@@ -326,7 +326,7 @@ def search_index(options: argparse.Namespace) -> int:
 
 def save_sheet(index: Any, hits: Any, title: str, folder: Path) -> None:
     """Write the images of hits, with their ranks and scores, to sheet.png in a folder."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from fiber.data import load_image
     from fiber.postprocess.files import save_image
@@ -337,7 +337,7 @@ def save_sheet(index: Any, hits: Any, title: str, folder: Path) -> None:
     tiles = []
     for rank, hit in enumerate(hits, start=1):
         image = Image.fromarray(load_image(index.image(hit)))
-        image.thumbnail((_TILE, _TILE))
+        image = ImageOps.contain(image, (_TILE - 8, _TILE - 8))
         tile = Image.new("RGB", (_TILE, _TILE), "white")
         tile.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
         tiles.append(add_caption(tile, [(f"{rank}.  {hit.score:.3f}", (0, 0, 0))], size=14))
