@@ -418,7 +418,9 @@ class Index:
             raise ValueError(f"similarity must be above 0 and at most 1, got {shown(similarity)}")
         rows = np.flatnonzero(self._store.alive())
         vectors = self._store.rows(rows).astype(np.float32)
-        groups = similar_groups(vectors, similarity)
+        # Their lengths were rounded to float16, and products are rounded to float32.
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        groups = similar_groups(vectors, similarity - 1e-6)
         return [self._hits(rows[g], vectors[g] @ vectors[g[0]]) for g in groups]
 
     def _reload(self) -> None:

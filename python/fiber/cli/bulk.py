@@ -174,7 +174,7 @@ def _map(options: argparse.Namespace) -> int:
         code = run_processes(options.arguments, options.processes, rank)
         if code == 0:
             found = summary(options.output)
-            print(json.dumps(found | {"ranks": rank.count * options.processes}))
+            print(json.dumps(found | {"ranks": rank.size * options.processes}))
         return code
     return _run(options, settings, rank)
 
@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
 
         print(json.dumps(plan(options.source, options.task, options.plan, **settings)))
         return 0
-    prefix = f"rank {rank.number} of {rank.count}: " if rank.count > 1 else ""
+    prefix = f"rank {rank.number} of {rank.size}: " if rank.size > 1 else ""
     progress = None if rank.number else RateProgress(prefix=prefix)
     try:
         found = bulk_map.map(
@@ -214,7 +214,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
             options.output,
             threads=options.threads,
             rank=rank.number,
-            ranks=rank.count,
+            ranks=rank.size,
             progress=progress,
             **settings,
         )
@@ -327,7 +327,7 @@ def search_index(options: argparse.Namespace) -> int:
 
 def save_sheet(index: Any, hits: Any, title: str, folder: Path) -> None:
     """Write the images of hits, with their ranks and scores, to sheet.png in a folder."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from fiber.data import load_image
     from fiber.postprocess.files import save_image
@@ -338,7 +338,7 @@ def save_sheet(index: Any, hits: Any, title: str, folder: Path) -> None:
     tiles = []
     for rank, hit in enumerate(hits, start=1):
         image = Image.fromarray(load_image(index.image(hit)))
-        image.thumbnail((_TILE, _TILE))
+        image = ImageOps.contain(image, (_TILE - 8, _TILE - 8))
         tile = Image.new("RGB", (_TILE, _TILE), "white")
         tile.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
         tiles.append(add_caption(tile, [(f"{rank}.  {hit.score:.3f}", (0, 0, 0))], size=14))
