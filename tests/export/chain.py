@@ -10,7 +10,7 @@ from fiber.models.features import DetectorOutput
 from fiber.models.fiber.beam_search import Captions, beam_search
 from fiber.models.registry import read_config
 from fiber.runtime.graphs import Graphs
-from fiber.runtime.networks import GraphDetector, GraphImageText
+from fiber.runtime.model import graph_network
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,8 +20,7 @@ class Chain:
 
     def __init__(self, graphs: Graphs) -> None:
         self.graphs = graphs
-        kind = GraphDetector if "grounding" in graphs.metadata.heads else GraphImageText
-        self.network: Any = kind(graphs, read_config(graphs.metadata.model))
+        self.network: Any = graph_network(graphs, read_config(graphs.metadata.model))
 
     def _fuse(
         self, images: np.ndarray, texts: Arrays, is_right: np.ndarray | None = None

@@ -1,4 +1,7 @@
-"""Small networks of every family and kind, with every head, and a detector with two blocks."""
+"""Small networks of every family and kind, with every head.
+
+The detector with two blocks also has masks of boxes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import fiber
 from fiber.checkpoints.model_dir import save_model
 from fiber.models.registry import build_model
 from tests.models import small_networks
+from tests.models.xdecoder.small_model import CLASSES, small_tokenizer
 
 #: Networks by name.
 NAMES = (
@@ -22,6 +26,7 @@ NAMES = (
     "METER BERT",
     "METER Swin",
     "METER merged",
+    "X-Decoder",
 )
 #: Padded sizes of images. In the network with two blocks, whose window is 12, all maps of the first
 #: size are below a window.
@@ -40,7 +45,7 @@ def network(name: str) -> Any:
 
 
 def save(name: str, folder: Path) -> None:
-    """Write a model folder of a network; three have the tokenizer of the packaged model."""
+    """Write a model folder of a network; four have the tokenizer of the packaged model."""
     if name in ("coarse", "fine"):
         packaged = fiber.load(f"scenes/{name}", device="cpu")
         save_model(network(name), folder, packaged.tokenizer, packaged.answers, packaged.classes)
@@ -48,6 +53,11 @@ def save(name: str, folder: Path) -> None:
         built, tokenizer = network(name), fiber.load("scenes/coarse", device="cpu").tokenizer
         answers = [f"answer {number}" for number in range(built.config.num_answers)]
         save_model(built, folder, tokenizer, answers)
+    elif name == "fine two blocks":
+        tokenizer = fiber.load("scenes/fine", device="cpu").tokenizer
+        save_model(network(name), folder, tokenizer)
+    elif name == "X-Decoder":
+        save_model(network(name), folder, small_tokenizer(), classes=CLASSES)
     else:
         save_model(network(name), folder)
 
@@ -74,11 +84,11 @@ def _with_words() -> Any:
 
 
 def _two_blocks() -> Any:
-    """Build a detector with two dynamic blocks, whose image prefix ends within a stage."""
+    """Build a detector with two dynamic blocks and masks; its prefix ends within a stage."""
     config = small_networks.network("fine").config
     config = dataclasses.replace(
         config,
-        detector=dataclasses.replace(config.detector, num_blocks=2),
+        detector=dataclasses.replace(config.detector, num_blocks=2, mask_width=8),
         fusion=dataclasses.replace(config.fusion, num_fused_layers=3),
         swin=dataclasses.replace(config.swin, window_size=12),
     )
@@ -93,4 +103,6 @@ def _two_blocks() -> Any:
         built.head.text_projection.weight.mul_(20)
         built.head.box_deltas.weight.mul_(30)
         built.head.centerness.weight.mul_(30)
+        # Masks that differ between locations, and end within boxes.
+        built.mask_head.embedding[-1].weight.mul_(20)
     return built.eval()

@@ -57,12 +57,23 @@ def assert_same_boxes(ours, theirs):
     assert is_same.any(1).all()
 
 
+def assert_same_mask_tensors(ours, theirs):
+    """Compare what masks of boxes are computed from."""
+    assert ours.stride == theirs.stride
+    embeddings = torch.cat(theirs.embeddings, 1).numpy()
+    assert embeddings.std() > 0.05
+    np.testing.assert_allclose(
+        np.concatenate(ours.embeddings, 1), embeddings, rtol=0, atol=TOLERANCE
+    )
+    np.testing.assert_allclose(ours.features, theirs.features.numpy(), rtol=0, atol=TOLERANCE)
+
+
 def as_tensors(given):
     return [torch.from_numpy(given[name]) for name in ("token_ids", "text_mask")]
 
 
 @pytest.mark.parametrize(("to", "engine"), ENGINES, ids=[engine for _, engine in ENGINES])
-@pytest.mark.parametrize("name", [name for name in networks.NAMES if "fine" not in name])
+@pytest.mark.parametrize("name", ["coarse", "METER", "METER BERT", "METER Swin", "METER merged"])
 def test_heads_on_images_and_texts(exported, name, to, engine):
     model = networks.network(name)
     config, chain = model.config, Chain(Graphs(exported(name, to), engine=engine, threads=1))
@@ -94,6 +105,38 @@ def test_captions(exported, to, engine):
         np.testing.assert_allclose(found.scores, expected.scores.numpy(), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_masks_of_classes_and_phrases(exported, engine):
+    """At sizes, numbers of classes and of phrases that were not traced."""
+    model = networks.network("X-Decoder")
+    found = Chain(Graphs(exported("X-Decoder", "onnx"), engine=engine, threads=1)).network
+    draw = torch.Generator().manual_seed(0)
+    sizes = ((32, 64), (96, 160), (160, 64))
+    for number, (images, given) in enumerate(batches(model.config, sizes)):
+        classes = 2 + number * 3 % 5
+        vectors = torch.randn(classes, model.config.width, generator=draw)
+        vectors /= vectors.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            memory = model.read_image(images)
+            expected = (
+                *model.class_masks(memory, vectors),
+                *model.find_phrases(memory, *as_tensors(given)),
+                model.embed_images(images),
+                model.embed_texts(*as_tensors(given)),
+            )
+        own = found.read_image(images.numpy())
+        outputs = (
+            *found.class_masks(own, vectors.numpy()),
+            *found.find_phrases(own, **given),
+            found.embed_images(images.numpy()),
+            found.embed_texts(**given),
+        )
+        assert len(outputs) == len(expected) == 6
+        for one, other in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=TOLERANCE)
+        assert outputs[1].std() > 1
+
+
 @pytest.mark.parametrize(("to", "engine"), ENGINES, ids=[engine for _, engine in ENGINES])
 @pytest.mark.parametrize("name", ["fine", "fine two blocks"])
 def test_detectors(exported, name, to, engine):
@@ -112,6 +155,8 @@ def test_detectors(exported, name, to, engine):
             np.testing.assert_allclose(own, whole, rtol=0, atol=TOLERANCE)
         for ours, theirs in zip(found.anchors, expected.anchors, strict=True):
             np.testing.assert_array_equal(ours, theirs.numpy())
+        if name == "fine two blocks":
+            assert_same_mask_tensors(found.masks, expected.masks)
         # Of a size within the padding, to another original size.
         sizes = [(side[0] - 5, side[1] - 9) for side in [images.shape[-2:]] * len(images)]
         # Labels of one token and of the rest.

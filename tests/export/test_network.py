@@ -17,6 +17,7 @@ from fiber.inference.model import Model
 from fiber.models.abilities import ScoresPairs, need_ability
 from fiber.models.heads import MissingHeadError
 from fiber.runtime.graphs import Graphs
+from fiber.synthetic import scenes
 from tests.export import networks
 
 pytestmark = pytest.mark.export
@@ -101,6 +102,24 @@ def test_exported_heads_only(tmp_path):
     assert network.config.heads == ("vqa",)
     with pytest.raises(MissingHeadError, match="'nlvr2'; this model has vqa"):
         need_ability(network, ScoresPairs, "task 'nlvr2'", "nlvr2")
+
+
+def test_masks_are_evaluated(exported, tmp_path):
+    scenes.generate(tmp_path / "data", train=1, val=3, novel=1, stuff=True)
+    folder = exported("X-Decoder", "onnx")
+    for task in ("panoptic", "refseg"):
+        found, expected = (
+            fiber.evaluate(model, task, tmp_path / "data")
+            for model in (load_graphs(folder, threads=1), folder.parent / "model")
+        )
+        assert found.keys() == expected.keys() and len(found) > 2
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, abs=1e-3), name
+    boxes = load_graphs(exported("fine two blocks", "onnx"), threads=1)
+    model = exported("fine two blocks", "onnx").parent / "model"
+    found, expected = (fiber.evaluate(each, "refseg", tmp_path / "data") for each in (boxes, model))
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-3), name
 
 
 def test_images_of_several_sizes_in_a_batch(exported):

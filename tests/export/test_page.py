@@ -14,15 +14,21 @@ PAGE = (
 )
 
 
-def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scenes):
+def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scenes, exported):
     for stage in ("coarse", "fine"):
         shutil.copytree(micro_models[stage], tmp_path / "runs" / "demo" / stage)
+    made = exported("X-Decoder", "onnx")
+    (tmp_path / "runs" / "segmenter").symlink_to(made.parent / "model")
     shutil.copy(scene_picture, tmp_path / "photo.jpg")
     (tmp_path / "data").symlink_to(small_scenes)
     monkeypatch.chdir(tmp_path)
     commands = commands_of(PAGE)
-    assert len(commands) == 6
+    assert len(commands) == 9
     for command in commands:
+        if command == ["export", "runs/segmenter", "graphs/segmenter"]:
+            # As other tests have done.
+            shutil.copytree(made, tmp_path / "graphs" / "segmenter")
+            continue
         assert main(command) == 0
     code = "\n".join(block.text for block in blocks_of(PAGE) if block.language == "python")
     (tmp_path / "page.py").write_text(code)

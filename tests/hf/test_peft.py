@@ -125,8 +125,10 @@ def test_prompts_are_encoded_again_when_an_adapter_is_switched(scene_picture):
     with wrapped.disable_adapter():
         off = ask(model)
         assert torch.equal(off, ask(fresh()))
-    assert torch.equal(off, before)
+    # Modules are called where there are adapters, whose sums are rounded in another order.
+    torch.testing.assert_close(off, before, rtol=0, atol=1e-4)
     assert torch.equal(ask(model), on)
+    assert (on - before).abs().max() > 1e-3
 
 
 def test_fiber_loads_what_peft_saves(tmp_path):

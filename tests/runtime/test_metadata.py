@@ -120,7 +120,7 @@ def test_a_complaint():
     assert "characters" in complaint("metadata.json" + "a" * 2000, path)
 
 
-@pytest.fixture(scope="module", params=["fine", "coarse", "METER"])
+@pytest.fixture(scope="module", params=["fine", "coarse", "METER", "X-Decoder"])
 def graphs(request, tmp_path_factory):
     return unloaded.write(request.param, tmp_path_factory.mktemp("graphs"))
 
@@ -167,6 +167,47 @@ def test_what_is_wrong_is_named(detector, place, value, message):
     (folder / FILE).write_text(json.dumps(put(document, place, value)))
     with pytest.raises(ValueError, match=rf"metadata\.json: .*{re.escape(message)}"):
         fiber.runtime.load(folder, engine="torch")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("masks",), None, "masks: expected an object, got None"),
+        (("masks", "templates"), ["a dog"], "masks.templates: expected texts with {} in the place"),
+        (("masks", "templates"), [], "masks.templates: expected texts with {}"),
+        (("masks", "background"), " ", "masks: expected a background and removed parts"),
+        (("masks", "removed", 0), "", "masks: expected a background and removed parts"),
+        (("text", "cleaning"), "soap", "text.cleaning: expected '' or one of 'clip', got 'soap'"),
+        (("task_transforms", "caption"), 3, "task_transforms.caption: expected an object, got 3"),
+        (("task_transforms", "caption", "name"), "x", "task_transforms.caption: expected a name"),
+        (("graphs", "pixel_maps", "outputs"), [], "graphs.pixel_maps.outputs: expected map_1, map"),
+        (("graphs", "texts", "outputs", 1, "shape"), [2], "the shape of text_vectors must have 2"),
+    ],
+)
+def test_what_is_wrong_with_masks_is_named(segmenter, place, value, message):
+    folder, document = segmenter
+    (folder / FILE).write_text(json.dumps(put(document, place, value)))
+    with pytest.raises(ValueError, match=rf"metadata\.json: .*{re.escape(message)}"):
+        fiber.runtime.load(folder, engine="torch")
+
+
+def test_masks_of_boxes_need_a_stride(tmp_path):
+    folder = unloaded.write("fine two blocks", tmp_path)
+    document = json.loads((folder / FILE).read_text())
+    for value, message in (
+        (None, r"mask_stride: expected an integer, got None"),
+        (0, "mask_stride: expected 1"),
+    ):
+        changed = put(document, ("detector", "mask_stride"), value)
+        (folder / FILE).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=rf"metadata\.json: .*detector\.{message}"):
+            fiber.runtime.load(folder, engine="torch")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    folder = unloaded.write("X-Decoder", tmp_path_factory.mktemp("segmenter"))
+    return folder, json.loads((folder / FILE).read_text())
 
 
 def test_graphs_that_are_missing_are_named(detector):

@@ -19,8 +19,7 @@ from fiber.models.image_text import ImageTextModel
 from fiber.runtime.graphs import Engine, Graphs
 from fiber.runtime.loading import graph_stages
 from fiber.runtime.metadata import read_metadata
-from fiber.runtime.model import GraphModel
-from fiber.runtime.networks import GraphDetector, GraphImageText
+from fiber.runtime.model import GraphModel, GraphNetwork
 
 
 def load_graphs(
@@ -67,7 +66,7 @@ class TorchGraphs(Network):
         graphs: graphs with the methods of a network, on arrays of numpy.
     """
 
-    def __init__(self, graphs: GraphDetector | GraphImageText) -> None:
+    def __init__(self, graphs: GraphNetwork) -> None:
         super().__init__()
         self.config = graphs.config
         self.backbone = _Backbone(graphs)
@@ -99,6 +98,10 @@ class TorchGraphs(Network):
                 )
         return self.backbone.image_prefix(images, second)
 
+    def mask_prefix(self, images: Tensor, image_sizes: Tensor | None = None) -> ImagePrefix:
+        """See `FindsMasks`."""
+        return self.image_prefix(images, image_sizes)
+
     def scoring_head(self, head: str) -> nn.Module:
         """See `ScoresPairs`."""
         return self
@@ -129,7 +132,7 @@ class _Backbone(nn.Module):
     #: There is no text encoder whose weights may change.
     text = None
 
-    def __init__(self, graphs: GraphDetector | GraphImageText) -> None:
+    def __init__(self, graphs: GraphNetwork) -> None:
         super().__init__()
         self.graphs = graphs
 
