@@ -63,10 +63,15 @@ def test_some_masks_pass_and_are_of_things_and_stuff(bench, case):
             overlap_threshold=0.0,
         )
     assert {each.is_thing for each in found.segments} == {True, False}
-    scores = torch.tensor([5.0, 4.9] + [3.0] * 8 + [1.0] * 30).log()
-    class_logits = torch.stack((scores, torch.zeros(40)), 1)
+
+
+def test_the_threshold_is_where_scores_are_farthest_apart(bench):
+    # The gaps after 2 and 30 masks are wider, but these are too few and too many.
+    steps = [(2, 9.0), (18, 5.0), (10, 4.0), (10, 1.0)]
+    logits = torch.cat([top - torch.arange(count) / 100 for count, top in steps])
+    class_logits = torch.stack((logits, torch.zeros(40)), 1)
     kept = class_logits.softmax(-1)[:, 0] > bench.score_threshold(class_logits)
-    assert bench.KEPT[0] <= int(kept.sum()) <= bench.KEPT[1] + 1
+    assert kept.tolist() == [True] * 20 + [False] * 20
 
 
 @pytest.mark.slow
