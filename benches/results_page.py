@@ -19,7 +19,9 @@ from statistics import median
 
 from bench_kernels import EAGER_CALL, JUDGED_ABOVE, Medians, judged_calls, means
 from page_tables import (
+    NOT_MEASURED,
     PARTS,
+    RESULTS,
     SPLITS,
     Row,
     factor,
@@ -240,6 +242,15 @@ def model() -> str:
 def meter() -> str:
     """Cost of METER next to the published passes."""
     return _beside(PARTS["meter"])
+
+
+@block
+def segmentation() -> str:
+    """X-Decoder next to the published passes, and what its data and losses do."""
+    benches = PARTS["segmentation"]
+    if not all((RESULTS / f"{name}.csv").is_file() for name in benches):
+        return NOT_MEASURED
+    return _beside(benches)
 
 
 def _attention() -> tuple[dict[str, Row], Medians]:
