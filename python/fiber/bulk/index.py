@@ -382,7 +382,7 @@ class Index:
         Raises:
             BlockingIOError: if another process changes the index.
         """
-        require_arrow("fiber.Index")
+        arrow, _ = require_arrow("fiber.Index")
         with writing(self.folder):
             self._store = Store(self.folder)
             kept = np.flatnonzero(self._store.alive())
