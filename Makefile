@@ -90,8 +90,9 @@ fuzz: $(VENV)/.installed-dev
 	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(ARGS)
 
-# What only the project's own developers run: the library does not need it.
-TOOLS := benches benchmarks examples fuzz plant test_docs.py test_examples.py test_glossary.py \
+# What only the project's own developers run: the library does not need it. And the Rust crate by itself,
+# whose results depend on no package but NumPy's arrays, which tests/data hands to it.
+TOOLS := benches benchmarks examples fuzz plant rust test_docs.py test_examples.py test_glossary.py \
   test_layering.py
 
 # `make test` of the library with the oldest versions that pyproject.toml allows, in an environment of
