@@ -421,10 +421,11 @@ class Predictor(nn.Module):
         if captions is not None:
             own = captions.transpose(0, 1)
             placed = own + self.pos_embed_caping.weight[:, None]
-            x, positions = torch.cat((x, own)), torch.cat((positions, placed))
+            # As published, states of tokens get no gradient, only their positions do.
+            x, positions = torch.cat((x, own.detach())), torch.cat((positions, placed))
         if phrases is not None:
-            tokens = phrases.transpose(0, 1)
-            positions = torch.cat((positions, tokens))
+            tokens = phrases.transpose(0, 1).detach()
+            positions = torch.cat((positions, phrases.transpose(0, 1)))
         own_hidden = self.self_hidden(len(positions), grounding=phrases is not None)
         found = [self.predict(x, features, classes, rows)]
         hidden = self.map_hidden(found[-1].masks, sizes[0])

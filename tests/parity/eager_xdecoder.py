@@ -1,13 +1,15 @@
 """Compare the benches' eager X-Decoder with recorded cases, so that it stays a fair peer.
 
 Compared are the texts, the passes with classes, with phrases and with captions, tensor by tensor,
-and panoptic segments. As for the package's model, every pass runs on the recorded attention masks.
-Retrieval, semantic maps and instances are not among what it is timed for.
+panoptic segments, and the losses of masks, classes and phrases of every layer. As for the package's
+model, every pass runs on the recorded attention masks. Retrieval, semantic maps, instances and
+other losses are not among what it is timed for.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benches import eager_segments
+from benches import eager_mask_losses, eager_segments
 from benches.eager_xdecoder import EagerXDecoder, FocalNet, Prediction, sine_positions
+from fiber.losses.masks.segmentation import CLASS_NAME_WEIGHT, EXPRESSION_WEIGHT
+from fiber.models.features import PhraseTexts
+from fiber.models.xdecoder.class_texts import class_texts, with_background
 from fiber.models.xdecoder.keys import IMAGE, ignored_xdecoder_key
+from fiber.models.xdecoder.training import joined_tokens
+from tests.golden import XDECODER
 from tests.parity import xdecoder
 from tests.parity.comparison import Comparison
+from tests.parity.tolerances import XDECODER_LOSSES
 from tests.parity.xdecoder_case import XDecoderCase, compare_bits, compare_tensors
+from tests.parity.xdecoder_losses import LOSS_NAMES, LossCase, recorded_points
 from tests.parity.xdecoder_runs import exact_bits, recorded_bits
 
 #: Thresholds of recorded panoptic maps, by the end of their names: of the score and the overlap.
@@ -76,6 +85,8 @@ def compare_case(path: Path) -> Comparison:
     _compare_phrases(comparison, case, model, classes)
     for prefix, numbers in (("caption", (0, 1)), ("caption_region", (0,))):
         _compare_captions(comparison, case, model, prefix, numbers)
+    if path.with_name(f"{case.name}_losses.json").exists():
+        _compare_losses(comparison, case, model)
     return comparison
 
 
@@ -183,6 +194,48 @@ def _compare_captions(
     compare_tensors(comparison, case, "captions", found, case.tolerances.text)
     found = {f"{prefix}.states": states}
     compare_tensors(comparison, case, "caption states", found, case.tolerances.states)
+
+
+def _compare_losses(comparison: Comparison, case: XDecoderCase, model: EagerXDecoder) -> None:
+    recorded = LossCase(case.path.with_name(f"{case.name}_losses.json"))
+    listed = json.loads((XDECODER / "classes.json").read_text())["classes"]["coco_panoptic_133"]
+    class_ids, _ = case.text([class_texts(name)[0] for name in with_background(listed)])
+    texts = recorded.config["grounding_texts"]
+    ids, mask = case.text([text for own in texts for text in own])
+    images = recorded.inputs("image", recorded.images)
+    kinds = {"text": EXPRESSION_WEIGHT, "class": CLASS_NAME_WEIGHT}
+    phrases = eager_mask_losses.Phrases(
+        ids,
+        mask,
+        [recorded.phrase_masks_of(number) for number in range(recorded.images)],
+        [kinds[kind] for kind in recorded.config["grounding_mode"]],
+    )
+    labels = recorded.mask_labels.split(recorded.masks_per_image.tolist())
+    targets = eager_mask_losses.Targets(
+        labels, [recorded.masks_of(number) for number in range(recorded.images)]
+    )
+    options = eager_mask_losses.Options(
+        num_points=case.config["cfg"]["MODEL.DECODER.TRAIN_NUM_POINTS"],
+        phrase_layers=recorded.config["train_overrides"]["MODEL.DECODER.TOP_GROUNDING_LAYERS"],
+    )
+    ours = case.model()
+    equal = (ids[:, None] == ids).all(-1).long().argmax(1)
+    named = PhraseTexts(ours.encode_text(ids, mask).tokens, mask, equal, recorded.phrases_per_image)
+    with on_bits(model, exact_bits(ours, images, joined_tokens(named))):
+        layers = eager_mask_losses.layer_losses(
+            model,
+            images,
+            class_ids,
+            targets,
+            phrases,
+            options,
+            lambda count, points: recorded_points([count], points),
+        )
+    for number, losses in enumerate(layers):
+        for name, loss in losses.items():
+            entry = f"{LOSS_NAMES[name]}_{number}"
+            value = recorded.scalars["raw"][entry]
+            comparison.number("losses", f"losses.{entry}", loss.item(), value, XDECODER_LOSSES)
 
 
 @contextmanager

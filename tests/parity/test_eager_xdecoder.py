@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from benches import eager_segments, eager_xdecoder
+from benches import eager_mask_losses, eager_segments, eager_xdecoder
 from tests.golden import XDECODER
 from tests.parity import eager_xdecoder as parity
 from tests.parity.__main__ import main
@@ -26,6 +26,8 @@ def test_recorded_case():
     case = XDecoderCase(CASE)
     left = {*case.records, *case.scalars} - comparison.compared
     assert [each for each in left if not NOT_COMPARED.fullmatch(each)] == []
+    # Six losses of five layers.
+    assert comparison.groups["losses"].count == 30
 
 
 def test_the_command_prints_each_case(tmp_path, capsys):
@@ -75,6 +77,15 @@ def test_a_bilinear_resize_of_final_masks_is_found(case, model, monkeypatch):
     failed = [each for group in comparison.groups.values() for each in group.failures]
     assert {each.split(":")[0] for each in failed} >= {"ground.mask_logits"}
     assert not any(each.startswith("ground.pred") for each in failed)
+
+
+def test_classes_that_all_weigh_the_same_are_found(case, model, monkeypatch):
+    monkeypatch.setattr(eager_mask_losses, "BACKGROUND", 1.0)
+    comparison = parity.Comparison("changed")
+    with torch.no_grad():
+        parity._compare_losses(comparison, case, model)
+    failed = {each.split(":")[0] for each in comparison.groups["losses"].failures}
+    assert failed == {f"losses.loss_mask_ce_{layer}" for layer in range(5)}
 
 
 def test_a_tensor_that_is_not_there_is_named(case):

@@ -51,7 +51,7 @@ from tests.parity.xdecoder_case import MEAN, STD, XDecoderCase, compare_bits
 from tests.parity.xdecoder_runs import exact_bits, on_bits
 
 #: Names of the recorded losses, of their weights, and ours.
-_NAMES = {
+LOSS_NAMES = {
     "mask_class": "loss_mask_ce",
     "mask_bce": "loss_mask_bce",
     "mask_dice": "loss_mask_dice",
@@ -246,7 +246,7 @@ def _segmentation(
             )
             found |= own
             matched["grounding"].append(pairs)
-        losses |= {f"{_NAMES[name]}_{number}": loss for name, loss in found.items()}
+        losses |= {f"{LOSS_NAMES[name]}_{number}": loss for name, loss in found.items()}
     for name, layers in matched.items():
         own_pairs = [
             [[pair.queries.tolist(), pair.targets.tolist()] for pair in layer] for layer in layers
@@ -281,12 +281,12 @@ def _captions(
     losses: dict[str, Tensor] = {}
     for number, each in enumerate(predictions):
         logits = model.caption_logits(each.caption_states)
-        losses[f"{_NAMES['caption']}_{number}"] = next_word_loss(logits, ids, mask)
-        losses[f"{_NAMES['retrieval']}_{number}"] = retrieval_loss(
+        losses[f"{LOSS_NAMES['caption']}_{number}"] = next_word_loss(logits, ids, mask)
+        losses[f"{LOSS_NAMES['retrieval']}_{number}"] = retrieval_loss(
             each.image_vectors, each.query_vectors, texts.vectors, texts.tokens, mask, scale
         )
     contrast = pair_contrast(encoder_vectors, texts.vectors, scale)
-    return losses | {f"{_NAMES['retrieval_encoder']}_0": contrast}
+    return losses | {f"{LOSS_NAMES['retrieval_encoder']}_0": contrast}
 
 
 def _compare_tensor(
