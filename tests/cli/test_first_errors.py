@@ -57,11 +57,11 @@ def test_the_table_has_all_rows():
 #: Matches the start of what to do next: an order, or the value that was expected. Words must begin
 #: a part of a sentence, since a name such as `--save` or "bbox" says nothing.
 WAY_ON = re.compile(
-    r"(?:; |, |: |\(|\. |(?:and|or|so|to|several,) )(?:did you mean|expected|add|ask|call|check"
-    r"|convert|copy|correct|download|install|keep|load|move|multiply|name|open|pass|quote|raise"
+    r"(?:; |, |: |\(|\. |(?:and|or|so|to|several,) )(?i:did you mean|expected|add|ask|call|check"
+    r"|convert|copy|correct|create|download|install|keep|load|move|multiply|name|open|pass|quote|raise"
     r"|remove|repeat|run|save|scale|see|set|train|unset|use|write)\b"
     r"|such as|for example, `|as in|says which|it (?:is a method of|belongs to)"
-    r"|(?:is|are) (?:passed|loaded|asked|chosen|set|generated|trained) "
+    r"|must be (?:between|from) \d|(?:is|are) (?:answered|asked|chosen|generated|loaded|passed|set|trained) "
 )
 
 

@@ -129,6 +129,16 @@ def test_warnings_for_developers_of_other_packages_are_dropped(monkeypatch, caps
     assert capsys.readouterr().err == "fiber: warning: text\n" * 2
 
 
+@pytest.mark.parametrize(
+    "arguments", [["caption", "LONG"], ["data", "inspect", "LONG"], ["recipes", "LONG"]]
+)
+def test_a_long_argument_hides_no_error(arguments, capsys):
+    assert main([each.replace("LONG", "x" * 5000) for each in arguments]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 1500
+    assert "File name too long" in said or "expected one of" in said
+
+
 class TestProcess:
     """What only a process of its own shows."""
 

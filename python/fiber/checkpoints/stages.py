@@ -79,6 +79,9 @@ def describe_missing(path: Path) -> str:
     missing = f"model {printable(os.fspath(path), 240)} does not exist"
     if path.parts[:1] == ("~",):
         return f"{missing}, as '~' is not expanded; pass the whole path (os.path.expanduser)"
+    if path.as_posix() in STAGES:
+        names = (f"'{name}/{path}'" for name in PACKAGED)
+        return f"{missing}; did you mean {' or '.join(names)}, of the model in the package?"
     if close := difflib.get_close_matches(path.as_posix(), PACKAGED, n=1):
         return f"{missing}; did you mean {close[0]!r}, the model in the package?"
     neighbors = itertools.islice(

@@ -11,6 +11,7 @@ loss, a full disk, out of memory, an unreachable URL, a rank that died); 2 usage
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -30,6 +31,8 @@ from fiber.tasks import TASKS, find_task, installed_tasks
 from fiber.tasks.lazy import load
 from fiber.terminal import STDOUT, escaping
 
+#: Maximum number of characters of the name of a file in an error, which also says what is wrong.
+_MAX_NAME = 1000
 #: Commands of tasks in the order of the help; those that are not listed follow.
 _TASK_COMMANDS = (
     *("ground", "detect", "segment", "answer", "caption", "match", "reason", "entail", "search"),
@@ -167,8 +170,11 @@ def _failed_in_system(error: OSError) -> int:
     # Most errors of this package give the whole text as that of the system's error.
     message = error.strerror or str(error)
     if error.strerror and error.filename is not None:
-        advice = full_disk_advice(error, Path(os.fsdecode(error.filename)))
-        message = f"{os.fsdecode(error.filename)}: {error.strerror}{advice}"
+        name = os.fsdecode(error.filename)
+        advice = full_disk_advice(error, Path(name))
+        if error.errno == errno.ENAMETOOLONG:
+            advice = "; pass the path of a file or folder"
+        message = f"{printable(name, _MAX_NAME)}: {error.strerror}{advice}"
     if message.startswith(STDOUT):
         _close_output()
     # A rank that failed for bad input on this node has printed it.

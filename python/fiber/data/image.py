@@ -173,6 +173,8 @@ def _read_file(path: str | os.PathLike[str], options: dict[str, Any]) -> np.ndar
         raise IsADirectoryError(error.errno, reason, os.fspath(path)) from None
     except FileNotFoundError as error:
         reason = f"{error.strerror}; {missing_advice(path)}"
+        if not Path(os.fsdecode(path)).suffix:
+            reason += "; a text comes after the image, as in model.answer(image, question)"
         raise FileNotFoundError(error.errno, reason, os.fspath(path)) from None
     except _core.DecodeError as error:
         with contextlib.suppress(OSError):

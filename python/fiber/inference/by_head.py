@@ -7,7 +7,7 @@ from typing import Any
 
 from fiber.inference.masks.segment import MaskMethods
 from fiber.inference.suggestions import suggest_keywords_of_methods, unknown_attribute
-from fiber.models.heads import EMBEDDING_HEADS, MissingHeadError
+from fiber.models.heads import EMBEDDING_HEADS, MissingHeadError, how_to_get
 
 #: Heads of which each method needs one, the preferred one first.
 METHOD_HEADS = {
@@ -66,9 +66,9 @@ class Stages:
         for model in self.stages.values():
             if head in model.heads:
                 return model
-        raise MissingHeadError(
-            f"{asked} needs the head {head!r}; {self._called} {', '.join(self.heads)}"
-        )
+        message = f"{asked} needs the head {head!r}; {self._called} {', '.join(self.heads)}."
+        config = getattr(next(iter(self.stages.values()), None), "config", None)
+        raise MissingHeadError(message + how_to_get((head,), config))
 
     def need_head(self, head: str, asked: str) -> None:
         """Raise MissingHeadError if no stage has a head; see `with_head`."""

@@ -34,7 +34,9 @@ def caption_writer(
             beam_search(model, tokens, num_beams=beams, max_tokens=max_tokens).token_ids
         )
     if num_beams is not None:
-        raise ValueError(f"caption: num_beams={num_beams} cannot be combined with sample=True")
+        raise ValueError(
+            f"caption: num_beams={num_beams} cannot be combined with sample=True; pass one of them"
+        )
 
     # Sampling is what torch's generators do, so exported graphs have no part in it.
     import torch

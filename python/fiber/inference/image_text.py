@@ -165,7 +165,11 @@ class ImageTextMethods:
             return self._caption_regions(images, region, max_tokens, all(greedy))
         network = self._able(WritesCaptions, "caption", "caption")
         write = self._caption_writer(
-            network, num_beams, max_tokens or self.config.max_tokens, sample=sample, seed=seed
+            network,
+            num_beams,
+            self.config.max_tokens if max_tokens is None else max_tokens,
+            sample=sample,
+            seed=seed,
         )
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(images)

@@ -29,6 +29,8 @@ from fiber.inference.stages import StagedModel
 from fiber.inference.suggestions import suggest_keywords
 from fiber.messages import caller_level, shown
 
+#: Names that may be given as the second argument, the tokenizer.
+_DEVICES = ("cpu", "gpu", "mps", "cuda", "cuda:0")
 #: Models in the package whose limits this process has printed or warned of.
 KNOWN_LIMITS: set[str] = set()
 
@@ -91,6 +93,8 @@ def load(
             unexpected, or have the wrong shape, and names the first ones.
     """
     _check_types(path, dtype, image_size)
+    if tokenizer in _DEVICES and not pathlib.Path(tokenizer).exists():
+        raise ValueError(f"tokenizer: {tokenizer!r} is a device; pass device={tokenizer!r}")
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)

@@ -79,6 +79,8 @@ _QUOTED = re.compile(
 _SEVERAL_QUOTED = re.compile(
     rf"\(?{_QUOTED.pattern}(?:(?:[\s,\uff0c\u060c]|\band\b|\bor\b)*{_QUOTED.pattern})+,?\)?"
 )
+#: Matches the name of a text file.
+_FILE = re.compile(r"[^\s;,]+\.(?:txt|json|jsonl|csv|names|ya?ml)", re.IGNORECASE)
 #: Number, and number of characters, of the examples in a warning.
 _MAX_EXAMPLES, _MAX_LENGTH = 3, 60
 
@@ -141,6 +143,14 @@ def warn_of_lists(texts: Sequence[object], what: str) -> None:
     for text in texts:
         if not isinstance(text, str):
             continue
+        if _FILE.fullmatch(text):
+            warnings.warn(
+                f"{shown(text)} is taken as one {what}, although it looks like the name of a file;"
+                " pass its lines, as in Path(name).read_text().splitlines()",
+                UserWarning,
+                stacklevel=caller_level(),
+            )
+            return
         found = find_separator(text)
         # Some names of classes have a slash, such as "cabinet/shelf".
         found = None if found is not None and _SLASH.match(found[0]) and what == "class" else found

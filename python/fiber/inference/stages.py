@@ -49,6 +49,8 @@ class StagedModel(Stages, Model):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model of each stage to a subfolder. See `Model.save`."""
         folder = Path(folder)
+        if folder.is_file():
+            raise NotADirectoryError(f"{folder} is a file; expected a folder for the models")
         for name in self._kept.files:
             if (folder / name).exists():
                 raise FileExistsError(f"{folder} already contains {name}; expected a new folder")

@@ -52,6 +52,12 @@ _ALIASES = {
     **dict.fromkeys(("k", "n", "topk", "top"), ("top_k",)),
     **dict.fromkeys(("beams", "num_beam", "beam_size"), ("num_beams",)),
     **dict.fromkeys(("max_length", "max_new_tokens"), ("max_tokens",)),
+    **dict.fromkeys(("gpu", "cuda", "device_map"), ("device",)),
+    **dict.fromkeys(("torch_dtype", "precision"), ("dtype",)),
+    **dict.fromkeys(("output_dir", "save_dir", "project"), ("output",)),
+    **dict.fromkeys(("model", "weights", "checkpoint", "pretrained"), ("init",)),
+    **dict.fromkeys(("dataset", "train_data", "records"), ("data",)),
+    **dict.fromkeys(("val", "val_data", "validation_data"), ("validation",)),
     **dict.fromkeys(("size", "imgsz", "resolution"), ("image_size",)),
     **dict.fromkeys(("image", "img", "path", "source"), ("images", "pairs")),
     **dict.fromkeys(
@@ -85,7 +91,8 @@ def suggest_keywords(function: FunctionT) -> FunctionT:
             signature.bind(*arguments, **options)
         except TypeError as error:
             raise TypeError(
-                f"{function.__name__}(): {error}; expected {', '.join(known)}"
+                f"{function.__name__}(): {error}; expected {_call_of(signature)}"
+                f"{_several_hint(arguments, known)}"
             ) from None
         return function(*arguments, **options)
 
@@ -98,6 +105,25 @@ def suggest_keywords_of_methods(cls: ClassT) -> ClassT:
         if inspect.isfunction(value) and not name.startswith("_"):
             setattr(cls, name, suggest_keywords(value))
     return cls
+
+
+def _call_of(signature: inspect.Signature) -> str:
+    """List the arguments of a function, and which are passed by name."""
+    by_name = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    others = [name for name in signature.parameters if name not in ("self", *by_name)]
+    return ", ".join(others) + (f" and, by name, {', '.join(by_name)}" if by_name else "")
+
+
+def _several_hint(arguments: Sequence[object], known: Sequence[str]) -> str:
+    """Return a hint for several images or texts that are arguments of their own."""
+    if known[:1] == ["pairs"]:
+        return "; pass the two images of a pair as one tuple, (left, right)"
+    texts = [each for each in arguments if isinstance(each, str)]
+    return "; pass several texts as one list" if len(texts) > 2 else ""
 
 
 def unknown_attribute(model: object, name: str) -> AttributeError:
@@ -126,4 +152,6 @@ def _similar(name: str, known: Sequence[str]) -> str:
     close = [each for each in _ALIASES.get(name, ()) if each in known][:1]
     close = close or [each for each in known if name in each]
     close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.65)
+    if not close and "set" in known:
+        return "fields of the recipe are passed by set, as in set={'train.steps': 500}"
     return f"did you mean {' or '.join(close)}?" if close else f"expected {', '.join(known)}"

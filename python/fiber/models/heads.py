@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from fiber.config import FiberConfig, preset
@@ -93,6 +94,12 @@ def need_head(config: HasHeads, head: str | tuple[str, ...], asked: str) -> None
         return
     named = " or ".join(map(repr, heads))
     message = f"{asked} needs the head {named}; this model has {', '.join(config.heads)}."
+    raise MissingHeadError(message + how_to_get(heads, config))
+
+
+def how_to_get(heads: Sequence[str], config: object) -> str:
+    """Return sentences, each after a space, about where a model gets heads that it lacks."""
+    message = ""
     if isinstance(config, HintsAtHeads):
         message += "".join(f" {config.head_hint(head)}" for head in heads)
     if isinstance(config, FiberConfig):
@@ -106,4 +113,7 @@ def need_head(config: HasHeads, head: str | tuple[str, ...], asked: str) -> None
         message += f" To train this head, run {' or '.join(recipes)} (see also `fiber recipes`)."
     elif small := [f"`fiber train {own}`" for head in heads if (own := _SMALL_ONLY.get(head))]:
         message += f" {' or '.join(small)} trains a small model with this head."
-    raise MissingHeadError(message)
+    return message or (
+        " Pass a model that has it, such as a released file (docs/photographs.md and"
+        " docs/segmentation.md say where they are), or train one (`fiber recipes`)."
+    )

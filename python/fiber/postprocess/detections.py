@@ -91,8 +91,16 @@ class Detections:
         # Hidden from type checkers, which report unknown attributes themselves.
         def __getattr__(self, name: str) -> Any:
             # Those that Python and its tools look up have no hint.
-            hint = "" if name.startswith("_") else f"; {nearest(name, _PUBLIC)}"
+            hint = _ALIASES.get(name) or nearest(name, _PUBLIC)
+            hint = "" if name.startswith("_") else f"; {hint}"
             raise AttributeError(f"'Detections' object has no attribute {name!r}{hint}", name=name)
+
+        # Without `__getitem__`, with which numpy would take detections for a sequence.
+        def __iter__(self) -> Any:
+            raise TypeError(
+                "'Detections' object is not iterable; use its .labels, .scores and .boxes_xyxy, as"
+                " in zip(found.labels, found.scores, found.boxes_xyxy)"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,6 +184,15 @@ class Detections:
         save_image(self.draw, path)
 
 
+#: Hints for names that other libraries have.
+_ALIASES = {
+    **dict.fromkeys(("bbox", "bboxes", "boxes", "box", "xyxy"), "did you mean boxes_xyxy?"),
+    **dict.fromkeys(("plot", "show", "visualize", "render"), "did you mean draw or save?"),
+    **dict.fromkeys(("confidence", "confidences", "conf", "score"), "did you mean scores?"),
+    **dict.fromkeys(("names", "classes", "phrases", "label"), "did you mean labels?"),
+    **dict.fromkeys(("class_id", "class_ids", "cls"), "did you mean indices?"),
+    **dict.fromkeys(("json", "to_json", "tojson", "tolist"), "did you mean to_dict?"),
+}
 #: Fields and methods, for errors.
 _PUBLIC = [
     *(each.name for each in fields(Detections)),

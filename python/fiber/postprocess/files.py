@@ -29,7 +29,7 @@ def save_image(draw: Callable[[], Image], path: str | os.PathLike[str]) -> None:
     check_target(path)
     kind = _format(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
     image = draw()
     write_file(path, lambda part: image.save(part, kind))
 

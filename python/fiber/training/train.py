@@ -25,6 +25,7 @@ from fiber.data.loader_config import check_threads
 from fiber.data.storage.remote import is_url
 from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
+from fiber.inference.suggestions import suggest_keywords
 from fiber.messages import shown
 from fiber.progress import say
 from fiber.training.checkpoint.folder import newest_checkpoint
@@ -58,6 +59,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
 
+@suggest_keywords
 def train(
     recipe: str | RunConfig,
     *,
@@ -145,6 +147,10 @@ def _resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) 
         raise TypeError(
             f"recipe: expected a name (`fiber recipes` lists them) or a RunConfig, got"
             f" {type(recipe).__name__} {shown(recipe)}"
+        )
+    if changes is not None and not isinstance(changes, Mapping):
+        raise TypeError(
+            f"set: expected a dict, such as {{'train.steps': 500}}, got {shown(changes)}"
         )
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     return replace_fields(config, dict(changes or {}))

@@ -68,7 +68,10 @@ def read_tokenizer(path: str | os.PathLike[str], config: ModelConfig | None = No
     from fiber.models.registry import check_tokenizer
 
     check_regular_file(Path(path))
-    tokenizer = Tokenizer.from_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; expected a tokenizer.json") from None
     try:
         check_tokenizer(tokenizer, config)
     except ValueError as problem:

@@ -405,6 +405,7 @@ def check_records(given: Any, expected: str) -> None:
             got = f"{kind}, of which [0] fails with {type(error).__name__}"
     else:
         got = f"{kind} {shown(given)}"
+        got += "; pass a list of it, [record]" * isinstance(given, Record)
     raise TypeError(f"{expected}; got {got}")
 
 
