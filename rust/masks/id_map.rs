@@ -8,6 +8,7 @@ use crate::decode_limits::DecodeLimits;
 use crate::error::{catch_panic, named};
 use crate::masks::planes::Planes;
 use crate::masks::sample_grid::{SampleGrid, places};
+use crate::masks::stored_mask::check_bytes;
 use crate::masks::{FIELD, problem};
 use crate::{Error, try_alloc};
 
@@ -226,6 +227,19 @@ impl Sampler<'_> {
             }
         }
     }
+}
+
+/// Decode the masks of a map, the content of a PNG. Each is a plane of the result, whose size is
+/// that of the map.
+///
+/// # Errors
+/// [`Error::Decode`] if it is no PNG of 8 bits a sample, [`Error::Field`] if a mask has no pixel in
+/// it, or a pixel no mask. Also if the map or the masks are too large.
+pub fn decode(bytes: &[u8], map: &MapIds, limits: &DecodeLimits) -> Result<Planes, Error> {
+    let size = probe(bytes, map.coding)?;
+    limits.check_size(size.0, size.1)?;
+    check_bytes(map.ids.len(), size)?;
+    sample(bytes, map, &SampleGrid::whole(size), limits).map(|(planes, _)| planes)
 }
 
 /// Sample the masks of a map whose header [`probe`] accepts and whose size is that of the image.

@@ -5,7 +5,7 @@
 //! highest bit, as by `numpy.packbits`.
 
 pub mod id_map;
-pub(crate) mod planes;
+pub mod planes;
 pub mod polygon;
 pub mod rle;
 pub(crate) mod sample_grid;

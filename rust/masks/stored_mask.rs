@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::Error;
+use crate::decode_limits::{DecodeLimits, MAX_PIXELS};
 use crate::masks::planes::{ColumnPlane, Planes};
 use crate::masks::polygon::{self, Polygons};
 use crate::masks::rle::Rle;
@@ -84,6 +85,20 @@ impl StoredMask {
         }
         Ok(())
     }
+}
+
+/// Decode the masks of a stored image of `size` = (height, width). Each is a plane of the result.
+///
+/// # Errors
+/// [`Error::Field`] if a mask is invalid or of another size; it names the mask. Also if the image
+/// or the masks are too large.
+pub fn decode(masks: &[StoredMask], size: (usize, usize)) -> Result<Planes, Error> {
+    DecodeLimits::of_pixels(MAX_PIXELS).check_size(size.0, size.1)?;
+    check_bytes(masks.len(), size)?;
+    for (index, mask) in masks.iter().enumerate() {
+        mask.check(size).map_err(|reason| problem(index, reason))?;
+    }
+    sample(masks, &SampleGrid::whole(size), &mut MaskScratch::default())
 }
 
 /// Sample masks that [`StoredMask::check`] accepts. Each is a plane of the result.

@@ -9,15 +9,14 @@ use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyString};
 
 use super::arrays::{Buffer, numbers};
-use crate::decode_limits::{DecodeLimits, MAX_PIXELS};
+use crate::decode_limits::DecodeLimits;
 use crate::error::shown;
+use crate::masks::SharedBits;
 use crate::masks::id_map::{self, Coding, MapIds};
 use crate::masks::planes::Planes;
 use crate::masks::polygon::Polygons;
 use crate::masks::rle::{self, Counts, Rle};
-use crate::masks::sample_grid::SampleGrid;
-use crate::masks::stored_mask::{self, MaskScratch, StoredMask};
-use crate::masks::{SharedBits, problem};
+use crate::masks::stored_mask::{self, StoredMask};
 
 /// Text or bytes, without copying.
 fn shared(value: &Bound<'_, PyAny>) -> Option<SharedBits> {
@@ -95,31 +94,16 @@ pub fn decode_masks(
     width: usize,
 ) -> PyResult<Buffer> {
     let masks = masks.iter().map(to_mask).collect::<PyResult<Vec<_>>>()?;
-    let planes = py.detach(|| {
-        let size = (height, width);
-        DecodeLimits::of_pixels(MAX_PIXELS).check_size(height, width)?;
-        stored_mask::check_bytes(masks.len(), size)?;
-        for (index, mask) in masks.iter().enumerate() {
-            mask.check(size).map_err(|reason| problem(index, reason))?;
-        }
-        let grid = SampleGrid::whole(size);
-        stored_mask::sample(&masks, &grid, &mut MaskScratch::default())
-    })?;
-    to_buffer(planes)
+    to_buffer(py.detach(|| stored_mask::decode(&masks, (height, width)))?)
 }
 
 /// Decode the masks of an id map, the content of a PNG; returns them and the (height, width).
 #[pyfunction]
 pub fn decode_id_map(map: &Bound<'_, PyAny>, image: &[u8]) -> PyResult<(Buffer, (usize, usize))> {
     let ids = to_ids(map)?;
-    let (planes, size) = map.py().detach(|| {
-        let limits = DecodeLimits::default();
-        let size = id_map::probe(image, ids.coding)?;
-        limits.check_size(size.0, size.1)?;
-        stored_mask::check_bytes(ids.ids.len(), size)?;
-        let grid = SampleGrid::whole(size);
-        id_map::sample(image, &ids, &grid, &limits).map(|(planes, _)| (planes, size))
-    })?;
+    let decode = || id_map::decode(image, &ids, &DecodeLimits::default());
+    let planes = map.py().detach(decode)?;
+    let size = planes.size;
     Ok((to_buffer(planes)?, size))
 }
 

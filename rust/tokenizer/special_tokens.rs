@@ -61,21 +61,35 @@ impl Template {
                 ..Self::default()
             });
         };
-        let probe = Encoding::new(
-            vec![PROBE],
-            vec![0],
-            vec!["a".to_owned()],
-            vec![None],
-            vec![(0, 1)],
-            vec![0],
-            vec![1],
-            Vec::new(),
-            std::iter::empty().collect(),
-        );
-        let templated = processor
-            .process(probe, None, true)
-            .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))?;
-        let ids = templated.get_ids();
+        let probed = |id: u32| {
+            let probe = Encoding::new(
+                vec![id],
+                vec![0],
+                vec!["a".to_owned()],
+                vec![None],
+                vec![(0, 1)],
+                vec![0],
+                vec![1],
+                Vec::new(),
+                std::iter::empty().collect(),
+            );
+            let templated = processor.process(probe, None, true);
+            templated
+                .map(|found| found.get_ids().to_vec())
+                .map_err(|error| Error::Tokenizer(format!("tokenizer: {error}")))
+        };
+        let ids = probed(PROBE)?;
+        // The processor may add the id of a probe, too.
+        let other_ids = probed(PROBE - 1)?;
+        let mut added = ids
+            .iter()
+            .filter(|&&id| id != PROBE)
+            .chain(other_ids.iter().filter(|&&id| id != PROBE - 1));
+        if let Some(id) = added.find(|&&id| inner.id_to_token(id).is_none()) {
+            return Err(Error::Tokenizer(format!(
+                "tokenizer: 'post_processor' adds id {id}, which no token has"
+            )));
+        }
         let first = ids.iter().position(|&id| id == PROBE).unwrap_or(ids.len());
         let last = ids.iter().rposition(|&id| id == PROBE);
         let after = ids.get(last.map_or(first, |last| last + 1)..);
@@ -86,12 +100,6 @@ impl Template {
             is_plain: last == Some(first),
         };
         template.is_plain &= template.before.len() + template.after.len() == template.added;
-        let mut added = template.before.iter().chain(&template.after);
-        if let Some(id) = added.find(|&&id| inner.id_to_token(id).is_none()) {
-            return Err(Error::Tokenizer(format!(
-                "tokenizer: 'post_processor' adds id {id}, which no token has"
-            )));
-        }
         Ok(template)
     }
 }
@@ -288,6 +296,20 @@ pub(crate) mod tests {
         );
         assert_eq!(special_tokens(&json, &both).special, [0, 2, 5]);
         assert_eq!(special_tokens(&json, &both).replacements, [1, 3, 4]);
+    }
+
+    #[test]
+    fn ids_that_a_post_processor_adds_are_those_of_tokens() {
+        let json = word_level(&["a", "[MASK]", "[UNK]", "<pad>"]);
+        for id in [4, u32::MAX - 1, u32::MAX] {
+            let processor = format!(
+                r#""post_processor": {{"type": "BertProcessing", "sep": ["a", {id}], "cls": ["a", 0]}}"#
+            );
+            let json = json.replace("\"post_processor\": null", &processor);
+            let error = Tokenizer::from_json(&json).err().unwrap().to_string();
+            let expected = format!("'post_processor' adds id {id}, which no token has");
+            assert!(error.contains(&expected), "{error}");
+        }
     }
 
     #[test]

@@ -84,7 +84,6 @@ TARGETS = {
     "loader_states": Target(data.loader_states, data.state_seeds),
     "tars": Target(data.tars, data.tar_seeds),
     "tables": Target(data.tables, data.table_seeds),
-    "masks": Target(masks.masks, masks.mask_seeds),
 }
 TARGETS |= {
     name: Target(
@@ -99,6 +98,7 @@ TARGETS |= {
 RUST_TARGETS = {
     "images": Target(core.images, core.image_seeds),
     "jpeg": Target(core.jpegs, core.jpeg_seeds),
+    "masks": Target(masks.masks, masks.mask_seeds),
     "tokenizer": Target(core.texts, core.text_seeds),
     "tokenizer_json": Target(core.tokenizer_files, core.tokenizer_seeds),
 }

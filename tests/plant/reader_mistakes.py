@@ -24,6 +24,10 @@ _PHRASES = f"{_DATA}/datasets/mdetr.py"
 _OBJECTS365 = f"{_DATA}/datasets/objects365.py"
 _TAR = f"{_DATA}/storage/tar.py"
 _GENERATED = f"{_DATA}/formats/generated.py"
+_PACK_INDEX = f"{_DATA}/storage/pack_index.py"
+_SEGMENTATION = f"{_DATA}/masks/segmentation.py"
+_GRAPHS = "python/fiber/runtime/networks.py"
+_ADAPTER = "python/fiber/checkpoints/adapters/files.py"
 
 
 def _seen_by(kind: str) -> Check:
@@ -34,7 +38,8 @@ def _seen_by(kind: str) -> Check:
 
 _PROGRAMS, _STORED_CONFIGS, _HEADERS = map(_seen_by, ("programs", "stored_configs", "headers"))
 _RUNS, _CONFIGS = map(_seen_by, ("runs", "configs"))
-_ANNOTATIONS, _TABLES = map(_seen_by, ("annotations", "tables"))
+_ANNOTATIONS, _TABLES, _PACKS, _MASKS = map(_seen_by, ("annotations", "tables", "packs", "masks"))
+_GRAPH_FOLDERS, _ADAPTERS = map(_seen_by, ("graphs", "adapters"))
 
 READERS = (
     # Quadratic: work for each of many references to one long value.
@@ -102,6 +107,28 @@ READERS = (
         "found = (self._first.get(span_key(span)) for span in spans)",
         "found = (i for span in spans for i, own in enumerate(self.spans) if span in own)",
         _ANNOTATIONS,
+    ),
+    Mistake(
+        "index: offsets of any integers, whose hashes can be equal",
+        _INDEX,
+        "        if any(offset[1:]):\n",
+        "        if False:\n",
+        _RUNS,
+        more=(("    if math.prod(max(each, 1) for each in sizes) >= 2**48:\n", "    if False:\n"),),
+    ),
+    Mistake(
+        "Objects365: lines are listed any number of times",
+        _OBJECTS365,
+        "            if listed > most:\n",
+        "            if False:\n",
+        _TABLES,
+    ),
+    Mistake(
+        "pack: records share a line",
+        _PACK_INDEX,
+        "        if entry.start != expected:\n",
+        "        if False:\n",
+        _PACKS,
     ),
     # Exponential: the text or the hash of a value that contains another one twice, on 60 levels.
     Mistake(
@@ -226,6 +253,27 @@ READERS = (
         'if not isinstance(parameters, dict) or not isinstance(parameters.get("generator"), str):',
         "if parameters is None:",
         _CONFIGS,
+    ),
+    Mistake(
+        "masks: numbers of a polygon that overflow",
+        _SEGMENTATION,
+        "contextlib.suppress(TypeError, OverflowError)",
+        "contextlib.suppress(TypeError)",
+        _MASKS,
+    ),
+    Mistake(
+        "exported graphs: one that is missing",
+        _GRAPHS,
+        "graphs.metadata.graphs.get(name)",
+        "graphs.metadata.graphs[name]",
+        _GRAPH_FOLDERS,
+    ),
+    Mistake(
+        "adapter: errors of its model without the file",
+        _ADAPTER,
+        "    except (ValueError, OverflowError) as error:\n",
+        "    except OverflowError as error:\n",
+        _ADAPTERS,
     ),
     Mistake(
         "run: errors of its config without the file",

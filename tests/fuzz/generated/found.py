@@ -86,6 +86,14 @@ SMALL = {
         "objects.1.category = empty string",
     ),
     "pack.json": ("parts.0.source = escape", "parts.0.shared.0.key labels = escape"),
+    "polygons": ("annotations.0.segmentation.0.1 = 10^400",),
+    "metadata.json of fine": (
+        "graphs.key pair = letter",
+        "graphs.pair.outputs.0.shape.1 = 2^63",
+        "detector.size_divisor = infinity",
+        "detector.strides.0 = 10^400",
+    ),
+    "fiber.json": ("model.max_tokens = 10^400", "model.key swin = escape"),
     "index/train-detection.jsonl": (
         "0.key image_id = lone surrogate",
         "1.boxes_xyxy.0.2 = 10^400",
@@ -108,6 +116,7 @@ GROWING = {
     ),
     "header": ("w0.shape has many items",),
     ".metadata": ("state = sparse memo",),
+    ".metadata of parts": ("offsets of one hash",),
     "config.json": ("model.swin.depths = long list",),
     "train.csv": ("0 has many items",),
     "questions in train.csv": ("0 has many items",),

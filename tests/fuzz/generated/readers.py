@@ -36,7 +36,7 @@ class Reason(NamedTuple):
 
 _OWN = Reason("reads what this process or another one of the same run has written")
 _IMAGES = Reason("reads an encoded image, of which `tests.fuzz` has targets")
-_FOLDER_FORMATS = Reason("reads YOLO and Pascal VOC: tests/data/formats/folders has odd values")
+_FOLDER_FORMATS = Reason("tests/data/formats/test_box_folders.py has hostile YOLO and VOC files")
 
 #: Readers by file and name.
 READERS: dict[str, str | Reason] = {

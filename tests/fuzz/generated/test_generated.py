@@ -169,6 +169,8 @@ def test_places_are_all_fields_but_of_alike_items_the_first_ones():
     ]
     many = list(trees.places([[number] for number in range(100)]))
     assert many == [(), (0,), (0, 0), (1,), (1, 0)]
+    config = tree_of({f"field{number}": [number] for number in range(24)})
+    assert {((number, 1), 0) for number in range(24)} < set(trees.places(config))
     assert list(trees.places(Built(Raw(b"N", "null"), 3))) == [(), ("target",), ("state",)]
 
 

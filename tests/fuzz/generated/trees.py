@@ -14,8 +14,9 @@ from typing import Any
 #: Steps from the root to a place: an index, an index and 0 (key) or 1 (value), or a field's name.
 Path = tuple[Any, ...]
 
-#: Of a container with more items that are of one type, only so many are places.
-_MAX_ALIKE = 2
+#: Of a container with more than `_MAX_ITEMS` items, only so many that are of one type are places.
+#: Configs have fewer.
+_MAX_ITEMS, _MAX_ALIKE = 24, 2
 
 
 class Pairs(list[tuple[Any, Any]]):
@@ -109,12 +110,13 @@ def places(node: Any, path: Path = ()) -> Iterator[Path]:
     """Yield the path of every place, the root first; of items that are alike, the first ones."""
     yield path
     found, seen = children(node), dict[Any, int]()
+    has_many = isinstance(node, list | tuple) and len(node) > _MAX_ITEMS
     for step, child in found:
         # Settings differ in type; tensors and records do not.
         kind = (type(child), step[1] if isinstance(node, Pairs) else None)
         seen[kind] = seen.get(kind, 0) + 1
         is_alike = isinstance(child, Node | list | tuple) or isinstance(node, list | tuple)
-        if seen[kind] <= _MAX_ALIKE or not is_alike or len(found) <= 24:
+        if seen[kind] <= _MAX_ALIKE or not (is_alike and has_many):
             yield from places(child, (*path, step))
 
 
