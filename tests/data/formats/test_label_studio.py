@@ -99,8 +99,10 @@ def test_a_wrong_task_is_named(kind, export):
 
 
 def test_other_results_are_counted(export):
-    path = export(task(), task({"choices": ["good"]}, "choices", image="2.png"))
+    odd = task({"choices": ["good"]}, "choices", image="2.png")
+    odd["annotations"][0]["result"].append({"type": ["choices"]})
+    path = export(task(), odd)
     counts = {}
     for split in ("train", "val"):
         counts |= open_source("detection", path, split).counts
-    assert counts == {"results that mark no region": 1}
+    assert counts == {"results that mark no region": 2}

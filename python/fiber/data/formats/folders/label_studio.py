@@ -152,7 +152,7 @@ class _Tasks(BoxFiles):
         boxes, labels = list[list[float]](), list[str]()
         for number, result in enumerate(results):
             kind = result.get("type")
-            if kind != "rectanglelabels" and kind not in _REGIONS:
+            if kind != "rectanglelabels" and (not isinstance(kind, str) or kind not in _REGIONS):
                 self.skip("results that mark no region")
                 continue
             try:
