@@ -66,7 +66,7 @@ class TestInspect:
         assert main(["data", "inspect", "none"]) == 2
         assert "none does not exist" in error_line(capsys)
         assert main(["data", "inspect", "more"]) == 2
-        assert "no known annotation files" in error_line(capsys)
+        assert "more has images, of which one thing is missing" in error_line(capsys)
 
 
 def test_a_folder_of_another_tool(tmp_path, capsys, scene_picture):

@@ -29,6 +29,10 @@ KARPATHY = {
     "images": [{"filename": "1.png", "split": "train", "sentences": [{"raw": "x", "sentid": 1}]}]
 }
 SNLI = {"gold_label": "neutral", "Flickr30K_ID": "1", "sentence2": "x", "pairID": "1#0"}
+OBJECTS = {"bbox": [[2, 3, 9, 9.5]], "categories": ["mug"]}
+VALUE = {"x": 5, "y": 6, "width": 40, "height": 50, "rectanglelabels": ["mug"]}
+RESULT = {"type": "rectanglelabels", "value": VALUE, "original_width": 40, "original_height": 30}
+TASK = {"data": {"image": "1.png"}, "annotations": [{"result": [RESULT]}]}
 #: (source, name of the file, its content, options); lines if the name ends in jsonl.
 FILES = [
     (
@@ -122,6 +126,9 @@ FILES = [
         {**LINE, **SIZE, "boxes_xyxy": [[2, 3, 9, 9.5]], "labels": ["mug"]},
         {"on_error": "skip"},
     ),
+    ("captions", "metadata.jsonl", {"file_name": "1.png", "text": ["x"]}, {}),
+    ("detection", "metadata.jsonl", {"file_name": "1.png", "objects": OBJECTS, **SIZE}, {}),
+    ("detection", "export.json", [TASK], {}),
 ]
 
 

@@ -60,6 +60,11 @@ def test_a_table_without_splits(tmp_path):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.png")
     file = tmp_path / "metadata.csv"
     assert sorted(texts(file) + texts(file, "val")) == [f"a cup {n}" for n in range(4)]
+    assert [part[:2] for part in parts_of(file)] == [
+        ("captions", "train"),
+        ("questions", "train"),
+        ("captions", "val"),
+    ]
     (note,) = open_source("captions", file, "val").notes
     assert "1 of 4 records" in note and "held out as 'val'" in note
     assert has_splits("captions", file, "val")

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from fiber.data.datasets.resolve import open_source
+from fiber.data.tools.discover import parts_of
 
 BOX = {"x": 25, "y": 50, "width": 50, "height": 25, "rotation": 0, "rectanglelabels": ["cup"]}
 
@@ -45,6 +46,11 @@ def test_images_by_the_names_of_their_tasks(image, export):
     records = open_source("detection", path.parent, "train+val")
     assert {record.images[0].rpartition("/")[2] for record in records} == {"a b.png", "2.png"}
     assert records[0].boxes_xyxy == ((10, 40, 30, 60),) and records[0].labels == ("cup",)
+    for data in (path, path.parent):
+        assert [each[:2] for each in parts_of(data)] == [
+            ("detection", "train"),
+            ("detection", "val"),
+        ]
     parts = records.parts
     assert parts[0].counts == {"tasks without annotations": 1}
 
@@ -99,8 +105,10 @@ def test_a_wrong_task_is_named(kind, export):
 
 
 def test_other_results_are_counted(export):
-    path = export(task(), task({"choices": ["good"]}, "choices", image="2.png"))
+    odd = task({"choices": ["good"]}, "choices", image="2.png")
+    odd["annotations"][0]["result"].append({"type": ["choices"]})
+    path = export(task(), odd)
     counts = {}
     for split in ("train", "val"):
         counts |= open_source("detection", path, split).counts
-    assert counts == {"results that mark no region": 1}
+    assert counts == {"results that mark no region": 2}

@@ -294,7 +294,7 @@ def _missing(source: str, folder: Path, split: str) -> str:
     if not folder.is_dir():
         return f"{folder} does not exist; expected a data folder or an annotation file"
     problem = f"{folder} has no {source} for split {shown(split)}"
-    if (unsupported := unsupported_data(folder)) is not None:
+    if (unsupported := unsupported_data(folder, source)) is not None:
         return f"{problem}: {unsupported}"
     if splits := splits_there(layouts_of(source), folder):
         advice = f"available splits: {shown_names(splits)}. Ask for one of these, or pass"

@@ -27,10 +27,10 @@ _YOLO_KEY = re.compile(r"^(names|nc|train|val)\s*:", re.MULTILINE)
 _YOLO_LABEL = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*")
 
 
-def unsupported_data(path: Path) -> str | None:
+def unsupported_data(path: Path, source: str = "") -> str | None:
     """Describe a folder or a file in a format that is not read, and what to do.
 
-    Returns None for all other data.
+    `source` is what is looked for; "" is anything. Returns None for all other data.
     """
     if path.is_file():
         if path.suffix == ".xml" and _is_voc(path):
@@ -51,7 +51,7 @@ def unsupported_data(path: Path) -> str | None:
     for folder in (path / name for name in _SPLIT_FOLDERS):
         if (found := _unsupported_split(path, folder)) is not None:
             return found
-    return nearest_format(path)
+    return nearest_format(path, source)
 
 
 def _unsupported_split(root: Path, folder: Path) -> str | None:

@@ -245,6 +245,18 @@ def _karpathy_splits(file: Path) -> set[str]:
 
 
 def _in_file(path: Path) -> Iterator[Part]:
+    recognized = {
+        source: splits
+        for source in KINDS
+        for layout in layouts_of(source)
+        if layout.recognize and (splits := resolve_name(layout.recognize)(path))
+    }
+    for source, splits in recognized.items():
+        # A part of "train" is held out.
+        held_out = {HELD_OUT} if "train" in splits and _has_enough(source, path) else set()
+        yield from (Part(source, split, path) for split in sorted({*splits, *held_out}))
+    if recognized:
+        return
     named = {
         source
         for source in KINDS
@@ -262,10 +274,7 @@ def _in_file(path: Path) -> Iterator[Part]:
         match = re.search(rf"(?<![a-z])({_SPLITS_IN_NAMES})(?![a-z])", path.stem)
         splits = [match[1] if match else "train"]
         layout = file_layout(source, path, splits[0])
-        if layout.recognize:
-            splits = list(resolve_name(layout.recognize)(path)) or ["train"]
-            splits += ["val"] if layout.holds_out and "val" not in splits else []
-        elif layout.has_splits:
+        if layout.has_splits:
             splits = sorted(_karpathy_splits(path))
         elif layout.kind == LINES:
             splits = jsonl.splits_in(path) or splits

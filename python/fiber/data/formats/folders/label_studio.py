@@ -123,7 +123,7 @@ class _Tasks(BoxFiles):
                 continue
             try:
                 image = self._image(task)
-                size = _size(file, results) or size_of(image)
+                size = _size(file, results) or self._size_of(image)
             except (OSError, ValueError) as error:
                 self.refuse(error, "tasks whose image cannot be read")
                 continue
@@ -136,6 +136,12 @@ class _Tasks(BoxFiles):
                 f"{file.path} has no annotated task; expected tasks with 'annotations' (predictions"
                 " are not read)"
             )
+
+    def _size_of(self, image: Path) -> tuple[int, int]:
+        try:
+            return size_of(image)
+        except ValueError as problem:
+            raise ValueError(f"{self._file.where}: {problem}") from None
 
     def _results(self, task: dict[str, Any]) -> list[dict[str, Any]] | None:
         """Return the results of the first annotation; None if there is none."""
@@ -152,7 +158,7 @@ class _Tasks(BoxFiles):
         boxes, labels = list[list[float]](), list[str]()
         for number, result in enumerate(results):
             kind = result.get("type")
-            if kind != "rectanglelabels" and kind not in _REGIONS:
+            if kind != "rectanglelabels" and (not isinstance(kind, str) or kind not in _REGIONS):
                 self.skip("results that mark no region")
                 continue
             try:

@@ -19,12 +19,10 @@ _ENTRIES, _FILES, _BYTES = 1000, 20, 1 << 16
 
 _BOX_COLUMNS = frozenset({"xmin", "ymin", "xmax", "ymax"})
 _EXPORT = "export the boxes as COCO, YOLO or Pascal VOC instead"
-#: What is in the beginning of JSON files, and what to do with these; {path} is the file.
+_COCO = re.compile(r'\s*\{(?=.*"images"\s*:)(?=.*"annotations"\s*:)', re.DOTALL)
+_COCO_SOURCES = ("", "captions", "detection", "instances")
+#: What is in the beginning of other JSON files, and what to do with these; {path} is the file.
 _JSON = {
-    re.compile(r'\s*\{(?=.*"images"\s*:)(?=.*"annotations"\s*:)', re.DOTALL): (
-        "{path} is in COCO format, under a name of its own; pass this file, or name it"
-        " annotations.json"
-    ),
     re.compile(r'\s*\[\s*\{(?=[^}]*"image_id")(?=[^}]*"bbox")(?=[^}]*"score")', re.DOTALL): (
         "{path} looks like results in COCO format, of which one thing is missing: the file of the"
         " images and categories"
@@ -42,8 +40,11 @@ _JSON = {
 }
 
 
-def nearest_format(folder: Path) -> str | None:
-    """Return a sentence about a folder that nearly is in a known format, or None."""
+def nearest_format(folder: Path, source: str = "") -> str | None:
+    """Return a sentence about a folder that nearly is in a known format, or None.
+
+    `source` is what is looked for; "" is anything.
+    """
     roots = [folder, *(folder / name for names in SPLIT_NAMES.values() for name in names)]
     roots.append(folder / "annotations")
     for root in roots:
@@ -51,6 +52,11 @@ def nearest_format(folder: Path) -> str | None:
             if _is_known(path.relative_to(folder).as_posix()):
                 continue
             start = _start(path)
+            if source in _COCO_SOURCES and _COCO.match(start):
+                return (
+                    f"{path} is in COCO format, under a name of its own; pass this file, or name it"
+                    " annotations.json"
+                )
             for pattern, said in _JSON.items():
                 if pattern.match(start):
                     return said.format(path=path)
