@@ -1,6 +1,7 @@
 """The page in a browser: `make test-web`."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -17,7 +18,8 @@ import fiber
 from fiber.cli import main
 from fiber.serve.app import ServeLimits
 from fiber.serve.server import address_of, listen, make_server
-from fiber.web.page import make_page, make_web_app, own_cache
+from fiber.web.page import make_page, make_web_app
+from fiber.web.uploads import delete_old, upload_folder
 
 LIMITS = ServeLimits(max_body=200_000, max_pixels=400_000)
 PHRASES = "a red circle; the square"
@@ -45,7 +47,7 @@ def asked_addresses():
 def address(asked_addresses):
     """URL of a page of the model in the package, served by this process."""
     model = fiber.load("scenes", device="cpu")
-    with own_cache() as folder:
+    with upload_folder() as folder:
         page = make_page(model, "scenes", LIMITS, is_packaged=True)
         server = make_server(make_web_app(page, LIMITS, folder, loopback_only=True), LIMITS)
         opened = listen("127.0.0.1", 0)
@@ -188,3 +190,14 @@ def test_sizes_are_limited(address):
     files = {"files": ("a.png", b"0" * 300_000)}
     assert httpx.post(f"{address}/gradio_api/upload", files=files).status_code == 413
     assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_old_uploads_are_deleted(tmp_path):
+    example, old, new = (tmp_path / name / "a.png" for name in ("example", "old", "new"))
+    for path in (example, old, new):
+        path.parent.mkdir()
+        path.write_bytes(b"a")
+    now = old.stat().st_mtime
+    os.utime(new, (now + 100, now + 100))
+    delete_old(tmp_path, {example}, before=now + 50)
+    assert sorted(tmp_path.rglob("*")) == sorted([example.parent, example, new.parent, new])

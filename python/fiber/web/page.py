@@ -1,22 +1,11 @@
 """The page, and the application that serves it on this machine only."""
 
-# pyright: reportMissingImports=false
-# Gradio is in the environment of `make test-web` only.
-
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read when Gradio is imported: no telemetry, and no look for a newer version.
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-
-import gradio as gr
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -26,17 +15,14 @@ from fiber.serve.app import ServeLimits
 from fiber.serve.origins import LoopbackOnly
 from fiber.serve.requests import served_methods
 from fiber.web.examples import PageExamples
+from fiber.web.library import gr
 from fiber.web.tabs import add_tab
 
-#: Seconds after which uploads and results are deleted, and how often that is checked.
-_KEEP_SECONDS, _CHECK_SECONDS = 3600, 600
 #: Maximum size of a JSON message of the page, which has texts and the paths of uploads.
 _MAX_MESSAGE = 1 << 20
 
 
-def make_page(
-    model: Any, name: str, limits: ServeLimits, *, is_packaged: bool = False
-) -> gr.Blocks:
+def make_page(model: Any, name: str, limits: ServeLimits, *, is_packaged: bool = False) -> Any:
     """Make the page of a model, with a tab for each method that it has a head for.
 
     Args:
@@ -46,11 +32,7 @@ def make_page(
         is_packaged: whether it is the model in the package, whose examples are generated.
     """
     examples = PageExamples(model, is_packaged=is_packaged)
-    with gr.Blocks(
-        title=f"fiber: {name}",
-        analytics_enabled=False,
-        delete_cache=(_CHECK_SECONDS, _KEEP_SECONDS),
-    ) as page:
+    with gr.Blocks(title=f"fiber: {name}", analytics_enabled=False) as page:
         gr.Markdown(f"# fiber\nModel: `{name}`")
         if is_packaged:
             gr.Markdown("This model knows only drawings of colored shapes.")
@@ -64,14 +46,14 @@ def make_page(
 
 
 def make_web_app(
-    page: gr.Blocks, limits: ServeLimits, folder: Path, *, loopback_only: bool = False
+    page: Any, limits: ServeLimits, folder: Path, *, loopback_only: bool = False
 ) -> Any:
     """Make the ASGI application of a page.
 
     Args:
         page: what `make_page` made.
         limits: limits of uploads.
-        folder: folder of uploads and results, from `own_cache`.
+        folder: folder of uploads and results, from `upload_folder`.
         loopback_only: turn away requests of pages that are not of this machine; see
             `LoopbackOnly`.
     """
@@ -91,14 +73,6 @@ def make_web_app(
     )
     guarded: Any = _OnlyUploads(app, limits.max_body, folder)
     return LoopbackOnly(guarded) if loopback_only else guarded
-
-
-@contextmanager
-def own_cache() -> Iterator[Path]:
-    """Give Gradio a folder for uploads and results, which is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="fiber-web-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield Path(folder)
 
 
 class _OnlyUploads:

@@ -11,7 +11,8 @@ from fiber.checkpoints.stages import PACKAGED
 from fiber.serve.app import ServeLimits
 from fiber.serve.origins import LOOPBACK
 from fiber.serve.server import address_of, make_server
-from fiber.web.page import make_page, make_web_app, own_cache
+from fiber.web.page import make_page, make_web_app
+from fiber.web.uploads import deleting_old, upload_folder
 
 
 def show_page(model: Any, name: str, opened: socket.socket, host: str, limits: ServeLimits) -> None:
@@ -24,10 +25,11 @@ def show_page(model: Any, name: str, opened: socket.socket, host: str, limits: S
         host: the host that it was opened for. On the loopback, pages of the web are turned away.
         limits: limits of uploads, images and the queue.
     """
-    with own_cache() as folder:
+    with upload_folder() as folder:
         # A folder of that name would have been loaded in its place.
         is_packaged = name.partition("/")[0] in PACKAGED and not Path(name).exists()
         page = make_page(model, name, limits, is_packaged=is_packaged)
         app = make_web_app(page, limits, folder, loopback_only=host in LOOPBACK)
         print(f"fiber: the page of {name} is at {address_of(opened)}", file=sys.stderr, flush=True)
-        make_server(app, limits).run(sockets=[opened])
+        with deleting_old(folder):
+            make_server(app, limits).run(sockets=[opened])

@@ -1,8 +1,5 @@
 """Tabs of the page: inputs and outputs of each method."""
 
-# pyright: reportMissingImports=false
-# Gradio is in the environment of `make test-web` only.
-
 from __future__ import annotations
 
 import logging
@@ -11,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import gradio as gr
 
 from fiber.data import load_image
 from fiber.inference.boxes import SCORE_THRESHOLD
@@ -25,6 +20,7 @@ from fiber.serve.body import check_fields
 from fiber.serve.errors import as_request_error, one_line
 from fiber.serve.requests import MAX_SEARCHED, REQUESTS, Asked, Request
 from fiber.web.examples import PageExamples
+from fiber.web.library import gr
 
 log = logging.getLogger("fiber")
 
@@ -143,7 +139,7 @@ def _image_input(field: str) -> Any:
     )
 
 
-def _text_input(tab: _Tab, method: str, model: Any) -> gr.Textbox:
+def _text_input(tab: _Tab, method: str, model: Any) -> Any:
     classes = getattr(model, "classes", ()) if method == "detect" else ()
     return gr.Textbox(
         label=tab.text, value="; ".join(classes), placeholder=tab.placeholder, max_lines=4
