@@ -162,7 +162,8 @@ class UnitWriter:
         arrow, _ = require_arrow("fiber map")
         if self._columns["record"] or self._writer is None:
             self._flush()
-        self._writer.close()
+        writer: Any = self._writer
+        writer.close()
         self._writer = None
         if self._errors["record"]:
             write_table(self.errors_path, arrow.table(self._errors, schema=error_schema()))

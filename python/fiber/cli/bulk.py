@@ -174,7 +174,7 @@ def _map(options: argparse.Namespace) -> int:
         code = run_processes(options.arguments, options.processes, rank)
         if code == 0:
             found = summary(options.output)
-            print(json.dumps(found | {"ranks": rank.count * options.processes}))
+            print(json.dumps(found | {"ranks": rank.total * options.processes}))
         return code
     return _run(options, settings, rank)
 
@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
 
         print(json.dumps(plan(options.source, options.task, options.plan, **settings)))
         return 0
-    prefix = f"rank {rank.number} of {rank.count}: " if rank.count > 1 else ""
+    prefix = f"rank {rank.number} of {rank.total}: " if rank.total > 1 else ""
     progress = None if rank.number else RateProgress(prefix=prefix)
     try:
         found = bulk_map.map(
@@ -214,7 +214,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
             options.output,
             threads=options.threads,
             rank=rank.number,
-            ranks=rank.count,
+            ranks=rank.total,
             progress=progress,
             **settings,
         )
@@ -243,7 +243,8 @@ def _index(options: argparse.Namespace) -> int:
         model = _model_of(options.output, options.model) or choose_model(
             None, *KNOWN["embed"].heads
         )
-        settings = pick(options, "split", "batch_size", "threads") | limits_of(options)
+        settings: dict[str, Any] = pick(options, "split", "batch_size", "threads")
+        settings |= limits_of(options)
         if options.device is not None:
             settings["device"] = options.device
         try:
