@@ -18,6 +18,7 @@ pub mod error;
 mod exif;
 #[cfg(test)]
 mod fixtures;
+pub mod half_products;
 pub mod image;
 pub mod jpeg;
 pub mod loader;

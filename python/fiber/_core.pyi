@@ -39,6 +39,7 @@ __all__ = [
     "decode_masks",
     "draw_below",
     "encode_rle",
+    "half_products",
     "jitter_image",
     "linear_sum_assignment",
     "mirror_words",
@@ -823,6 +824,20 @@ def mirror_words(
     text: str, char_spans: Sequence[tuple[int, int]] = ...
 ) -> tuple[str, list[tuple[int, int]]]:
     """Swap "left" and "right" (also in compounds) in a text, and shift its code point spans."""
+
+def half_products(rows: np.ndarray, queries: np.ndarray) -> Buffer:
+    """Multiply rows of float16 numbers with queries.
+
+    Args:
+        rows: (n, D) uint16 bits of finite float16 numbers (`array.view(np.uint16)`), contiguous.
+        queries: (Q, D) float32, contiguous.
+
+    Returns:
+        (Q, n) float32 products, summed in float32.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
 
 def linear_sum_assignment(costs: np.ndarray) -> Buffer:
     """Assign rows to columns of a float64 (rows, columns) matrix at the least total cost.

@@ -4,7 +4,6 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod arrays;
-mod assignment;
 mod attention;
 mod boxes;
 mod color_jitter;
@@ -13,6 +12,7 @@ mod image;
 mod jpeg;
 mod loader;
 mod masks;
+mod matrices;
 mod pixels;
 mod rand_augment;
 mod record;
@@ -61,7 +61,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
         attention::cross_attention_backward,
         module
     )?)?;
-    module.add_function(wrap_pyfunction!(assignment::linear_sum_assignment, module)?)?;
+    module.add_function(wrap_pyfunction!(matrices::linear_sum_assignment, module)?)?;
+    module.add_function(wrap_pyfunction!(matrices::half_products, module)?)?;
     module.add_function(wrap_pyfunction!(masks::decode_masks, module)?)?;
     module.add_function(wrap_pyfunction!(masks::decode_id_map, module)?)?;
     module.add_function(wrap_pyfunction!(masks::encode_rle, module)?)?;

@@ -58,7 +58,7 @@ def expected_ranks(matrix, queries, top_k, usable=None):
 @pytest.mark.parametrize("counts", [(0,), (1,), (5,), (40, 0, 61), (10_000,)])
 @pytest.mark.parametrize("top_k", [1, 10, 1000])
 def test_exact_search_is_an_argsort(counts, top_k, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK_ROWS", 64 if sum(counts) < 1000 else 4096)
+    monkeypatch.setattr(store, "BLOCK_ROWS", 64 if sum(counts) < 1000 else 32_768)
     matrices = [
         unit_vectors(count, 24, seed).astype(np.float16) for seed, count in enumerate(counts)
     ]

@@ -56,7 +56,7 @@ def test_each_unit_belongs_to_one_rank(count):
 def test_processes_of_a_task_of_an_array():
     ranks = [Rank(task, 3).among(4, own) for task in range(3) for own in range(4)]
     assert [rank.number for rank in ranks] == list(range(12))
-    assert {rank.size for rank in ranks} == {12}
+    assert {rank.total for rank in ranks} == {12}
 
 
 def test_a_process_whose_command_has_ended(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,8 +287,7 @@ class Index:
             # Few rows are read on their own.
             rows = np.flatnonzero(usable)
             matrices, usable = [self._store.rows(rows)], None
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            found, scores = exact_search(matrices, queries, top_k, usable, _mapping(pool))
+        found, scores = nearest_rows(matrices, queries, top_k, usable)
         return (found if rows is None else rows[found]), scores
 
     def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[IndexHit]:
@@ -428,8 +427,12 @@ class Index:
         self._sources = {}
 
 
-def _mapping(pool: ThreadPoolExecutor) -> Callable[[Any, Any], Any]:
-    return pool.map
+def nearest_rows(
+    matrices: Sequence[np.ndarray], queries: np.ndarray, top_k: int, usable: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run `exact_search` on all cores."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return exact_search(matrices, queries, top_k, usable, pool.map)
 
 
 def _embedded(folder: Path) -> dict[str, Any]:

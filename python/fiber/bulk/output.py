@@ -162,9 +162,9 @@ class UnitWriter:
         arrow, _ = require_arrow("fiber map")
         if self._columns["record"] or self._writer is None:
             self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer: Any = self._writer
+        writer.close()
+        self._writer = None
         if self._errors["record"]:
             write_table(self.errors_path, arrow.table(self._errors, schema=error_schema()))
         else:

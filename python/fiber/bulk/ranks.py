@@ -28,15 +28,15 @@ class Rank(NamedTuple):
     """A process of several that share the units."""
 
     number: int = 0
-    size: int = 1
+    total: int = 1
 
     def owns(self, unit: int) -> bool:
         """Return whether this rank does a unit."""
-        return unit % self.size == self.number
+        return unit % self.total == self.number
 
     def among(self, processes: int, own: int) -> Rank:
         """Return the rank of one of the processes that share the work of this rank."""
-        return Rank(self.number * processes + own, self.size * processes)
+        return Rank(self.number * processes + own, self.total * processes)
 
 
 def rank_of(variables: Mapping[str, str]) -> Rank:
@@ -134,7 +134,7 @@ def run_processes(arguments: Sequence[str], processes: int, rank: Rank) -> int:
         number, signal_number = min(killed.items())
         name = signal.Signals(signal_number).name
         raise ChildProcessError(
-            f"rank {number} of {rank.size * processes} was killed by {name}; run the command again"
+            f"rank {number} of {rank.total * processes} was killed by {name}; run the command again"
             " to do the rest"
         )
     return max(codes.values(), default=0)

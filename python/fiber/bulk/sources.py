@@ -99,7 +99,8 @@ class BulkRecords:
             if numbers is not None:
                 order = np.argsort(numbers, kind="stable")
                 starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-                return [part.tolist() for part in np.split(order, starts[1:]) if len(part)]
+                parts: list[Any] = np.split(order, starts[1:])
+                return [part for part in parts if len(part)]
         return [
             range(start, min(start + UNIT_RECORDS, count))
             for start in range(0, count, UNIT_RECORDS)

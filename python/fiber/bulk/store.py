@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fiber import _core
 from fiber.atomic_io import PART, explain_write_errors, flush_to_disk, read_json, write_file
 from fiber.bulk.output import require_arrow, write_table
 from fiber.messages import shown
@@ -30,8 +31,8 @@ VERSION = 1
 #: Names in the folder.
 FILE, VECTORS, COLUMNS = "index.json", "vectors", "columns"
 _MAX_JSON_BYTES = 1 << 26
-#: Rows of a block, which becomes float32: 4 MB for a width of 256.
-BLOCK_ROWS = 4096
+#: Rows of a block, of which a thread does one at a time.
+BLOCK_ROWS = 32_768
 #: Fields of index.json, and their types.
 _FIELDS = {"model": dict, "width": int, "sources": list, "segments": list}
 
@@ -245,7 +246,7 @@ def exact_search(
     queries: np.ndarray,
     top_k: int,
     usable: np.ndarray | None,
-    run: Callable[[Callable[[tuple[int, np.ndarray]], Any], list[tuple[int, np.ndarray]]], Any],
+    run: Callable[..., Iterable[tuple[np.ndarray, np.ndarray]]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the rows with the largest products with queries; of equal ones, the first rows.
 
@@ -260,6 +261,7 @@ def exact_search(
         (Q, k) int64 rows and (Q, k) float32 products, summed in float32, best first, with k at most
         `top_k` and the number of usable rows.
     """
+    queries = np.ascontiguousarray(queries, np.float32)
     blocks, start = [], 0
     for matrix in matrices:
         for first in range(0, len(matrix), BLOCK_ROWS):
@@ -269,7 +271,8 @@ def exact_search(
     def best_of(block: tuple[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         first, values = block
         rows = np.arange(first, first + len(values))
-        scores = queries @ values.astype(np.float32).T
+        bits = np.ascontiguousarray(values).view(np.uint16)
+        scores = np.asarray(_core.half_products(bits, queries))
         if usable is not None:
             kept = usable[first : first + len(values)]
             rows, scores = rows[kept], scores[:, kept]

@@ -174,7 +174,7 @@ def _map(options: argparse.Namespace) -> int:
         code = run_processes(options.arguments, options.processes, rank)
         if code == 0:
             found = summary(options.output)
-            print(json.dumps(found | {"ranks": rank.size * options.processes}))
+            print(json.dumps(found | {"ranks": rank.total * options.processes}))
         return code
     return _run(options, settings, rank)
 
@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
 
         print(json.dumps(plan(options.source, options.task, options.plan, **settings)))
         return 0
-    prefix = f"rank {rank.number} of {rank.size}: " if rank.size > 1 else ""
+    prefix = f"rank {rank.number} of {rank.total}: " if rank.total > 1 else ""
     progress = None if rank.number else RateProgress(prefix=prefix)
     try:
         found = bulk_map.map(
@@ -214,7 +214,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
             options.output,
             threads=options.threads,
             rank=rank.number,
-            ranks=rank.size,
+            ranks=rank.total,
             progress=progress,
             **settings,
         )
