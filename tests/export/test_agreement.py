@@ -133,7 +133,10 @@ def test_masks_of_classes_and_phrases(exported, engine):
         )
         assert len(outputs) == len(expected) == 6
         for one, other in zip(outputs, expected, strict=True):
-            np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=TOLERANCE)
+            # Attention follows thresholds of masks, which amplify rounding: of the largest value,
+            # as in the check of an export.
+            largest = max(1.0, float(other.abs().max()))
+            np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=TOLERANCE * largest)
         assert outputs[1].std() > 1
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fiber.export.parts import exportable_heads, plan_parts
+from fiber.export import parts
+from fiber.export.parts import exportable_heads, plan_parts, sample_sizes, sample_tensors
 from fiber.models.fiber.detector import FiberDetector
 from fiber.runtime.model import _with_heads
 from tests.export import networks
@@ -94,3 +95,16 @@ def test_the_functions_of_graphs_are_those_of_the_network(segmenter):
 def test_a_detector_without_masks():
     with pytest.raises(ValueError, match=r"the model has no masks: detector\.mask_width is 0"):
         FiberDetector(networks.small_networks.network("fine").config).predict_all_masks(None)
+
+
+def test_inputs_of_which_rounding_changes_the_outputs_are_drawn_again(segmenter, monkeypatch):
+    plan = plan_parts(segmenter, ("mask",))
+    sizes = sample_sizes(segmenter, plan)[1]
+    first = sample_tensors(segmenter, plan, sizes, 0)
+    assert parts._is_stable(plan, first)
+    monkeypatch.setattr(parts, "_is_stable", lambda plan, tensors: False)
+    monkeypatch.setattr(parts, "_MAX_DRAWS", 2)
+    assert not torch.equal(sample_tensors(segmenter, plan, sizes, 0)["images"], first["images"])
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "_ROUNDING", 1e-2)
+    assert not parts._is_stable(plan, first)

@@ -40,6 +40,9 @@ POOLED_HEADS = {
 MASK_HEADS = ("mask", "retrieval")
 #: Tensors that the decoder of such a model reads of images.
 PIXEL_MAPS = ("map_1", "map_2", "map_3", "mask_features")
+#: Relative error of rounding of these tensors, the largest difference of outputs that it may make,
+#: as a share of the largest value, and maximum number of draws of inputs with which it does not.
+_ROUNDING, _STABLE, _MAX_DRAWS = 3e-6, 5e-5, 30
 #: Smallest number of tokens of a text: its first and its last token.
 MIN_TOKENS = 2
 #: Values of dimensions, by name.
@@ -86,6 +89,8 @@ class ExportPlan:
     is_resizable: bool
     #: Number that divides the height and width of images.
     divisor: int
+    #: Attention of the network depends on thresholds of what it computes, which rounding may cross.
+    has_thresholds: bool = False
 
 
 def plan_parts(network: Network, heads: tuple[str, ...]) -> ExportPlan:
@@ -195,7 +200,7 @@ def _masks(finder: SegmentsByTensors, network: Network, heads: tuple[str, ...]) 
     if has_search:
         outputs = ("image_vectors",)
         parts.append(Subgraph("embed_images", network, embed_images, maps, outputs))
-    return ExportPlan(parts, is_resizable=True, divisor=finder.size_divisor)
+    return ExportPlan(parts, is_resizable=True, divisor=finder.size_divisor, has_thresholds=True)
 
 
 def _text_prefix(network: Network) -> Subgraph:
@@ -308,13 +313,16 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
     No dimension has the same value twice. In traced sizes, every map has several windows and no
     side is 1, since a size of 1 is taken for a fixed one. Others have maps below a window.
     """
-    longest, names = network.config.max_tokens, {part.name for part in plan.parts}
+    longest = network.config.max_tokens
     swin = (each.window_size for each in network.modules() if isinstance(each, SwinBlock))
     windows, side = max(swin, default=1), plan.divisor
     traced = {"batch": 2, "length": min(9, longest), "texts": 3, "earlier": 5}
     traced |= {"classes": 4, "phrase_length": 7}
     # The coarsest map of a pyramid has a quarter of the side of the last one of the encoder.
     traced |= {"height": side * max(windows + 1, 9), "width": side * max(windows + 5, 13)}
+    if plan.has_thresholds:
+        # Smaller maps have fewer thresholds.
+        traced |= {"height": side * 4, "width": side * 6}
     small = {
         "batch": 1,
         "length": min(3, longest),
@@ -324,7 +332,7 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
         "phrase_length": 1,
         "height": side,
         # A group norm of one channel needs two values.
-        "width": side * 2 if "pixel_maps" in names else side,
+        "width": side * 2 if plan.has_thresholds else side,
     }
     other = {"batch": 3, "length": longest, "texts": 2, "earlier": 8}
     other |= {"classes": 7, "phrase_length": 12}
@@ -336,7 +344,36 @@ def sample_sizes(network: Network, plan: ExportPlan) -> list[dict[str, int]]:
 def sample_tensors(
     network: Network, plan: ExportPlan, sizes: Sizes, seed: int
 ) -> dict[str, Tensor]:
-    """Draw the inputs of a network, and compute all tensors of its graphs by the network itself."""
+    """Draw the inputs of a network, and compute all tensors of its graphs by the network itself.
+
+    With thresholds, inputs are drawn again while rounding would change the outputs.
+    """
+    tensors = _draw_tensors(network, plan, sizes, seed)
+    for attempt in range(1, _MAX_DRAWS):
+        if not plan.has_thresholds or _is_stable(plan, tensors):
+            break
+        tensors = _draw_tensors(network, plan, sizes, seed + 1000 * attempt)
+    return tensors
+
+
+def _is_stable(plan: ExportPlan, tensors: Mapping[str, Tensor]) -> bool:
+    """Check that outputs hardly change with the last bits of what is read of images."""
+    draw = torch.Generator().manual_seed(0)
+    noisy = dict(tensors)
+    for name in PIXEL_MAPS:
+        noise = torch.randn(tensors[name].shape, generator=draw)
+        noisy[name] = tensors[name] * (1 + _ROUNDING * noise)
+    with torch.no_grad():
+        for part in (each for each in plan.parts if set(PIXEL_MAPS) <= set(each.inputs)):
+            outputs = part(*(noisy[name].clone() for name in part.inputs))
+            for name, found in zip(part.outputs, outputs, strict=True):
+                largest = max(1.0, float(tensors[name].abs().max()))
+                if float((found - tensors[name]).abs().max()) > _STABLE * largest:
+                    return False
+    return True
+
+
+def _draw_tensors(network: Network, plan: ExportPlan, sizes: Sizes, seed: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     batch, config = sizes["batch"], network.config
     square = config.image_size

@@ -17,12 +17,14 @@ def shrink_masks(masks: Tensor, factor: int) -> Tensor:
     offsets = (torch.arange(4 * factor, dtype=masks.dtype) + 0.5) / factor - 2
     kernel = _cubic(offsets).to(masks.device)
     found = masks.flatten(0, 1).unsqueeze(1)
-    for shape, axis in (((1, 1, -1, 1), 2), ((1, 1, 1, -1), 3)):
+    padding = 3 * factor // 2
+    for shape, steps, pads in (
+        ((1, 1, -1, 1), (factor, 1), (padding, 0)),
+        ((1, 1, 1, -1), (1, factor), (0, padding)),
+    ):
         weights = kernel.reshape(shape)
-        stride, padding = [1, 1], [0, 0]
-        stride[axis - 2], padding[axis - 2] = factor, 3 * factor // 2
-        totals = F.conv2d(torch.ones_like(found[:1]), weights, stride=stride, padding=padding)
-        found = F.conv2d(found, weights, stride=stride, padding=padding) / totals
+        totals = F.conv2d(torch.ones_like(found[:1]), weights, stride=steps, padding=pads)
+        found = F.conv2d(found, weights, stride=steps, padding=pads) / totals
     return found.squeeze(1).unflatten(0, masks.shape[:2])
 
 

@@ -17,7 +17,6 @@ from fiber.models.xdecoder.training import TrainedNetwork
 
 if TYPE_CHECKING:
     from fiber.models.xdecoder.decoder import Prediction
-    from fiber.models.xdecoder.segmenter import ClassMasks, TextFeatures
 
 
 class GraphNetwork(TrainedNetwork):
@@ -83,11 +82,11 @@ class GraphNetwork(TrainedNetwork):
     # Methods of the network.
     if TYPE_CHECKING:
 
-        def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
+        def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> Any:
             """See `XDecoder`."""
             ...
 
-        def class_masks(self, memory: Any, class_vectors: Tensor) -> ClassMasks:
+        def class_masks(self, memory: Any, class_vectors: Tensor) -> Any:
             """See `XDecoder`."""
             ...
 

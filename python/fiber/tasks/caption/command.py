@@ -84,6 +84,8 @@ def _read_region(file: Path, size: tuple[int, ...], limits: dict[str, Any]) -> n
         ValueError: if the file has another size than the image, transparent pixels, more than one
             color besides black, or black pixels only.
     """
+    import numpy as np
+
     from fiber.data import load_image
 
     values = load_image(file, keep_alpha=True, **limits)
@@ -95,7 +97,7 @@ def _read_region(file: Path, size: tuple[int, ...], limits: dict[str, Any]) -> n
         )
     if values.shape[2] == 4:
         raise ValueError(f"--region {file}: the file has transparent pixels; {_EXPECTED_MASK}")
-    region = values.max(2) > 0
+    region = np.any(values, axis=2, keepdims=True)[..., 0]
     inside = values[region]
     if not len(inside):
         raise ValueError(f"--region {file}: all pixels are black; {_EXPECTED_MASK}")
@@ -126,7 +128,7 @@ def _box_region(box: tuple[float, ...], size: tuple[int, ...]) -> np.ndarray:
         (low <= own) & (own < high)
         for own, low, high in zip(centers, (y0, x0), (y1, x1), strict=True)
     )
-    region = rows[:, None] & columns
+    region = np.logical_and(rows[:, None], columns)
     if not region.any():
         raise ValueError(f"--box {given} contains no center of a pixel of the image")
     return region
