@@ -61,7 +61,8 @@ WAY_ON = re.compile(
     r"|convert|copy|correct|create|download|install|keep|load|move|multiply|name|open|pass|quote|raise"
     r"|remove|repeat|run|save|scale|see|set|train|unset|use|write)\b"
     r"|such as|for example, `|as in|says which|it (?:is a method of|belongs to)"
-    r"|must be (?:between|from) \d|(?:is|are) (?:answered|asked|chosen|generated|loaded|passed|set|trained) "
+    r"|must be (?:between|from) \d"
+    r"|(?:is|are) (?:answered|asked|chosen|generated|loaded|passed|set|trained) "
 )
 
 
