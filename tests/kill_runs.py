@@ -64,7 +64,7 @@ CHANGES = {
 #: The run whose checkpoints are damaged: the last step is never reached before the damage.
 SHORT = {"train__steps": 3, "train__checkpoint_every": 1, "train__ema_decay": 0.9}
 #: The runs of which two start in one folder must last until the second one is there.
-LONG = {"train__steps": 80, "train__checkpoint_every": 20}
+LONG = {"train__steps": 50, "train__checkpoint_every": 20}
 #: Signals to one run and its successors, before it may finish.
 _SIGNALS_PER_RUN = 7
 

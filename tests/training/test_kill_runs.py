@@ -7,12 +7,12 @@ from tests.kill_runs import run_all
 
 @pytest.mark.slow
 def test_interrupted_runs_end_like_undisturbed_ones(tmp_path):
-    assert run_all(tmp_path, kills=4, terms=4, flips=0, pairs=1) == []
+    assert run_all(tmp_path, kills=3, terms=3, flips=0, pairs=1) == []
 
 
 @pytest.mark.slow
 def test_flipped_bits_of_a_checkpoint(tmp_path):
-    assert run_all(tmp_path, kills=0, terms=0, flips=4, pairs=0) == []
+    assert run_all(tmp_path, kills=0, terms=0, flips=3, pairs=0) == []
 
 
 @pytest.mark.slow

@@ -1,10 +1,31 @@
-"""AdamW as in the published coarse-stage training."""
+"""AdamW: PyTorch's on sharded parameters, and that of the published coarse-stage training."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from fiber.training.distributed.full_tensor import local_rows
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW, which updates the part of sharded parameters that this rank holds.
+
+    PyTorch works out how each list of DTensors is sharded, which takes seconds in a first step. The
+    state is sharded like the parameters.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options, fused=True)
+
+    def _init_group(self, group: dict[str, Any], *arguments: Any) -> Any:
+        """Fill the lists that PyTorch's update gets, with parts in place of DTensors."""
+        found = super()._init_group(group, *arguments)
+        for argument in arguments:
+            if isinstance(argument, list):
+                argument[:] = map(local_rows, argument)
+        return found
 
 
 class PublishedAdamW(torch.optim.Optimizer):
@@ -35,11 +56,12 @@ class PublishedAdamW(torch.optim.Optimizer):
                     state["first"] = torch.zeros_like(parameter)
                     state["second"] = torch.zeros_like(parameter)
                 state["step"] += 1
-                state["first"].lerp_(parameter.grad, 1 - beta1)
-                state["second"].mul_(beta2).addcmul_(
-                    parameter.grad, parameter.grad, value=1 - beta2
+                gradient, first, second, own = map(
+                    local_rows, (parameter.grad, state["first"], state["second"], parameter)
                 )
+                first.lerp_(gradient, 1 - beta1)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 corrections = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-                root = state["second"].sqrt().add_(group["eps"])
-                parameter.addcdiv_(state["first"], root, value=-group["lr"] * corrections)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                root = second.sqrt().add_(group["eps"])
+                own.addcdiv_(first, root, value=-group["lr"] * corrections)
+                own.mul_(1 - group["lr"] * group["weight_decay"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from fiber.training.config.lora import LoraConfig
 from fiber.training.config.run import OptimConfig
-from fiber.training.optim.adamw import PublishedAdamW
+from fiber.training.optim.adamw import AdamW, PublishedAdamW
 from fiber.training.optim.muon import MuonAdamW
 from fiber.training.optim.parameter_groups import (
     factor_of,
@@ -51,4 +51,4 @@ def build_optimizer(
         return PublishedAdamW(list(groups.values()), **options)
     if config.muon_lr_multiplier > 0:
         return MuonAdamW(list(groups.values()), **options)
-    return torch.optim.AdamW(list(groups.values()), **options, fused=True)
+    return AdamW(list(groups.values()), **options)

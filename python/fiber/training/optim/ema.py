@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fiber.training.distributed.full_tensor import local_rows
+
 
 class MovingAverage:
     """Exponential moving average of the trainable parameters.
@@ -27,8 +29,8 @@ class MovingAverage:
         """Update the averages with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        now = [p.detach() for p in model.parameters() if p.requires_grad]
-        torch._foreach_lerp_(self._averages, now, 1 - decay)
+        now = [local_rows(p) for p in model.parameters() if p.requires_grad]
+        torch._foreach_lerp_([local_rows(each) for each in self._averages], now, 1 - decay)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state dict with the averaged parameters."""

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fiber.training.distributed.full_tensor import full_tensor, shard_like
+from fiber.training.optim.adamw import AdamW
 
 #: Coefficients and number of steps of the Newton-Schulz iteration, and momentum (Jordan 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -31,7 +32,7 @@ class _Matrix(NamedTuple):
     group: dict[str, Any]
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(AdamW):
     """Muon for the groups with `by_muon`, and AdamW for the others.
 
     Muon replaces the momentum of a matrix by the nearest matrix with orthogonal rows or columns.
@@ -40,9 +41,6 @@ class MuonAdamW(torch.optim.AdamW):
     Source: Jordan et al. 2024, with the scale of updates of Liu et al. 2025. PyTorch has the same
     since version 2.9, as an optimizer of its own that takes no other parameters.
     """
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, **options, fused=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
