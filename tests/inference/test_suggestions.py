@@ -48,7 +48,7 @@ def test_arguments():
         ("epochs", "by set, as in set="),
     ):
         with pytest.raises(TypeError, match=f"'{name}'; .*{meant}"):
-            run("fine", **{name: 1})
+            run("fine", **{name: 1})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'other'; expected first, second"):
         add(1, other=2)  # type: ignore[call-arg]
 

@@ -93,7 +93,11 @@ def load(
             unexpected, or have the wrong shape, and names the first ones.
     """
     _check_types(path, dtype, image_size)
-    if tokenizer in _DEVICES and not pathlib.Path(tokenizer).exists():
+    if (
+        isinstance(tokenizer, str)
+        and tokenizer in _DEVICES
+        and not pathlib.Path(tokenizer).exists()
+    ):
         raise ValueError(f"tokenizer: {tokenizer!r} is a device; pass device={tokenizer!r}")
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
