@@ -63,9 +63,11 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     known = list(known)
     # The search takes quadratic time in the length of a name.
     short = [each for each in known if max(len(name), len(each)) <= _MAX_SIMILAR]
-    close = difflib.get_close_matches(name, short, n=3, cutoff=0.5)
+    by_lower = {each.lower(): each for each in reversed(short)}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(printable(each, _MAX_SIMILAR) for each in close)}?"
+        names = (printable(by_lower[each], _MAX_SIMILAR) for each in close)
+        return f"did you mean {' or '.join(names)}?"
     return f"expected one of {shown_names(known, _MAX_KNOWN)}"
 
 

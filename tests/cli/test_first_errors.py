@@ -119,6 +119,8 @@ def write_data(folder: Path) -> None:
         "quotes": "{'image': 'a.jpg', 'text': 'a mug'}",
         "null": '{"image": "a.jpg", "text": None}',
         "number": '{"image": "a.jpg", "text": 7}',
+        "stray": '{"image": "a.jpg", "boxes_xyxy": [[-0.0001, 0.1, 0.9, 1.01]], "labels": ["mug"]}',
+        "whole": '{"image": "a.jpg", "boxes_xyxy": [[0, 0, 1, 1]], "labels": ["mug"]}',
         "gone": '{"image": "gone.jpg", "text": "a mug"}',
         "two": '{"image": "a.jpg", "text": "a mug"}\n{"image": "b.jpg", "text": "a cup"}',
     }
@@ -140,6 +142,7 @@ def write_data(folder: Path) -> None:
         "xyxy": {"bbox": [50, 30, 80, 60]},
         "float": {"category_id": 2.0},
         "off": {"category_id": 0},
+        "outside": {"bbox": [80, 60, 25, 25]},
     }
     for name, mistake in mistakes.items():
         (folder / f"{name}.json").write_text(json.dumps(coco(["a.jpg"], mistake)))

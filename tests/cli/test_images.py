@@ -425,7 +425,7 @@ class TestBadInput:
             (["zzz", "a.jpg"], "unknown value 'zzz'; expected one of demo, train"),
             (["grund", "a.jpg"], "unknown value 'grund'; did you mean ground"),
             (["ground", "a.jpg", "--frases", "dog"], "--frases dog; did you mean --phrases"),
-            (["ground", "a.jpg", "--zzz=1"], "unrecognized arguments: --zzz=1\\n"),
+            (["ground", "a.jpg", "--zzz=1"], "--zzz=1; see fiber ground --help\\n"),
             (["demo", "--data", "scene"], "--data: unknown value 'scene'; did you mean scenes"),
         ],
     )

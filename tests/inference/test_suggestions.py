@@ -23,12 +23,32 @@ def test_arguments():
         return first + second
 
     assert add(1) == 1 and add(first=1, second=2) == 3
-    with pytest.raises(TypeError, match=r"add\(\).* missing .*'first'; expected first, second"):
+    with pytest.raises(
+        TypeError, match=r"add\(\).* missing .*'first'; expected first and, by name, second"
+    ):
         add(second=1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"add\(\).* too many .*; expected first, second"):
+    with pytest.raises(
+        TypeError, match=r"add\(\).* too many .*; expected first and, by name, second"
+    ):
         add(1, 2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"add\(\).*'secnod'; did you mean second\?"):
         add(1, secnod=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"add\(\).* too many .*; pass several texts as one list"):
+        add("a", "b", "c")  # type: ignore[call-arg]
+
+    @suggest_keywords
+    def run(recipe, *, set=None, output="", score_threshold=0.5, nms_threshold=0.5):  # noqa: A002
+        return recipe, set, output, score_threshold, nms_threshold
+
+    # Names of other libraries, and fields of a recipe.
+    for name, meant in (
+        ("conf", "did you mean score_threshold\\?"),
+        ("iou", "did you mean nms_threshold\\?"),
+        ("output_dir", "did you mean output\\?"),
+        ("epochs", "by set, as in set="),
+    ):
+        with pytest.raises(TypeError, match=f"'{name}'; .*{meant}"):
+            run("fine", **{name: 1})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'other'; expected first, second"):
         add(1, other=2)  # type: ignore[call-arg]
 

@@ -65,7 +65,10 @@ def convert(
     if to == "published" and path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: a published file must have one of the suffixes {suffixes}")
     if to != "published" and path.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{path}: expected a folder for format {shown(to)}, got a file name")
+        raise ValueError(
+            f"{path}: expected a folder for format {shown(to)}, got a file name; a file is written"
+            " with format 'published' (--to published)"
+        )
     _check_merge(source, merge, base)
     if isinstance(source, StoredModel):
         stored, source = with_vocabulary(source, tokenizer, answers), source.path or "a model"

@@ -174,6 +174,8 @@ def _failed_in_system(error: OSError) -> int:
         advice = full_disk_advice(error, Path(name))
         if error.errno == errno.ENAMETOOLONG:
             advice = "; pass the path of a file or folder"
+        elif isinstance(error, FileNotFoundError) and "; " not in error.strerror:
+            advice = "; check the path"
         message = f"{printable(name, _MAX_NAME)}: {error.strerror}{advice}"
     if message.startswith(STDOUT):
         _close_output()

@@ -44,6 +44,22 @@ LIMITS = {
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
+#: Options of other programs, and those of commands here, of which the first is meant.
+_ALIASES = {
+    **dict.fromkeys(("--conf", "--confidence", "--score", "--score-threshold"), ("--threshold",)),
+    **dict.fromkeys(("--box-threshold", "--text-threshold"), ("--threshold",)),
+    **dict.fromkeys(
+        ("-o", "--out", "--output", "--output-dir", "--save-dir"), ("--output", "--save")
+    ),
+    **dict.fromkeys(("--gpu", "--cuda", "--cpu"), ("--device",)),
+    **dict.fromkeys(("-m", "--weights", "--checkpoint", "--ckpt"), ("--model", "--init")),
+    **dict.fromkeys(
+        ("-p", "--prompt", "--prompts", "--text", "--labels"), ("--phrases", "--classes")
+    ),
+    **dict.fromkeys(("-d", "--dataset", "--data-dir"), ("--data",)),
+}
+
+
 class CommandParser(argparse.ArgumentParser):
     """ArgumentParser that suggests the closest command, choice or option for a misspelled one."""
 
@@ -56,11 +72,17 @@ class CommandParser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             # Options of other programs, such as --lr, are fields of a recipe here.
             has_fields = "--set" in self._option_string_actions and name.startswith("--")
-            cutoff = 0.85 if has_fields else 0.6
-            close = difflib.get_close_matches(name, self._option_string_actions, 3, cutoff)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            close = [each for each in _ALIASES.get(name, ()) if each in self._option_string_actions]
+            cutoff = 0.85 if has_fields else 0.7
+            close = close[:1] or difflib.get_close_matches(
+                name, self._option_string_actions, 3, cutoff
+            )
+            hint = f"; did you mean {' or '.join(close)}?" if close else f"; see {self.prog} --help"
             if has_fields and not close:
                 hint = "; fields of the recipe are set by --set, as in --set train.steps=500"
+            taken = {each.dest.upper() for each in self._get_positional_actions()}
+            if (argument := name.lstrip("-").upper()) in taken:
+                hint = f"; {argument} is passed without an option"
             if not name.startswith("-"):
                 hint = self._describe_positionals()
             pair = (getattr(namespace, "set", None) or [""])[-1]
@@ -107,6 +129,8 @@ class CommandParser(argparse.ArgumentParser):
         if "arguments are required: " in message:
             example = self.get_default("example")
             message += f"; for example, {example}" if example else f"; see `{self.prog} --help`"
+        if "not allowed with argument" in message:
+            message += "; pass one of them"
         super().error(printable(message, MAX_MESSAGE))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -115,8 +115,8 @@ class AskingSession:
     Raises:
         FileNotFoundError: if an image, or a default model with one of the heads, does not exist.
         NotADirectoryError: if `--save` is a file.
-        ValueError: if a folder has no images, or the model cannot be loaded, or an option is for
-            networks and the model is exported graphs.
+        ValueError: if a folder has no images, `--save` has the suffix of an image, the model cannot
+            be loaded, or an option is for networks and the model is exported graphs.
     """
 
     def __init__(
@@ -143,6 +143,11 @@ class AskingSession:
             if self.folder.exists() and not self.folder.is_dir():
                 raise NotADirectoryError(
                     f"--save {self.folder} is a file; expected a folder for annotated images"
+                )
+            if not self.folder.exists() and self.folder.suffix.lower() in ENDINGS:
+                raise ValueError(
+                    f"--save {self.folder} is the name of an image; expected a folder for annotated"
+                    " images, such as --save annotated"
                 )
             with naming_option("--save", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +242,8 @@ def _list_images(images: Sequence[str], hint: str | Callable[[Path], str]) -> li
             paths.append(path)
         else:
             more = hint if isinstance(hint, str) else hint(path)
-            more = more or f"; {missing_advice(path)}"
+            advice = missing_advice(path)
+            if not more or advice.startswith("did you mean"):
+                more = f"; {advice}"
             raise FileNotFoundError(f"{path}: no such image file or folder{more}")
     return paths

@@ -282,6 +282,11 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    if options.model in all_evaluations() and options.task not in all_evaluations():
+        raise ValueError(
+            f"expected the order MODEL TASK, as in `fiber eval {printable(options.task, 80)}"
+            f" {options.model}`"
+        )
     settings: dict[str, Any] = {}
     if options.rerank is not None:
         if options.task != "retrieval":

@@ -48,6 +48,8 @@ from fiber.training.tracking.goodput import Attempt, begin_attempt
 
 #: Field of config.json with the fingerprint of the initial weights, of a run that trains adapters.
 BASE_SHA256 = "base_sha256"
+#: What to do with a run whose configuration differs.
+_SAME_FIELDS = "; resume with the recipe and the fields of the run, or choose another output folder"
 #: Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Maximum number of characters of the owner of a lock.
@@ -163,7 +165,7 @@ class RunFolder:
         if changed:
             raise ValueError(
                 f"{self.path} was trained with a different configuration (stored -> requested):"
-                f" {'; '.join(changed)}{hint}"
+                f" {'; '.join(changed)}{hint or _SAME_FIELDS}"
             )
 
     def is_restart(self) -> bool:

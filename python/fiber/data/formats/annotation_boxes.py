@@ -20,6 +20,8 @@ EntryBoxes = list[tuple[Box, dict[str, Any]]]
 
 #: Boxes that exceed the image by up to this much (rounding) are clipped; more is an error.
 BOX_SLACK_PIXELS = 1.0
+#: What to do with such a box.
+CLIP_HINT = '; correct it, or clip such boxes by on_error="skip" (--set data.on_error=skip)'
 #: Boxes of at most this width or height are dropped, as in the published code.
 EMPTY_BOX_PIXELS = 1.0
 #: Values of boxes that are relative to the image size are out of [0, 1] by at most this much.
@@ -231,7 +233,7 @@ def read_boxes(
             raise file.error(
                 f"of record {key}: box {len(found)}, (x0, y0, x1, y1) = {box}, extends"
                 f" {beyond:g} pixels beyond its image ({height=}, {width=})"
-                f"{corners_hint(entry['bbox'], size)}"
+                f"{corners_hint(entry['bbox'], size) or CLIP_HINT}"
             )
         if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
             out.skip("boxes outside their pictures")

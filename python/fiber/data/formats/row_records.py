@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fiber.data.formats.annotation_boxes import (
     BOX_SLACK_PIXELS,
+    CLIP_HINT,
     EMPTY_BOX_PIXELS,
     Box,
     UnitBoxes,
@@ -238,6 +239,7 @@ class _BoxReader:
             clipped, beyond = (box, 0.0) if size is None else clip_box(box, size)
             if size is not None and beyond > BOX_SLACK_PIXELS and not self._skips_errors:
                 hint = "" if is_xyxy else corners_hint((x0, y0, x1 - x0, y1 - y0), size)
+                hint = hint or CLIP_HINT
                 raise ValueError(
                     f"has box {number}, (x0, y0, x1, y1) = {box}, which extends {beyond:g} pixels"
                     f" beyond its image of {size[0]} x {size[1]} (height x width){hint}"
