@@ -85,7 +85,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "recipe RECIPE": "recipe name (see `fiber recipes`)",
             "--data DATA": _DATA,
             "--validation DATA": "data for selecting the best checkpoint, if the recipe selects one"
-            " (default: the validation.split split of --data)",
+            " (default: the validation.split split of --data, or a part that is held out)",
             "--init MODEL": "initial weights: a model folder, a published checkpoint, a file of"
             " a Swin, CLIP, RoBERTa or BERT encoder, or a folder of such files",
             "--tokenizer DIR": "tokenizer.json, a folder that contains it, vocab.json and"

@@ -112,3 +112,15 @@ def test_other_results_are_counted(export):
     for split in ("train", "val"):
         counts |= open_source("detection", path, split).counts
     assert counts == {"results that mark no region": 2}
+
+
+def test_two_formats_in_one_folder_are_named(export):
+    path = export(task(image="1.png"), task(image="2.png"))
+    objects = {"bbox": [[1, 2, 9, 9]], "categories": ["cup"]}
+    line = json.dumps({"file_name": "1.png", "objects": objects})
+    (path.parent / "metadata.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"several layouts.*: export\.json, metadata\.jsonl"):
+        open_source("detection", path.parent, "train")
+    # Each is read by its name.
+    assert len(open_source("detection", path, "train+val")) == 2
+    assert len(open_source("detection", path.parent / "metadata.jsonl", "train")) == 1

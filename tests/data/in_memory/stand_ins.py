@@ -4,8 +4,6 @@ import importlib
 import json
 from types import SimpleNamespace
 
-import pyarrow as arrow
-
 
 class Frame:
     """What is read of a pandas.DataFrame."""
@@ -77,6 +75,7 @@ def dataset(columns, names):
         kinds = {"image": datasets.Image(), "objects": objects, "text": datasets.Value("string")}
         features = datasets.Features({name: kinds[name] for name in columns})
         return datasets.Dataset.from_dict(columns, features=features)
+    arrow = importlib.import_module("pyarrow")
     kind = {"feature": {"category": {"names": names, "_type": "ClassLabel"}}}
     described = {"info": {"features": {"objects": kind}}}
     return Dataset(
