@@ -30,7 +30,7 @@ _COUNT, _MOST_RECORDS, _MOST_LABELS = 4, 200, 20
 _SCENES = 12
 
 
-class Examples:
+class PageExamples:
     """Images with texts for each method.
 
     Args:

@@ -14,7 +14,7 @@ from fiber.messages import shown
 from fiber.serve.app import ServeLimits
 from fiber.serve.origins import LoopbackOnly
 from fiber.serve.requests import served_methods
-from fiber.web.examples import Examples
+from fiber.web.examples import PageExamples
 from fiber.web.library import gr
 from fiber.web.tabs import add_tab
 
@@ -31,7 +31,7 @@ def make_page(model: Any, name: str, limits: ServeLimits, *, is_packaged: bool =
         limits: limits of images and of the queue.
         is_packaged: whether it is the model in the package, whose examples are generated.
     """
-    examples = Examples(model, is_packaged=is_packaged)
+    examples = PageExamples(model, is_packaged=is_packaged)
     with gr.Blocks(title=f"fiber: {name}", analytics_enabled=False) as page:
         gr.Markdown(f"# fiber\nModel: `{name}`")
         if is_packaged:

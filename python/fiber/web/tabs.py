@@ -19,7 +19,7 @@ from fiber.serve.app import ServeLimits
 from fiber.serve.body import check_fields
 from fiber.serve.errors import as_request_error, one_line
 from fiber.serve.requests import MAX_SEARCHED, REQUESTS, Asked, Request
-from fiber.web.examples import Examples
+from fiber.web.examples import PageExamples
 from fiber.web.library import gr
 
 log = logging.getLogger("fiber")
@@ -91,7 +91,9 @@ _TABS = {
 }
 
 
-def add_tab(model: Any, name: str, method: str, limits: ServeLimits, examples: Examples) -> None:
+def add_tab(
+    model: Any, name: str, method: str, limits: ServeLimits, examples: PageExamples
+) -> None:
     """Add the tab of a method to the page that is being built.
 
     Args:

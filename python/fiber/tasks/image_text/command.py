@@ -6,7 +6,6 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, IMAGES, AskingSession, add_asking_command, order_hint
-from fiber.postprocess.json_objects import hit_object, match_object
 
 _TEXT = {"text TEXT": 'text, such as "a red mug"'}
 
@@ -32,6 +31,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _match(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import match_object
+
     hint = order_hint(options.text, "IMAGE TEXT")
     session = AskingSession(options, [options.image], "itm", hint=hint)
     for path, image in session.each():
@@ -42,6 +43,8 @@ def _match(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import hit_object
+
     rerank = not options.no_rerank
     heads = ("itc", "retrieval", "itm") if rerank else ("itc", "retrieval")
     hint = order_hint(options.text, "TEXT IMAGE")
