@@ -121,12 +121,17 @@ def test_the_boxes_are_those_of_the_command(page, drawing, capsys):
     page.get_by_label("Phrases").first.fill(PHRASES)
     page.locator("#run-ground").click()
     assert json_of(page, "ground") == printed | {"image": "drawing.png"}
-    lines = page.locator("#lines-ground textarea").input_value().splitlines()
+    lines_shown = page.locator("#lines-ground textarea")
+    lines = lines_shown.input_value().splitlines()
     for line, found in zip(lines, printed["detections"], strict=True):
         box = " ".join(f"{edge:7.1f}" for edge in found["box_xyxy"])
         assert line == f"{found['score']:.2f}  {box}  {found['label']}"
     drawn = page.locator("#drawn-ground img")
     expect(drawn).to_be_visible()
+    # No score is that good.
+    page.get_by_label("Minimum score").first.fill("1")
+    page.locator("#run-ground").click()
+    expect(lines_shown).to_have_value("nothing found", timeout=60_000)
     # Small images are enlarged by a whole number.
     width, height = drawn.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert (width % 480, width * 360) == (0, height * 480)
@@ -165,7 +170,7 @@ def test_an_example_is_asked(page):
 
 
 def message(path: str) -> dict:
-    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", 0]}
+    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", None]}
 
 
 def test_messages_with_urls_and_paths_are_refused(address, drawing, asked_addresses):
