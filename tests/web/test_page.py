@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -206,3 +208,17 @@ def test_old_uploads_are_deleted(tmp_path):
     os.utime(new, (now + 100, now + 100))
     delete_old(tmp_path, {example}, before=now + 50)
     assert sorted(tmp_path.rglob("*")) == sorted([example.parent, example, new.parent, new])
+
+
+def test_uploads_are_gone_after_a_signal(tmp_path):
+    command = [sys.executable, "-m", "fiber", "web", "scenes", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        found = next(filter(None, (re.search(r"http://\S+", line) for line in process.stderr)))
+        upload = {"files": ("a.png", b"a")}
+        paths = httpx.post(f"{found[0]}/gradio_api/upload", files=upload, timeout=60).json()
+        assert Path(paths[0]).is_relative_to(tmp_path) and Path(paths[0]).exists()
+        process.terminate()
+        assert process.wait(100) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("fiber")] == []
