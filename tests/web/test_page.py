@@ -130,6 +130,7 @@ def test_the_boxes_are_those_of_the_command(page, drawing, capsys):
         assert line == f"{found['score']:.2f}  {box}  {found['label']}"
     drawn = page.locator("#drawn-ground img")
     expect(drawn).to_be_visible()
+    expect(page.get_by_label("Minimum score").first).to_have_value("")
     # No score is that good.
     page.get_by_label("Minimum score").first.fill("1")
     page.locator("#run-ground").click()

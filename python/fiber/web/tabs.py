@@ -145,14 +145,8 @@ def _text_input(tab: _Tab, method: str, model: Any) -> Any:
 
 
 def _threshold_input() -> Any:
-    return gr.Number(
-        None,
-        label="Minimum score, from 0 to 1",
-        placeholder="as of the command",
-        minimum=0,
-        maximum=1,
-        step=0.01,
-    )
+    # With a minimum, an empty field would be 0. The request checks the range.
+    return gr.Number(None, label="Minimum score, from 0 to 1", placeholder="as of the command")
 
 
 def _outputs(tab: _Tab, method: str) -> list[Any]:
