@@ -173,7 +173,7 @@ def test_an_example_is_asked(page):
 
 
 def message(path: str) -> dict:
-    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", None]}
+    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", ""]}
 
 
 def test_messages_with_urls_and_paths_are_refused(address, drawing, asked_addresses):

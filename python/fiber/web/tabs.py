@@ -145,8 +145,8 @@ def _text_input(tab: _Tab, method: str, model: Any) -> Any:
 
 
 def _threshold_input() -> Any:
-    # With a minimum, an empty field would be 0. The request checks the range.
-    return gr.Number(None, label="Minimum score, from 0 to 1", placeholder="as of the command")
+    # Not a number, of which an empty one would be 0. The request checks it.
+    return gr.Textbox(label="Minimum score, from 0 to 1", placeholder="as of the command")
 
 
 def _outputs(tab: _Tab, method: str) -> list[Any]:
@@ -170,7 +170,7 @@ def _asker(
     def ask(*values: Any) -> list[Any]:
         given = list(values)
         fields: dict[str, Any] = {}
-        if tab.has_threshold and (threshold := given.pop()) is not None:
+        if tab.has_threshold and (threshold := (given.pop() or "").strip()):
             fields["threshold"] = threshold
         if tab.text and (text := (given.pop() or "").strip()):
             fields[tab.field] = text
