@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -121,12 +123,18 @@ def test_the_boxes_are_those_of_the_command(page, drawing, capsys):
     page.get_by_label("Phrases").first.fill(PHRASES)
     page.locator("#run-ground").click()
     assert json_of(page, "ground") == printed | {"image": "drawing.png"}
-    lines = page.locator("#lines-ground textarea").input_value().splitlines()
+    lines_shown = page.locator("#lines-ground textarea")
+    lines = lines_shown.input_value().splitlines()
     for line, found in zip(lines, printed["detections"], strict=True):
         box = " ".join(f"{edge:7.1f}" for edge in found["box_xyxy"])
         assert line == f"{found['score']:.2f}  {box}  {found['label']}"
     drawn = page.locator("#drawn-ground img")
     expect(drawn).to_be_visible()
+    expect(page.get_by_label("Minimum score").first).to_have_value("")
+    # No score is that good.
+    page.get_by_label("Minimum score").first.fill("1")
+    page.locator("#run-ground").click()
+    expect(lines_shown).to_have_value("nothing found", timeout=60_000)
     # Small images are enlarged by a whole number.
     width, height = drawn.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert (width % 480, width * 360) == (0, height * 480)
@@ -165,7 +173,7 @@ def test_an_example_is_asked(page):
 
 
 def message(path: str) -> dict:
-    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", 0]}
+    return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", ""]}
 
 
 def test_messages_with_urls_and_paths_are_refused(address, drawing, asked_addresses):
@@ -201,3 +209,17 @@ def test_old_uploads_are_deleted(tmp_path):
     os.utime(new, (now + 100, now + 100))
     delete_old(tmp_path, {example}, before=now + 50)
     assert sorted(tmp_path.rglob("*")) == sorted([example.parent, example, new.parent, new])
+
+
+def test_uploads_are_gone_after_a_signal(tmp_path):
+    command = [sys.executable, "-m", "fiber", "web", "scenes", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        found = next(filter(None, (re.search(r"http://\S+", line) for line in process.stderr)))
+        upload = {"files": ("a.png", b"a")}
+        paths = httpx.post(f"{found[0]}/gradio_api/upload", files=upload, timeout=60).json()
+        assert Path(paths[0]).is_relative_to(tmp_path) and Path(paths[0]).exists()
+        process.terminate()
+        assert process.wait(100) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("fiber")] == []

@@ -26,7 +26,6 @@ from fiber.cli.arguments import (
 from fiber.cli.models import RUNTIMES, choose_model, load_graphs, load_quietly
 from fiber.data.image_file import ENDINGS, check_not_url, missing_advice
 from fiber.messages import printable
-from fiber.postprocess.json_objects import about_image
 from fiber.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -199,6 +198,8 @@ class AskingSession:
         self, path: Path, image: np.ndarray, result: dict[str, Any], rows: Rows, text: str
     ) -> None:
         """Print a result. If `--save` was given, save the image with the text below it."""
+        from fiber.postprocess.json_objects import about_image
+
         about = about_image(str(path), image.shape, self.name)
         self.print(about | result, rows)
         self.save(path, image, text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -71,6 +72,25 @@ def make_server(app: Any, limits: ServeLimits) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
+def run_until_signal(app: Any, opened: socket.socket, limits: ServeLimits) -> None:
+    """Run an application on an open port until SIGINT or SIGTERM; the main thread calls this.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT.
+        SystemExit: after SIGTERM, with code 0.
+    """
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    # uvicorn raises the signal that stopped it again, which would end the process at once.
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        make_server(app, limits).run(sockets=[opened])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(model: Any, name: str, opened: socket.socket, host: str, limits: ServeLimits) -> None:
     """Serve a model on an open port until SIGINT or SIGTERM, then finish the open requests.
 
@@ -83,4 +103,4 @@ def serve(model: Any, name: str, opened: socket.socket, host: str, limits: Serve
     """
     app = make_app(Service(model, name, limits), loopback_only=host in LOOPBACK)
     print(f"fiber: serving {name} at {address_of(opened)}", file=sys.stderr, flush=True)
-    make_server(app, limits).run(sockets=[opened])
+    run_until_signal(app, opened, limits)

@@ -10,7 +10,7 @@ from typing import Any
 from fiber.checkpoints.stages import PACKAGED
 from fiber.serve.app import ServeLimits
 from fiber.serve.origins import LOOPBACK
-from fiber.serve.server import address_of, make_server
+from fiber.serve.server import address_of, run_until_signal
 from fiber.web.page import make_page, make_web_app
 from fiber.web.uploads import deleting_old, upload_folder
 
@@ -32,4 +32,4 @@ def show_page(model: Any, name: str, opened: socket.socket, host: str, limits: S
         app = make_web_app(page, limits, folder, loopback_only=host in LOOPBACK)
         print(f"fiber: the page of {name} is at {address_of(opened)}", file=sys.stderr, flush=True)
         with deleting_old(folder):
-            make_server(app, limits).run(sockets=[opened])
+            run_until_signal(app, opened, limits)

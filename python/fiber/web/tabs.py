@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data import load_image
-from fiber.inference.boxes import SCORE_THRESHOLD
 from fiber.inference.image_text import Entailment
 from fiber.inference.inputs import naming
 from fiber.postprocess import Detections
@@ -36,8 +35,8 @@ class _Tab:
     field: str = ""
     text: str = ""
     placeholder: str = ""
-    #: Default of the slider of the minimum score; none if None.
-    threshold: float | None = None
+    #: Whether there is a field for the minimum score.
+    has_threshold: bool = False
     #: Image with the result drawn on it, if there is one.
     draws: bool = False
 
@@ -62,8 +61,8 @@ def _entailment(found: Entailment) -> list[str]:
 _PHRASES = ("phrases", "Phrases, separated by semicolons", "a red circle; the square")
 _CLASSES = ("classes", "Classes, separated by semicolons", "circle; square")
 _TABS = {
-    "ground": _Tab("Ground", _boxes, *_PHRASES, threshold=0.0, draws=True),
-    "detect": _Tab("Detect", _boxes, *_CLASSES, threshold=SCORE_THRESHOLD, draws=True),
+    "ground": _Tab("Ground", _boxes, *_PHRASES, has_threshold=True, draws=True),
+    "detect": _Tab("Detect", _boxes, *_CLASSES, has_threshold=True, draws=True),
     "segment": _Tab("Segment", _segments, *_PHRASES, draws=True),
     "answer": _Tab(
         "Ask",
@@ -111,9 +110,8 @@ def add_tab(
                 if tab.text:
                     inputs.append(_text_input(tab, method, model))
                 of_examples = list(inputs)
-                if tab.threshold is not None:
-                    slider = gr.Slider(0, 1, tab.threshold, step=0.01, label="Minimum score")
-                    inputs.append(slider)
+                if tab.has_threshold:
+                    inputs.append(_threshold_input())
                 button = gr.Button("Run", variant="primary", elem_id=f"run-{method}")
             with gr.Column():
                 outputs = _outputs(tab, method)
@@ -146,6 +144,11 @@ def _text_input(tab: _Tab, method: str, model: Any) -> Any:
     )
 
 
+def _threshold_input() -> Any:
+    # Not a number, of which an empty one would be 0. The request checks it.
+    return gr.Textbox(label="Minimum score, from 0 to 1", placeholder="as of the command")
+
+
 def _outputs(tab: _Tab, method: str) -> list[Any]:
     """Make the components of a result: an image or images if it is drawn, lines, and JSON."""
     drawn = []
@@ -167,8 +170,8 @@ def _asker(
     def ask(*values: Any) -> list[Any]:
         given = list(values)
         fields: dict[str, Any] = {}
-        if tab.threshold is not None:
-            fields["threshold"] = given.pop()
+        if tab.has_threshold and (threshold := (given.pop() or "").strip()):
+            fields["threshold"] = threshold
         if tab.text and (text := (given.pop() or "").strip()):
             fields[tab.field] = text
         paths = given[0] or [] if kind.image_fields == ("images",) else given

@@ -7,7 +7,6 @@ import argparse
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
 from fiber.data.datasets.snli_ve import ENTAILMENT
-from fiber.postprocess.json_objects import entailment_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -20,6 +19,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _entail(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import entailment_object
+
     hint = order_hint(options.hypothesis, "IMAGE HYPOTHESIS")
     session = AskingSession(options, [options.image], "snli", hint=hint)
     for path, image in session.each():

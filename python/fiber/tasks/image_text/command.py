@@ -8,7 +8,6 @@ from typing import Any
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, IMAGES, AskingSession, add_asking_command, order_hint
-from fiber.postprocess.json_objects import hit_object, match_object
 
 _TEXT = {"text TEXT": 'text, such as "a red mug"'}
 
@@ -64,6 +63,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _match(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import match_object
+
     hint = order_hint(options.text, "IMAGE TEXT")
     session = AskingSession(options, [options.image], "itm", hint=hint)
     for path, image in session.each():
@@ -79,6 +80,8 @@ def _search(options: argparse.Namespace) -> int:
         from fiber.cli.bulk import search_index
 
         return search_index(options)
+    from fiber.postprocess.json_objects import hit_object
+
     rerank = not options.no_rerank
     heads = ("itc", "retrieval", "itm") if rerank else ("itc", "retrieval")
     hint = order_hint(options.text, "TEXT IMAGE")

@@ -6,7 +6,6 @@ import argparse
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import IMAGE, AskingSession, add_asking_command, order_hint
-from fiber.postprocess.json_objects import answers_object
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -20,6 +19,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _answer(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import answers_object
+
     hint = order_hint(options.question, "IMAGE QUESTION")
     session = AskingSession(options, [options.image], "vqa", hint=hint)
     for path, image in session.each():

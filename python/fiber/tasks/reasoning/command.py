@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fiber.cli.arguments import add_options
 from fiber.cli.asking import AskingSession, add_asking_command, image_heading, order_hint
-from fiber.postprocess.json_objects import truth_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +32,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _reason(options: argparse.Namespace) -> int:
+    from fiber.postprocess.json_objects import truth_object
+
     pair, statement = [options.left, options.right], options.statement
     for image in pair:
         if Path(image).is_dir():
