@@ -340,7 +340,6 @@ class Index:
         """
         if (where is None) == (keys is None):
             raise ValueError("delete: expected either where or keys")
-        arrow, _ = require_arrow("fiber.Index")
         with writing(self.folder):
             self._store = Store(self.folder)
             if where is not None:

@@ -33,8 +33,14 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _OPERATORS = {
-    **{"=": "equal", "==": "equal", "!=": "not_equal", "<>": "not_equal"},
-    **{"<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"},
+    "=": "equal",
+    "==": "equal",
+    "!=": "not_equal",
+    "<>": "not_equal",
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
 }
 _WORDS = ("and", "or", "not", "in", "is", "null", "true", "false")
 #: Kind of a column, by which literals are checked.
