@@ -223,7 +223,7 @@ def tmp_path_images(tmp_path):
 def test_results_of_another_task_are_refused(coarse, mixed_images, tmp_path, monkeypatch, index):
     monkeypatch.setattr(sources, "UNIT_RECORDS", 10)
     fiber.map(mixed_images, "caption", tmp_path / "captions", model=coarse, num_beams=1)
-    with pytest.raises(ValueError, match="caption.*embed"):
+    with pytest.raises(ValueError, match=r"caption.*embed"):
         Index.create(tmp_path / "new", tmp_path / "captions")
     fiber.map(mixed_images, "embed", tmp_path / "half", model=coarse, rank=0, ranks=2)
     with pytest.raises(ValueError, match="units 1 of 3"):
@@ -240,7 +240,7 @@ def test_vectors_that_are_not_normalized_are_refused(embedded, coarse, tmp_path)
     column = pyarrow.FixedSizeListArray.from_arrays(values, coarse.network.embedding_width)
     place = table.schema.get_field_index("embedding")
     pyarrow.parquet.write_table(table.set_column(place, table.schema.field(place), column), path)
-    with pytest.raises(ValueError, match="not normalized.*2"):
+    with pytest.raises(ValueError, match=r"not normalized.*2"):
         Index.create(tmp_path / "index", tmp_path / "data")
 
 
