@@ -18,7 +18,7 @@ from rows import interleave, refuse_debug_build, report
 
 import fiber
 from fiber.bulk.annotator import Annotator
-from fiber.bulk.index import nearest_rows
+from fiber.bulk.store import nearest_rows
 from fiber.synthetic.scenes import generate
 
 TOP_K = 20

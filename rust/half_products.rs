@@ -32,6 +32,7 @@ struct Products<'a> {
 }
 
 impl SimdLoop for Products<'_> {
+    #[allow(clippy::inline_always)] // Compiled for several instruction sets.
     #[inline(always)]
     fn run(self) {
         let count = self.rows.len() / self.width;
@@ -52,6 +53,7 @@ impl SimdLoop for Products<'_> {
 ///
 /// Numbers without a normal exponent are computed by a difference, since processors are slow with
 /// such numbers in f32, or take them for 0.
+#[allow(clippy::inline_always)] // Compiled for several instruction sets.
 #[inline(always)]
 fn to_f32(half: u16) -> f32 {
     const SMALLEST: u32 = 113 << 23;
@@ -62,6 +64,7 @@ fn to_f32(half: u16) -> f32 {
     f32::from_bits(value.to_bits() | (u32::from(half & 0x8000) << 16))
 }
 
+#[allow(clippy::inline_always)] // Compiled for several instruction sets.
 #[inline(always)]
 fn product(row: &[f32], query: &[f32]) -> f32 {
     let mut sums = [0.0; LANES];
@@ -109,8 +112,10 @@ mod tests {
     #[test]
     fn products_of_odd_widths() {
         for width in [1, 3, 31, 32, 33, 80, 256] {
-            let rows: Vec<u16> = (0..5 * width).map(|i| (i * 977 % 31_000) as u16).collect();
-            let queries: Vec<f32> = (0..3 * width).map(|i| (i % 7) as f32 - 3.0).collect();
+            let bits = |i: usize| u16::try_from(i * 977 % 31_000).unwrap();
+            let number = |i: usize| f32::from(u8::try_from(i % 7).unwrap()) - 3.0;
+            let rows: Vec<u16> = (0..5 * width).map(bits).collect();
+            let queries: Vec<f32> = (0..3 * width).map(number).collect();
             let found = half_products(&rows, &queries, width);
             assert_eq!(found.len(), 15);
             for (q, query) in queries.chunks(width).enumerate() {

@@ -5,7 +5,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::arrays::{Buffer, numbers};
-use crate::{assignment, half_products};
+use crate::assignment;
+use crate::half_products::half_products as multiply;
 
 /// Assign rows to columns of a (rows, columns) matrix: (2, n) int64, rows first.
 #[pyfunction]
@@ -38,11 +39,12 @@ pub fn half_products(
         return Err(PyValueError::new_err(message));
     };
     if width != query_width {
-        let message = format!("queries: expected width {width}, that of the rows, got {query_width}");
+        let message =
+            format!("queries: expected width {width}, that of the rows, got {query_width}");
         return Err(PyValueError::new_err(message));
     }
     let (row_bits, values) = (numbers("rows", &rows)?, numbers("queries", &queries)?);
-    let mut found = py.detach(|| half_products::half_products(row_bits, values, width));
+    let mut found = py.detach(|| multiply(row_bits, values, width));
     // Without columns, all products are sums of nothing.
     found.resize(asked * count, 0.0);
     Buffer::new(found, &[asked, count])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fiber.bulk.sources import reopen
 from fiber.bulk.store import (
     FILE,
     Store,
-    exact_search,
+    nearest_rows,
     remove_unused,
     write_index,
     write_segment,
@@ -28,7 +27,6 @@ from fiber.bulk.store import (
 )
 from fiber.bulk.where import column_kinds, parse_where
 from fiber.data.record import AnyPath, RecordSet
-from fiber.env import usable_cores
 from fiber.inference.inputs import check_top_k, not_empty
 from fiber.messages import shown, shown_names
 
@@ -340,7 +338,6 @@ class Index:
         """
         if (where is None) == (keys is None):
             raise ValueError("delete: expected either where or keys")
-        require_arrow("fiber.Index")
         with writing(self.folder):
             self._store = Store(self.folder)
             if where is not None:
@@ -425,14 +422,6 @@ class Index:
     def _reload(self) -> None:
         self._store = Store(self.folder)
         self._sources = {}
-
-
-def nearest_rows(
-    matrices: Sequence[np.ndarray], queries: np.ndarray, top_k: int, usable: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run `exact_search` on all cores."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return exact_search(matrices, queries, top_k, usable, pool.map)
 
 
 def _embedded(folder: Path) -> dict[str, Any]:

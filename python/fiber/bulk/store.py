@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from fiber import _core
 from fiber.atomic_io import PART, explain_write_errors, flush_to_disk, read_json, write_file
 from fiber.bulk.output import require_arrow, write_table
+from fiber.env import usable_cores
 from fiber.messages import shown
 
 #: Version of the format.
@@ -239,6 +241,14 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def nearest_rows(
+    matrices: Sequence[np.ndarray], queries: np.ndarray, top_k: int, usable: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run `exact_search` on all cores."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return exact_search(matrices, queries, top_k, usable, pool.map)
 
 
 def exact_search(

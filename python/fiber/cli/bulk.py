@@ -65,6 +65,11 @@ _KEYWORDS = {
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `map` and `index` to the table of commands."""
+    _add_map(commands)
+    _add_index(commands)
+
+
+def _add_map(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "map", help="run a task on all images of a dataset", description=_MAP
     )
@@ -136,6 +141,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(
         run=_map, when_stopped="what is done stays; run the command again to go on"
     )
+
+
+def _add_index(commands: argparse._SubParsersAction) -> None:
     index = commands.add_parser(
         "index", help="embed all images of a dataset for search", description=_INDEX
     )
