@@ -92,10 +92,7 @@ def load(
             answers do not fit the model. The message counts the tensors that are missing,
             unexpected, or have the wrong shape, and names the first ones.
     """
-    _check_types(path, dtype, image_size)
-    is_device = isinstance(tokenizer, str) and tokenizer in _DEVICES
-    if is_device and not pathlib.Path(tokenizer).exists():
-        raise ValueError(f"tokenizer: {tokenizer!r} is a device; pass device={tokenizer!r}")
+    _check_types(path, tokenizer, dtype, image_size)
     check_arguments(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
     limits = {"max_pixels": max_pixels, "max_decode_bytes": max_decode_bytes}
     found = model_path(path)
@@ -118,7 +115,7 @@ def load(
     return StagedModel(loaded, read_kept(found))
 
 
-def _check_types(path: object, dtype: object, image_size: object) -> None:
+def _check_types(path: object, tokenizer: object, dtype: object, image_size: object) -> None:
     hint = (
         "expected the path of a model, such as 'runs/demo', or 'scenes', the model in the package"
     )
@@ -126,6 +123,12 @@ def _check_types(path: object, dtype: object, image_size: object) -> None:
         raise TypeError(f"path: {hint}, got {type(path).__name__} {shown(path)}")
     if not os.fspath(path):
         raise ValueError(f"path: {hint}, got {shown(path)}")
+    if (
+        isinstance(tokenizer, str)
+        and tokenizer in _DEVICES
+        and not pathlib.Path(tokenizer).exists()
+    ):
+        raise ValueError(f"tokenizer: {tokenizer!r} is a device; pass device={tokenizer!r}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(
             f"dtype: expected a torch dtype, such as torch.bfloat16, or None, got {shown(dtype)}"
