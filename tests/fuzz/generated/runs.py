@@ -133,15 +133,13 @@ def _read_tensor(folder: Path) -> None:
 
 
 def _colliding(count: int) -> Any:
-    """The index of one tensor in many parts whose offsets all have one hash.
+    """The index of one tensor in four times as many parts, whose offsets all have one hash.
 
     An integer and its sum with a multiple of 2^61 - 1 have the same hash.
     """
     prime, dims = 2**61 - 1, 12
-    offsets = [
-        torch.Size([number >> 2 * dim & 3 for dim in range(dims)]) for number in range(count + 1)
-    ]
-    offsets = [torch.Size([digit * prime for digit in each]) for each in offsets]
+    digits = ([number >> 2 * dim & 3 for dim in range(dims)] for number in range(4 * count + 1))
+    offsets = [torch.Size([digit * prime for digit in each]) for each in digits]
     assert len({hash(each) for each in offsets}) == 1
     size = torch.Size([1] * dims)
     tensor = metadata.TensorStorageMetadata(
