@@ -281,8 +281,8 @@ def test_outputs_that_are_refused(coarse, mixed_images, tmp_path):
     ("options", "error", "named"),
     [
         ({"task": "answer"}, ValueError, "question"),
-        ({"split": "val"}, ValueError, "no known annotation files"),
-        ({"source": "questions"}, ValueError, "no known annotation files"),
+        ({"split": "val"}, ValueError, "has images, of which one thing is missing"),
+        ({"source": "questions"}, ValueError, "has images, of which one thing is missing"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"threads": 2.5}, TypeError, "threads"),
         ({"rank": 3, "ranks": 3}, ValueError, "rank"),

@@ -141,4 +141,6 @@ def write_pack(folder: Path) -> None:
         boxes = {"boxes_xyxy": [[1, 2, 20, 20]] * (number % 3), "labels": ["cup"] * (number % 3)}
         lines.append(json.dumps({"image": f"{number}.png"} | boxes) + "\n")
     (source / "train.jsonl").write_text("".join(lines))
-    pack(source, folder / "packed")
+    # Without it, a part of the records would be held out.
+    (source / "val.jsonl").write_text(lines[0])
+    pack(source, folder / "packed", splits=["train"])

@@ -139,7 +139,9 @@ def _add_map(commands: argparse._SubParsersAction) -> None:
         batch_size={"default": 16},
     )
     command.set_defaults(
-        run=_map, when_stopped="what is done stays; run the command again to go on"
+        run=_map,
+        when_stopped="what is done stays; run the command again to go on",
+        example="`fiber map photos --task caption --output captions`",
     )
 
 
@@ -163,7 +165,11 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
         output={"required": True, "type": Path},
         batch_size={"default": 16},
     )
-    index.set_defaults(run=_index, when_stopped="run the command again to go on")
+    index.set_defaults(
+        run=_index,
+        when_stopped="run the command again to go on",
+        example="`fiber index photos --output my-index`",
+    )
 
 
 def _map(options: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ _BEGINNING = 1000
 _MAX_NEIGHBORS, _MAX_LISTED = 1000, 3
 # Maximum number of characters of a name in a hint.
 _MAX_NAME = 80
+#: Maximum length of a path in a message.
+_MAX_PATH = 1000
 
 
 class DecodeLimits(NamedTuple):
@@ -177,7 +179,7 @@ def missing_advice(path: str | os.PathLike[str]) -> str:
     stems |= {} if path.suffix else {name.lower(): name for name in folders}
     close = difflib.get_close_matches(path.stem.lower()[:_MAX_NAME], stems, n=2, cutoff=0.65)
     if close:
-        near = (printable(os.fspath(path.with_name(stems[stem])), _MAX_NAME) for stem in close)
+        near = (printable(os.fspath(path.with_name(stems[stem])), _MAX_PATH) for stem in close)
         return f"did you mean {' or '.join(near)}?"
     folder = "the current folder" if path.parent == Path() else shown(os.fspath(path.parent))
     if not images:

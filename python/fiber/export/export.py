@@ -170,12 +170,13 @@ def _export(
     """Write the folder of a model; its later name is `shown_as`."""
     network = stored.network.float().eval().requires_grad_(False)
     config = network.config
-    progress(f"{shown_as}: {architecture_of(config).describe(config)}")
-    left_out = [head for head in config.heads if head not in exportable_heads(config)]
-    if heads is None and left_out:
-        progress(f"  without the heads that cannot be exported: {', '.join(left_out)}")
-    heads = tuple(exportable_heads(config) if heads is None else dict.fromkeys(heads))
+    known = exportable_heads(config)
+    left_out = () if heads is not None else [head for head in config.heads if head not in known]
+    heads = tuple(known if heads is None else dict.fromkeys(heads))
     plan = plan_parts(network, heads)
+    progress(f"{shown_as}: {architecture_of(config).describe(config)}")
+    if left_out:
+        progress(f"  without the heads that cannot be exported: {', '.join(left_out)}")
     sizes = sample_sizes(network, plan)
     samples = [sample_tensors(network, plan, each, seed) for seed, each in enumerate(sizes)]
     dimensions = _dimensions(network, plan)

@@ -36,6 +36,7 @@ class Reason(NamedTuple):
 
 _OWN = Reason("reads what this process or another one of the same run has written")
 _IMAGES = Reason("reads an encoded image, of which `tests.fuzz` has targets")
+_OWN_FOLDERS = Reason("tests/data/formats/test_hostile_values.py has hostile files of own folders")
 _FOLDER_FORMATS = Reason("tests/data/formats/test_box_folders.py has hostile YOLO and VOC files")
 
 #: Readers by file and name.
@@ -61,11 +62,15 @@ READERS: dict[str, str | Reason] = {
     "data/formats/annotation_file.py:_read": "captions_train.json",
     "data/formats/annotation_file.py:read_json_lines": "nlvr2_train.jsonl",
     "data/formats/annotation_file.py:read_text": "val.txt",
-    "data/formats/arrow_table.py:Table.class_names": "train.arrow boxes",
+    "data/formats/arrow_table.py:names_of_classes": "train.arrow boxes",
     "data/formats/arrow_table.py:_open_arrow": "train.arrow captions",
     "data/formats/coco.py:captions": "captions_train.json",
     "data/formats/coco.py:detection": "boxes of one file",
     "data/formats/coco_folders.py:coco_detection": "instances_train.json",
+    "data/formats/folders/image_folder.py:_Metadata._cells": _OWN_FOLDERS,
+    "data/formats/folders/image_folder.py:_Metadata._objects": _OWN_FOLDERS,
+    "data/formats/folders/image_folder.py:fields_of": _OWN_FOLDERS,
+    "data/formats/folders/rows.py:class_list": _OWN_FOLDERS,
     "data/formats/folders/voc.py:_Annotations.__init__": _FOLDER_FORMATS,
     "data/formats/folders/voc.py:read_xml": _FOLDER_FORMATS,
     "data/formats/folders/yolo.py:_Labels._read": _FOLDER_FORMATS,
@@ -78,6 +83,7 @@ READERS: dict[str, str | Reason] = {
     "data/formats/line_reader.py:LineReader.entries": "own.jsonl",
     "data/formats/tsv.py:TsvFile.__init__": "label.tsv",
     "data/formats/tsv.py:read_integers": "lines.tsv",
+    "data/image.py:_read_file": _IMAGES,
     "data/image_file.py:check_image": _IMAGES,
     "data/masks/codec.py:decode_masks": "run lengths",
     "data/masks/codec.py:read_map": "id maps",

@@ -107,7 +107,7 @@ class _MemoryRows(RowSource):
 
     def _lacks(self, names: str) -> ValueError:
         return ValueError(
-            f"data: the {self._table.kind} has no {names}; its columns are"
+            f"data: the {self._table.kind} has no {names}; add it, or rename one of its columns"
             f" {shown_names(self._table.columns[:_MOST_FIELDS])}"
         )
 
@@ -173,5 +173,8 @@ class _MemoryRows(RowSource):
             raise ValueError(f"data: row {row} has in {self._image!r} {problem}")
         if is_first and not is_file(Path(name)):
             here = printable(str(Path.cwd()), 500)
-            raise FileNotFoundError(f"data: row {row}: image {shown(name)} not found in {here}")
+            raise FileNotFoundError(
+                f"data: row {row}: image {shown(name)} not found in {here};"
+                " pass an absolute path, or change the folder"
+            )
         values.setdefault("image_id", name)
