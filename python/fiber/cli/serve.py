@@ -87,7 +87,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         **_MODEL_SETTINGS,
         **_LIMIT_SETTINGS,
     )
-    serve.set_defaults(run=_serve, when_stopped="the server has ended")
+    serve.set_defaults(
+        run=_serve, when_stopped="the server has ended", example="`fiber serve scenes`"
+    )
     web = commands.add_parser("web", help="open a page to try a model", description=_WEB)
     add_options(
         web,
@@ -97,7 +99,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         **_MODEL_SETTINGS,
         **_LIMIT_SETTINGS,
     )
-    web.set_defaults(run=_web, when_stopped="the page has ended")
+    web.set_defaults(run=_web, when_stopped="the page has ended", example="`fiber web scenes`")
 
 
 def _serve(options: argparse.Namespace) -> int:
