@@ -164,13 +164,8 @@ class ImageTextMethods:
             greedy = (num_beams in (None, 1), sample is False)
             return self._caption_regions(images, region, max_tokens, all(greedy))
         network = self._able(WritesCaptions, "caption", "caption")
-        write = self._caption_writer(
-            network,
-            num_beams,
-            self.config.max_tokens if max_tokens is None else max_tokens,
-            sample=sample,
-            seed=seed,
-        )
+        limit = self.config.max_tokens if max_tokens is None else max_tokens
+        write = self._caption_writer(network, num_beams, limit, sample=sample, seed=seed)
         tokenizer = self._inputs.needed_tokenizer()
         given, single = as_list(images)
         texts = [""] * len(given)
