@@ -320,7 +320,6 @@ def test_answers_without_questions(pictures):
     [
         (5, r"data.*folder.*int 5"),
         (iter([]), r"data.*list_iterator"),
-        ([{"a": 1}], r"data.*'a': 1\}"),
         ({"question": 5}, r"task 'question'.*int 5"),
         (
             {"question": "folder"},

@@ -154,7 +154,7 @@ def test_splits_of_rows(folder):
 
 WRONG = {
     "no image": ([{"text": "a mug"}], "captions", "the list of dicts has no 'image' or"),
-    "no text": ([{"image": "0.png"}], "captions", r"no 'caption' or .*its columns are image"),
+    "no text": ([{"image": "0.png"}], "captions", r"no 'caption' or .*rename a column \(image\)"),
     "gone": ([{"image": "gone.png", "text": "a"}], "captions", r"row 0: image 'gone\.png' not f"),
     "NUL": ([{"image": "a\0", "text": "a"}], "captions", "row 0 has in 'image' .*NUL"),
     "text": ([{"image": "0.png", "text": 3}], "captions", "row 0 has 'text' 3"),

@@ -107,8 +107,8 @@ class _MemoryRows(RowSource):
 
     def _lacks(self, names: str) -> ValueError:
         return ValueError(
-            f"data: the {self._table.kind} has no {names}; add it, or rename one of its columns"
-            f" {shown_names(self._table.columns[:_MOST_FIELDS])}"
+            f"data: the {self._table.kind} has no {names}; add it, or rename a column"
+            f" ({shown_names(self._table.columns[:_MOST_FIELDS])})"
         )
 
     @property
