@@ -138,7 +138,8 @@ def test_a_copy_for_a_thread_gives_the_same(fine, files):
     first, second = own(own.decode(batch)), annotator(batch)
     for name in ("boxes_xyxy", "scores"):
         for a, b in zip(first[name], second[name], strict=True):
-            np.testing.assert_array_equal(a, b)
+            # With old PyTorch, the last bit of a sum depends on the addresses of its terms.
+            np.testing.assert_allclose(a, b, rtol=4 * np.finfo(np.float32).eps)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ import shutil
 import pytest
 import torch
 
+# The peer's matching.
+pytest.importorskip("scipy")
+
 from benches import eager_mask_losses, eager_segments, eager_xdecoder
 from tests.golden import XDECODER
 from tests.parity import eager_xdecoder as parity
