@@ -9,6 +9,7 @@ HF ?= .venv-hf
 EXPORT ?= .venv-export
 RUNTIME ?= .venv-runtime
 WEB ?= .venv-web
+MEDIA ?= .venv-media
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -18,7 +19,7 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-runtime test-web test-interpreter test-oldest kernels-aot fuzz \
+.PHONY: demo test test-all test-hf test-export test-runtime test-web test-media test-interpreter test-oldest kernels-aot fuzz \
   package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
@@ -67,6 +68,12 @@ test-runtime: $(EXPORT)/.installed
 # in an environment with Gradio and playwright over that of the other tests.
 test-web: $(WEB)/.installed
 	$(WEB)/bin/python -m pytest tests/web $(ARGS)
+
+# Videos by torchcodec, which needs the libraries of FFmpeg (Debian: apt-get install ffmpeg), and results as
+# `supervision.Detections`, in an environment with both over that of the other tests.
+test-media: $(MEDIA)/.installed
+	$(MEDIA)/bin/python -m pytest tests/data/storage/test_video.py tests/data/writers/test_supervision.py \
+	  tests/postprocess/test_notebook.py $(ARGS)
 
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
@@ -157,7 +164,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -209,4 +216,13 @@ $(WEB)/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import sysconfig; \
 	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	touch $@
+
+$(MEDIA)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(MEDIA)
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(MEDIA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	$(MEDIA)/bin/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["video"])') supervision
 	touch $@
