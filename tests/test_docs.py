@@ -302,7 +302,9 @@ def test_shell_lines(page, page_folder, page_environment):
     # The page makes its own.
     shutil.rmtree(page_folder / "runs" / "scenes")
     (page_folder / "runs" / "masks").unlink(missing_ok=True)
-    for command in commands:
+    for line in commands:
+        # Of `fiber ... > FILE`, the file.
+        command, target = (line[:-2], line[-1]) if line[-2:-1] == [">"] else (line, None)
         parser().parse_args(command)
         if command[0] == "demo":
             continue
@@ -313,3 +315,5 @@ def test_shell_lines(page, page_folder, page_environment):
             prepare=shorten_defaults,
         )
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"
+        if target is not None:
+            (page_folder / target).write_text(done.stdout)
