@@ -10,6 +10,7 @@ EXPORT ?= .venv-export
 RUNTIME ?= .venv-runtime
 WEB ?= .venv-web
 MEDIA ?= .venv-media
+DOCS ?= .venv-docs
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # Of each target of `make fuzz`.
@@ -20,7 +21,7 @@ SECONDS ?= 60
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-all test-hf test-export test-runtime test-web test-media test-interpreter test-oldest kernels-aot fuzz \
-  package lint licenses advisories fmt build bench clean
+  docs package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -111,6 +112,11 @@ test-oldest: $(OLDEST)/.installed
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)
 
+# The site of the documentation, in target/site, in an environment with mkdocs over that of the tests.
+# Warnings and links to nowhere are errors, and so is a cell of a notebook that fails.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python -m mkdocs build --strict $(ARGS)
+
 # Builds of the wheel and the source distribution, each from scratch.
 package: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m package $(ARGS)
@@ -164,7 +170,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) $(DOCS) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -225,4 +231,15 @@ $(MEDIA)/.installed: $(VENV)/.installed-dev
 	  > $$($(MEDIA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
 	$(MEDIA)/bin/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
 	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["video"])') supervision
+	touch $@
+
+$(DOCS)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(DOCS)
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	$(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS)/requirements.txt
 	touch $@

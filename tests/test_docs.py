@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import fiber
+from fiber import recipes
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import parser
 from fiber.config import preset
@@ -26,6 +27,7 @@ from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.models.fiber.detector import FiberDetector
 from fiber.synthetic import scenes, stamps
+from fiber.training.config.run import load_recipe
 from fiber.training.run_dir import RunFolder
 from tests.hub import stub as hub
 from tests.models.xdecoder.small_model import small_model, write_small_xdecoder_file
@@ -33,7 +35,8 @@ from tests.processes import run_python
 from tests.published_keys import METER_FILES, write_small_meter_file
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MIGRATION = sorted((ROOT / "docs" / "migration").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *MIGRATION]
 SOURCES = sorted(Path(fiber.__file__).parent.rglob("*.py"))
 WITH_EXAMPLES = [path for path in SOURCES if ">>>" in path.read_text()]
 
@@ -279,6 +282,29 @@ fiber
     expected = ["ground", "a.jpg", "--phrases", "a star; a ring", "--save", "x"]
     assert commands_of(page) == [expected, ["demo"]]
     assert commands_of("") == []
+
+
+@pytest.mark.parametrize("page", MIGRATION, ids=lambda page: page.name)
+def test_commands_in_tables_are_parsed(page):
+    """They are not run, since they name files of others."""
+    found = re.findall(r"`(fiber [^`]+)`", page.read_text())
+    assert found
+    for line in found:
+        command = shlex.split(line)[1:]
+        parser().parse_args(command)
+        if command[0] == "train":
+            assert command[1] in recipes.names()
+            load_recipe(command[1])
+
+
+def test_the_tests_of_promises_exist():
+    found = re.findall(
+        r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/differences.md").read_text()
+    )
+    assert len(found) > 20
+    for path, name in found:
+        text = (ROOT / path).read_text()
+        assert not name or re.search(rf"^\s*def {name}\(", text, re.MULTILINE), f"{path}::{name}"
 
 
 def shorter(command: list[str]) -> list[str]:

@@ -46,6 +46,7 @@ EXTRAS = {
     "wandb": "`fiber train --track wandb`",
     "mlflow": "`fiber train --track mlflow`",
     "bench": "loaders that `fiber bench` and `benches/` compare against",
+    "docs": "the site of `make docs`",
     "dev": "building, testing and linting fiber itself",
 }
 
