@@ -230,7 +230,7 @@ def _try(options: argparse.Namespace) -> int:
     chosen = "--print-config" if options.print_config else "--dry-run"
     for name in ("resume", "processes", "track"):
         if getattr(options, name):
-            raise ValueError(f"{chosen} writes no run and uses one process; leave out --{name}")
+            raise ValueError(f"{chosen} writes no run and uses one process; remove --{name}")
     from fiber.config_io import to_dict
     from fiber.training.dry_run import dry_run, fitted_config
 

@@ -160,7 +160,8 @@ def _checked_addresses(
     if refused or not addresses:
         raise ValueError(
             f"{_name(target)}: the host is at {', '.join(refused) or 'no address'}; expected public"
-            " addresses, since those of the own network are not fetched"
+            " addresses; download an image of a private network first, and pass the path of the"
+            " file"
         )
     return addresses
 
