@@ -81,8 +81,7 @@ def train(
     Skipped or truncated data, such as questions without a known answer, is counted and logged.
 
     Args:
-        recipe: recipe name (see `fiber recipes`), .json file with a configuration, such as
-            config.json of another run, or a RunConfig.
+        recipe: recipe name (see `fiber recipes`), .json file with a configuration, or RunConfig.
         data: data folder, annotation file, URL of a packed folder or rows (see
             `fiber.data.open_source`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
