@@ -51,6 +51,11 @@ _NO_IMAGES = (
         re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<svg", re.IGNORECASE),
         "it is an SVG drawing; convert it to a PNG file first",
     ),
+    (
+        re.compile(rb"(?s:.{4}ftyp(?:isom|iso\d|mp4\d|avc1|M4V |qt  )|\x1aE\xdf\xa3|RIFF.{4}AVI )"),
+        "it is a video; pass its frames, as from fiber.data.video_frames, or ask `fiber ground`,"
+        " `detect` or `segment`, which take videos",
+    ),
 )
 # Number of bytes that these patterns see.
 _BEGINNING = 1000
