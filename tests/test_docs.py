@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 import fiber
@@ -295,6 +296,34 @@ def test_commands_in_tables_are_parsed(page):
         if command[0] == "train":
             assert command[1] in recipes.names()
             load_recipe(command[1])
+
+
+def nav_of(entries) -> list[str]:
+    """List the pages of `nav` in mkdocs.yml."""
+    found = []
+    for entry in entries:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += nav_of(target) if isinstance(target, list) else [target]
+    return found
+
+
+def test_every_page_is_in_the_site():
+    """`make docs` checks all links; this one needs no mkdocs."""
+    listed = nav_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(listed) == len(set(listed))
+    folder = ROOT / "docs"
+    pages = [path for kind in ("md", "ipynb") for path in folder.rglob(f"*.{kind}")]
+    assert not {path.relative_to(folder).as_posix() for path in pages} - set(listed)
+
+
+def test_notebooks_are_stored_without_results():
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        cells = json.loads(path.read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert code and all(cell["outputs"] == [] for cell in code), path.name
+        assert all(cell["execution_count"] is None for cell in code), path.name
 
 
 def test_the_tests_of_promises_exist():
