@@ -244,7 +244,7 @@ def test_a_job_that_ends_its_process_is_a_result():
 
     results = list(run_forked(range(4), run))
     assert results[0] == 0 and results[3] == 3
-    assert results[1].reason == "SIGXCPU"
+    assert results[1].reason == "SIGPROF"
     assert results[2].reason == "exit"
 
 

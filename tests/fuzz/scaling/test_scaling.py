@@ -126,7 +126,7 @@ def _hash_of_shared(size):
         (_copies, "allocated_bytes"),
         (lambda size: repr([0] * 9 * size * size)[:60], "allocated_bytes"),
         (_pairs, "opcodes"),
-        (_hash_of_shared, "ended by SIGXCPU"),
+        (_hash_of_shared, "ended by SIGPROF"),
     ],
 )
 def test_each_class_of_growth_is_seen(read, expected, tmp_path, monkeypatch):
