@@ -19,7 +19,7 @@ from fiber.metrics.presence import (
 
 
 def labels(seed=0, count=4000, slope=2.0, intercept=1.0):
-    """Scores of labels whose presence has a known probability; every box of a present one is right."""
+    """Scores of labels whose presence has a known probability; all boxes are right."""
     rng = np.random.default_rng(seed)
     scores = rng.uniform(0.02, 0.98, count)
     probability = 1 / (1 + np.exp(-(slope * np.log(scores / (1 - scores)) + intercept)))

@@ -1,8 +1,8 @@
-"""Presence: the probability that an image shows what a text names, from the score of its best box.
+"""Presence: the probability that an image shows what a text names, from its best box's score.
 
-A score ranks the boxes of one label. A `Calibration` maps the best score of a label to a probability
-(Platt scaling), and has a default threshold of scores, both from data of which half of the labels
-are absent. The map is increasing, so it changes no ranking within a kind of prompt.
+A score ranks the boxes of one label. A `Calibration` maps the best score of a label to a
+probability (Platt scaling), and has a default threshold of scores, both from data of which half of
+the labels are absent. The map is increasing, so it changes no ranking within a kind of prompt.
 """
 
 from __future__ import annotations
@@ -186,9 +186,7 @@ def ranking_quality(scores: np.ndarray, present: np.ndarray) -> float:
     return float((of_present - count * (count + 1) / 2) / pairs)
 
 
-def reliability(
-    probabilities: np.ndarray, present: np.ndarray
-) -> list[tuple[float, float, float]]:
+def reliability(probabilities: np.ndarray, present: np.ndarray) -> list[tuple[float, float, float]]:
     """Return (mean probability, share of present labels, weight) of each bin with labels.
 
     The ten bins are of equal width, and present and absent labels have half of the weight each.
