@@ -21,8 +21,8 @@ Kind = Literal["phrase", "caption", "classes"]
 KINDS: tuple[Kind, ...] = ("phrase", "caption", "classes")
 #: Name of the file in a model folder, of the value of its field "kind", and its maximum size.
 PRESENCE_FILE, FILE_KIND, MAX_PRESENCE_BYTES = "presence.json", "fiber presence", 1 << 16
-#: Precision of the default thresholds.
-PRECISION = 0.9
+#: Precision of the default thresholds, and the least share of the recall that they may leave.
+PRECISION, RECALL_SHARE = 0.9, 0.9
 #: Least number of present labels, and of absent ones, of a calibration.
 LEAST_LABELS = 30
 
@@ -118,7 +118,8 @@ def calibrate(
     """Fit presence and a default threshold to the best scores of n labels.
 
     Present and absent labels have half of the weight each. The threshold is the least score at
-    which the precision reaches `precision`; if none does, that of the best F1.
+    which the precision reaches `precision`. If it leaves less than `RECALL_SHARE` of the recall,
+    the threshold is that of the best F1.
 
     Args:
         scores: (n,) best scores, 0 for labels without a box.
@@ -252,7 +253,7 @@ def _threshold(
     recall = hits / 0.5
     # Labels with the same score are answered together.
     last = np.append(np.diff(scores[order]) != 0, True)
-    enough = np.flatnonzero(last & (reached >= precision))
+    enough = np.flatnonzero(last & (reached >= precision) & (recall >= RECALL_SHARE * recall[-1]))
     if len(enough):
         chosen = enough[-1]
     else:
