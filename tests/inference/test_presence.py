@@ -13,7 +13,6 @@ from fiber.data.prompts.classes import Prompt
 from fiber.inference.decisions import Decision, ImagePrompts
 from fiber.metrics.presence import PRESENCE_FILE, Calibration, Presence, to_json
 from fiber.postprocess import FoundBoxes
-from fiber.runtime.metadata import Metadata
 from fiber.synthetic.scenes import generate
 from tests.cli.output import error_line, lines
 
@@ -210,9 +209,6 @@ class TestFiles:
         (folder / PRESENCE_FILE).write_text(content)
         with pytest.raises(ValueError, match=f"{PRESENCE_FILE}.*{says}"):
             fiber.load(folder, device="cpu")
-
-    def test_graphs_have_them_in_their_metadata(self):
-        assert Metadata.__dataclass_fields__["presence"].default is None
 
 
 class TestCommands:

@@ -80,22 +80,25 @@ def test_scores_that_tell_nothing_are_refused():
         calibrate(1 - scores, present, right)
 
 
-def test_the_threshold_is_the_least_one_of_a_precision():
+def test_the_threshold_has_the_best_f1_of_those_with_a_precision():
     present = np.repeat([True, False], 50)
     scores = np.concatenate([np.linspace(0.4, 0.9, 50), np.linspace(0.1, 0.6, 50)])
 
-    def precision(at):
-        return (scores[present] >= at).sum() / (scores >= at).sum()
+    def shares(at):
+        right = (scores[present] >= at).sum()
+        return right / (scores >= at).sum(), right / 50
 
-    found = calibrate(scores, present, present, precision=0.65)
-    below = scores[scores < found.threshold].max()
-    assert precision(found.threshold) == pytest.approx(found.precision)
-    assert precision(below) < 0.65 <= found.precision
-    assert found.recall == pytest.approx((scores[present] >= found.threshold).mean())
-    # Where that costs too much of the recall, as with other scores of absent labels, F1 chooses.
-    alike = np.concatenate([np.linspace(0.4, 0.9, 50), np.linspace(0.3, 0.8, 50)])
-    mostly = calibrate(alike, present, present, precision=0.9)
-    assert mostly.precision < 0.9 and mostly.recall > 0.9
+    def f1(at):
+        precision, recall = shares(at)
+        return 2 * precision * recall / (precision + recall)
+
+    for precision in (0.5, 0.8, 0.83):
+        found = calibrate(scores, present, present, precision=precision)
+        assert shares(found.threshold) == pytest.approx((found.precision, found.recall))
+        fitting = [at for at in scores if shares(at)[0] >= precision and shares(at)[1] >= 0.9]
+        assert f1(found.threshold) == pytest.approx(max(map(f1, fitting or scores)))
+    # Precise thresholds that leave little of the recall are not taken.
+    assert calibrate(scores, present, present, precision=0.95).recall > 0.8
     # Wrong boxes of present labels count against precision.
     wrong = np.zeros(100, bool)
     wrong[:50:3] = True

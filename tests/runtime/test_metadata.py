@@ -125,6 +125,12 @@ def graphs(request, tmp_path_factory):
     return unloaded.write(request.param, tmp_path_factory.mktemp("graphs"))
 
 
+def test_graphs_have_the_calibrations_of_the_model(graphs):
+    model = fiber.runtime.load(graphs, "torch")
+    expected = unloaded.PRESENCE if "grounding" in model.heads else None
+    assert model.presence == expected
+
+
 #: A number that neither the number of odd values nor of odd keys divides, so that each is drawn.
 SOME = 29
 

@@ -117,9 +117,9 @@ def calibrate(
 ) -> Calibration:
     """Fit presence and a default threshold to the best scores of n labels.
 
-    Present and absent labels have half of the weight each. The threshold is the least score at
-    which the precision reaches `precision`. If it leaves less than `RECALL_SHARE` of the recall,
-    the threshold is that of the best F1.
+    Present and absent labels have half of the weight each. The threshold has the best F1 of those
+    whose precision is at least `precision` and which leave `RECALL_SHARE` of the recall; if there
+    are none, of all.
 
     Args:
         scores: (n,) best scores, 0 for labels without a box.
@@ -253,12 +253,9 @@ def _threshold(
     recall = hits / 0.5
     # Labels with the same score are answered together.
     last = np.append(np.diff(scores[order]) != 0, True)
-    enough = np.flatnonzero(last & (reached >= precision) & (recall >= RECALL_SHARE * recall[-1]))
-    if len(enough):
-        chosen = enough[-1]
-    else:
-        f1 = 2 * reached * recall / np.maximum(reached + recall, 1e-12)
-        chosen = np.flatnonzero(last)[np.argmax(f1[last])]
+    f1 = 2 * reached * recall / np.maximum(reached + recall, 1e-12)
+    enough = last & (reached >= precision) & (recall >= RECALL_SHARE * recall[-1])
+    chosen = np.argmax(np.where(enough if enough.any() else last, f1, -1.0))
     values = (scores[order][chosen], reached[chosen], recall[chosen])
     score, shared, found = (min(1.0, float(value)) for value in values)
     return score, shared, found
