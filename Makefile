@@ -11,6 +11,8 @@ RUNTIME ?= .venv-runtime
 WEB ?= .venv-web
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
+# The tests start hundreds of processes of Python, each of which would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 # Of each target of `make fuzz`.
 SECONDS ?= 60
 # One process per core, four at most, since each holds torch. Each starts with half of the tests in

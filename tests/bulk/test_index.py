@@ -247,7 +247,7 @@ def test_vectors_that_are_not_normalized_are_refused(embedded, coarse, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format": "other"}, "no index of fiber"),
+        ({"format": "other"}, "has another format"),
         ({"version": 9}, "version 9"),
         ({"width": "many"}, "width"),
         ({"width": 31}, "bytes"),

@@ -6,35 +6,16 @@ import pytest
 
 from fiber.checkpoints.adapters.files import ABOUT, CONFIG, read_about, read_adapter_config
 from fiber.config_io import to_dict
+from tests.fuzz.generated.model_folders import adapter
 from tests.models import small_networks
 from tests.runtime.test_metadata import mutants, problems
 
 pytest.importorskip("peft")
 
-ADAPTER = {
-    "peft_type": "LORA",
-    "base_model_name_or_path": "base",
-    "r": 2,
-    "lora_alpha": 4.0,
-    "lora_dropout": 0.0,
-    "target_modules": ["layer.a", "layer.b"],
-    "exclude_modules": "layer.c",
-    "modules_to_save": ["head"],
-    "bias": "none",
-    "use_rslora": False,
-    "init_lora_weights": True,
-    "rank_pattern": {"layer.a": 2},
-    "alpha_pattern": {"layer.a": 2},
-    "layers_to_transform": [0, 1],
-    "layers_pattern": ["layer"],
-    "task_type": None,
-    "revision": None,
-}
-
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_odd_values_in_the_config_of_an_adapter(tmp_path, every):
-    drawn = islice(mutants(ADAPTER), 0, None, every)
+    drawn = islice(mutants(adapter(0)), 0, None, every)
     found = problems(tmp_path / CONFIG, lambda: read_adapter_config(tmp_path), drawn)
     assert not found, "\n".join(found)
 

@@ -126,7 +126,7 @@ def test_prompts_are_encoded_again_when_an_adapter_is_switched(scene_picture):
         off = ask(model)
         assert torch.equal(off, ask(fresh()))
     # Modules are called where there are adapters, whose sums are rounded in another order.
-    torch.testing.assert_close(off, before, rtol=0, atol=1e-4)
+    assert ((off - before).abs().amax(0) < TOLERANCE * before.abs().amax(0)).all()
     assert torch.equal(ask(model), on)
     assert (on - before).abs().max() > 1e-3
 

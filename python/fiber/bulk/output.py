@@ -32,6 +32,7 @@ from fiber.atomic_io import (
     write_file,
 )
 from fiber.bulk.tasks import BulkTask, find_bulk_task
+from fiber.data.formats.json_values import is_integer
 from fiber.messages import shown
 
 #: Version of the schema of `map.json` and of the Parquet files.
@@ -282,16 +283,26 @@ def read_description(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is not one that this version of fiber reads.
     """
-    path = folder / DESCRIPTION
+    found = read_format(folder / DESCRIPTION, "fiber.map", VERSION)
+    find_bulk_task(str(found.get("task")))
+    return found
+
+
+def read_format(path: Path, form: str, version: int) -> dict[str, Any]:
+    """Read a JSON object with the fields `format` and `version`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has more than 16 MiB, or another format or version; the message names it.
+    """
     found = read_json(path, _MAX_JSON_BYTES)
-    if not isinstance(found, dict) or found.get("format") != "fiber.map":
-        raise ValueError(f"{path} is not of `fiber map`; expected the field 'format' 'fiber.map'")
-    if found.get("version") != VERSION:
+    if not isinstance(found, dict) or found.get("format") != form:
+        raise ValueError(f"{path} has another format; expected the field 'format' {form!r}")
+    if not is_integer(found.get("version"), version, version):
         raise ValueError(
-            f"{path} has version {shown(found.get('version'))}; expected {VERSION}, the version of"
+            f"{path} has version {shown(found.get('version'))}; expected {version}, the version of"
             " this fiber"
         )
-    find_bulk_task(str(found.get("task")))
     return found
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.atomic_io import PART, explain_write_errors, flush_to_disk, read_json, write_file
-from fiber.bulk.output import require_arrow, write_table
+from fiber.atomic_io import PART, explain_write_errors, flush_to_disk, write_file
+from fiber.bulk.output import read_format, require_arrow, write_table
 from fiber.env import usable_cores
 from fiber.messages import shown
 
@@ -32,7 +32,6 @@ from fiber.messages import shown
 VERSION = 1
 #: Names in the folder.
 FILE, VECTORS, COLUMNS = "index.json", "vectors", "columns"
-_MAX_JSON_BYTES = 1 << 26
 #: Rows of a block, of which a thread does one at a time.
 BLOCK_ROWS = 32_768
 #: Fields of index.json, and their types.
@@ -59,7 +58,7 @@ class Store:
                 f"{folder} is no index: {FILE} does not exist; write one with"
                 " `fiber index SOURCE --output INDEX`"
             )
-        self.about: dict[str, Any] = _checked(path, read_json(path, _MAX_JSON_BYTES))
+        self.about: dict[str, Any] = _read_index(path)
         self.width: int = self.about["width"]
         counts = [segment["rows"] for segment in self.about["segments"]]
         self.count = sum(counts)
@@ -127,14 +126,8 @@ class Store:
         return f"{max(numbers, default=-1) + 1:06d}"
 
 
-def _checked(path: Path, about: Any) -> dict[str, Any]:
-    if not isinstance(about, dict) or about.get("format") != "fiber.index":
-        raise ValueError(f"{path} is no index of fiber; expected 'format' to be 'fiber.index'")
-    if about.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {shown(about.get('version'))}; expected {VERSION}, that of this"
-            " fiber"
-        )
+def _read_index(path: Path) -> dict[str, Any]:
+    about = read_format(path, "fiber.index", VERSION)
     for name, kind in _FIELDS.items():
         if not isinstance(about.get(name), kind):
             raise ValueError(

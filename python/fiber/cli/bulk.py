@@ -45,6 +45,16 @@ them to an index, which `fiber search --index` searches. Images that are in the 
 """
 #: Height and width of an image of a sheet of hits, and number of images in a row.
 _TILE, _COLUMNS = 192, 5
+#: Options of reading a source, and of its batches.
+_READ = {
+    "--records KIND": "kind of the records that are read, such as captions or questions (default:"
+    " the first with the texts of the task)",
+    "--split S": "splits to read, such as train+val (default: all)",
+}
+_BATCHES = {
+    "--batch-size N": "number of records of a batch (default: 16)",
+    "--threads N": "batches that are computed at a time (default: one per core)",
+}
 #: Options of tasks with their keywords in `fiber.inference.Annotator`.
 _KEYWORDS = {
     "question": "question",
@@ -86,9 +96,7 @@ def _add_map(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             **DEVICE,
             **LIMITS,
-            "--records KIND": "kind of the records that are read, such as captions or questions"
-            " (default: the first with the texts of the task)",
-            "--split S": "splits to read, such as train+val (default: all)",
+            **_READ,
         },
         task={"required": True, "choices": TASKS},
         output={"required": False},
@@ -130,8 +138,7 @@ def _add_map(commands: argparse._SubParsersAction) -> None:
     add_options(
         work,
         {
-            "--batch-size N": "number of records of a batch (default: 16)",
-            "--threads N": "batches that are computed at a time (default: one per core)",
+            **_BATCHES,
             "--processes N": "processes on this machine that share the work (default: 1)",
             "--plan N": "instead of running, compute the first records and print the time, bytes"
             " and files of N images",
@@ -157,10 +164,8 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
             "--model MODEL": "model folder or checkpoint file (default: as of `fiber map`)",
             **DEVICE,
             **LIMITS,
-            "--records KIND": "kind of the records that are read (default: the first)",
-            "--split S": "splits to read, such as train+val (default: all)",
-            "--batch-size N": "number of records of a batch (default: 16)",
-            "--threads N": "batches that are computed at a time (default: one per core)",
+            **_READ,
+            **_BATCHES,
         },
         output={"required": True, "type": Path},
         batch_size={"default": 16},

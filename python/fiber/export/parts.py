@@ -357,7 +357,7 @@ def sample_tensors(
 
 
 def _is_stable(plan: ExportPlan, tensors: Mapping[str, Tensor]) -> bool:
-    """Check that outputs hardly change with the last bits of what is read of images."""
+    """Check that noise of the size of rounding errors on the pixel maps hardly changes outputs."""
     draw = torch.Generator().manual_seed(0)
     noisy = dict(tensors)
     for name in PIXEL_MAPS:

@@ -15,7 +15,6 @@ from fiber.losses.grounding import grounding_losses
 from fiber.messages import shown
 from fiber.models.abilities import FindsBoxes, need_ability
 from fiber.models.features import DetectorOutput, MaskOutput
-from fiber.models.heads import MissingHeadError
 
 #: Weights of the losses in published training.
 LOSS_WEIGHTS = {"alignment": 1.0, "box": 2.0, "centerness": 1.0}
@@ -77,11 +76,7 @@ class FiberVLForZeroShotObjectDetection(FiberVLPreTrainedModel):
     @classmethod
     def check_heads(cls, heads: tuple[str, ...]) -> None:
         """See `FiberVLPreTrainedModel`."""
-        if "grounding" not in heads:
-            raise MissingHeadError(
-                f"{cls.__name__} needs the head 'grounding'; this model has {', '.join(heads)}."
-                " AutoModel takes models with any heads"
-            )
+        cls._check_head("grounding", heads)
 
     def forward(
         self,

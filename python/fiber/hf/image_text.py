@@ -44,11 +44,8 @@ class FiberVLForImageText(FiberVLPreTrainedModel):
     @classmethod
     def check_heads(cls, heads: tuple[str, ...]) -> None:
         """See `FiberVLPreTrainedModel`."""
-        if cls.only_head is not None and cls.only_head not in heads:
-            raise MissingHeadError(
-                f"{cls.__name__} needs the head {cls.only_head!r}; this model has"
-                f" {', '.join(heads)}. AutoModel takes models with any heads"
-            )
+        if cls.only_head is not None:
+            cls._check_head(cls.only_head, heads)
         if "grounding" in heads:
             raise MissingHeadError(
                 f"{cls.__name__} is for heads of images and texts; this model has"

@@ -15,7 +15,7 @@ from fiber.checkpoints.vocabulary.files import read_strings
 from fiber.checkpoints.weights import list_problems
 from fiber.hf.config import FiberVLConfig
 from fiber.messages import shown
-from fiber.models.heads import need_head
+from fiber.models.heads import MissingHeadError, need_head
 from fiber.models.registry import Network, build_model
 
 #: Arguments of `from_pretrained` that say where a file is.
@@ -53,6 +53,15 @@ class FiberVLPreTrainedModel(PreTrainedModel):
     def check_heads(cls, heads: tuple[str, ...]) -> None:
         """Raise MissingHeadError unless the class can run a network with these heads."""
         raise NotImplementedError
+
+    @classmethod
+    def _check_head(cls, head: str, heads: tuple[str, ...]) -> None:
+        """Raise MissingHeadError unless a head is among those of a network."""
+        if head not in heads:
+            raise MissingHeadError(
+                f"{cls.__name__} needs the head {head!r}; this model has {', '.join(heads)}."
+                " AutoModel takes models with any heads"
+            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -12,7 +12,7 @@ from transformers.utils.generic import ModelOutput
 from fiber.hf.modeling import FiberVLPreTrainedModel
 from fiber.messages import shown
 from fiber.models.abilities import need_ability
-from fiber.models.heads import MissingHeadError, need_head
+from fiber.models.heads import need_head
 from fiber.models.mask_abilities import SegmentsMasks
 
 
@@ -47,11 +47,7 @@ class FiberVLForUniversalSegmentation(FiberVLPreTrainedModel):
     @classmethod
     def check_heads(cls, heads: tuple[str, ...]) -> None:
         """See `FiberVLPreTrainedModel`."""
-        if "mask" not in heads:
-            raise MissingHeadError(
-                f"{cls.__name__} needs the head 'mask'; this model has {', '.join(heads)}."
-                " AutoModel takes models with any heads"
-            )
+        cls._check_head("mask", heads)
 
     def class_prompts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the texts of classes and, last, of the background, for the processor's `text`.

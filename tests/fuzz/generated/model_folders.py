@@ -78,7 +78,8 @@ def _write_onnx(content: Any, folder: Path) -> None:
     (folder / "pair.onnx").write_bytes(found)
 
 
-def _adapter(count: int) -> dict[str, Any]:
+def adapter(count: int) -> dict[str, Any]:
+    """Return the config of an adapter with count + 2 target layers."""
     layers = [f"layer.{number}" for number in range(count + 2)]
     return {
         "peft_type": "LORA",
@@ -135,5 +136,5 @@ def documents() -> list[Document]:
     ]  # fmt: skip
     found.append(json_document("adapters", ABOUT, _about, read_about))
     if importlib.util.find_spec("peft") is not None:
-        found.append(json_document("adapters", CONFIG, _adapter, read_adapter_config, _import_peft))
+        found.append(json_document("adapters", CONFIG, adapter, read_adapter_config, _import_peft))
     return found

@@ -136,7 +136,7 @@ def names_of_classes(
     Hugging Face's `datasets` stores them as the `names` of a ClassLabel. `where` names the table.
 
     Raises:
-        ValueError: if a name has no words.
+        ValueError: if a name has no letter or digit.
     """
     try:
         features = parse_json((metadata or {}).get(b"huggingface", b"{}").decode(), where)

@@ -19,7 +19,7 @@ class ClassTexts:
     templates: tuple[str, ...]
     #: Name of the last class.
     background: str
-    #: Parts of names that are no words, which are left out.
+    #: Suffixes and marks of names that are left out of their texts, such as "-merged".
     removed: tuple[str, ...] = ()
 
     def of(self, name: str) -> tuple[str, ...]:
