@@ -111,8 +111,14 @@ def phrases_of(recipe: SceneRecipe, split: str, index: int) -> Iterator[tuple[st
         yield noun, "class"
 
 
-def probes_of(world: World, things: Sequence[Thing], rng: random.Random) -> list[tuple[str, str]]:
-    """Return phrases with one word that is wrong, by kind; some may be true by chance."""
+def probes_of(
+    world: World, things: Sequence[Thing], texts: Sequence[str], rng: random.Random
+) -> list[tuple[str, str]]:
+    """Return phrases with one word that is wrong, by kind; some may be true by chance.
+
+    `texts` are the expressions of the image; those with a relation get another landmark, or another
+    direction.
+    """
     colors, nouns = {thing.color for thing in things}, {thing.noun for thing in things}
     thing, found = rng.choice(things), []
     other_noun = rng.choice([noun for noun in world.nouns if noun not in nouns])
@@ -125,11 +131,11 @@ def probes_of(world: World, things: Sequence[Thing], rng: random.Random) -> list
     if len(things) > 1:
         first, second = rng.sample(list(things), 2)
         found.append(("binding", f"the {first.color} {second.noun}"))
-        where = relation(first, second)
+    for text in texts:
+        where = next((name for name in CONVERSE if f" {name} " in text), None)
         if where is not None:
-            head = f"the {first.color} {first.noun}"
-            found.append(("landmark", f"{head} {where} the {other_noun}"))
-            found.append(("relation", f"{head} {CONVERSE[where]} the {second.color} {second.noun}"))
+            found.append(("landmark", f"{text.rpartition(' ')[0]} {other_noun}"))
+            found.append(("relation", text.replace(f" {where} ", f" {CONVERSE[where]} ")))
     return found
 
 
@@ -164,7 +170,8 @@ def ask(folder: Path, split: str, images: int) -> list[Asked]:
                 if (read := meaning(recipe.world, each)) and named(things, read) == []
             )
             found.append(Asked(path, other, "all"))
-        for kind, text in probes_of(recipe.world, things, rng):
+        texts = [each.text for each in recipe.describe(split, index).expressions]
+        for kind, text in probes_of(recipe.world, things, texts, rng):
             read = meaning(recipe.world, text)
             if read is not None and named(things, read) == []:
                 found.append(Asked(path, text, kind))
