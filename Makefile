@@ -9,6 +9,8 @@ HF ?= .venv-hf
 EXPORT ?= .venv-export
 RUNTIME ?= .venv-runtime
 WEB ?= .venv-web
+MEDIA ?= .venv-media
+DOCS ?= .venv-docs
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
 # The tests start hundreds of processes of Python, each of which would compile the package anew.
@@ -20,8 +22,8 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-runtime test-web test-interpreter test-oldest kernels-aot fuzz \
-  package lint licenses advisories fmt build bench clean
+.PHONY: demo test test-all test-hf test-export test-runtime test-web test-media test-interpreter test-oldest kernels-aot fuzz \
+  docs package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -70,6 +72,12 @@ test-runtime: $(EXPORT)/.installed
 test-web: $(WEB)/.installed
 	$(WEB)/bin/python -m pytest tests/web $(ARGS)
 
+# Videos by torchcodec, which needs the libraries of FFmpeg (Debian: apt-get install ffmpeg), and results as
+# `supervision.Detections`, in an environment with both over that of the other tests.
+test-media: $(MEDIA)/.installed
+	$(MEDIA)/bin/python -m pytest tests/data/storage/test_video.py tests/data/writers/test_supervision.py \
+	  tests/postprocess/test_notebook.py $(ARGS)
+
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
 NEEDS_TRITON = $(BIN)/python -c 'import triton' 2>/dev/null || { echo 'skipped: no Triton'; exit 0; }
@@ -105,6 +113,11 @@ test-oldest: $(OLDEST)/.installed
 	  $(TOOLS:%=--ignore=tests/%) $(APART) $(ARGS)
 	PYTHONPATH=$(OLDEST)/triton TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 \
 	  $(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) --dist load --allow-warnings tests/kernels/triton $(ARGS)
+
+# The site of the documentation, in target/site, in an environment with mkdocs over that of the tests.
+# Warnings and links to nowhere are errors, and so is a cell of a notebook that fails.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python -m mkdocs build --strict $(ARGS)
 
 # Builds of the wheel and the source distribution, each from scratch.
 package: $(VENV)/.installed-dev
@@ -159,7 +172,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) $(DOCS) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -211,4 +224,24 @@ $(WEB)/.installed: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import sysconfig; \
 	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$($(WEB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	touch $@
+
+$(MEDIA)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(MEDIA)
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(MEDIA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	$(MEDIA)/bin/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["video"])') supervision
+	touch $@
+
+$(DOCS)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(DOCS)
+	$(BIN)/python -c 'import sysconfig; \
+	  print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
+	$(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --requirement $(DOCS)/requirements.txt
 	touch $@

@@ -56,6 +56,10 @@ FILES = {
         "BSD-3-Clause",
         "67901e351baeaa5aef967cccd0886ba679f085df8673d1ecd49592bf284115af",
     ),
+    "torchcodec": (
+        "BSD-3-Clause",
+        "8ef78c2d6e787b103a0548e73ba2cfe68bc469b5b0e6f5e7db649f1312f4f2a6",
+    ),
 }
 #: Packages that are used under another license, and why that is no condition on users of fiber.
 DECIDED = {

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 import fiber
+from fiber import recipes
 from fiber.checkpoints.model_dir import save_model
 from fiber.cli import parser
 from fiber.config import preset
@@ -26,6 +28,7 @@ from fiber.config_io import replace_fields
 from fiber.data import Tokenizer
 from fiber.models.fiber.detector import FiberDetector
 from fiber.synthetic import scenes, stamps
+from fiber.training.config.run import load_recipe
 from fiber.training.run_dir import RunFolder
 from tests.hub import stub as hub
 from tests.models.xdecoder.small_model import small_model, write_small_xdecoder_file
@@ -33,7 +36,8 @@ from tests.processes import run_python
 from tests.published_keys import METER_FILES, write_small_meter_file
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MIGRATION = sorted((ROOT / "docs" / "migration").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *MIGRATION]
 SOURCES = sorted(Path(fiber.__file__).parent.rglob("*.py"))
 WITH_EXAMPLES = [path for path in SOURCES if ">>>" in path.read_text()]
 
@@ -281,6 +285,57 @@ fiber
     assert commands_of("") == []
 
 
+@pytest.mark.parametrize("page", MIGRATION, ids=lambda page: page.name)
+def test_commands_in_tables_are_parsed(page):
+    """They are not run, since they name files of others."""
+    found = re.findall(r"`(fiber [^`]+)`", page.read_text())
+    assert found
+    for line in found:
+        command = shlex.split(line)[1:]
+        parser().parse_args(command)
+        if command[0] == "train":
+            assert command[1] in recipes.names()
+            load_recipe(command[1])
+
+
+def nav_of(entries) -> list[str]:
+    """List the pages of `nav` in mkdocs.yml."""
+    found = []
+    for entry in entries:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += nav_of(target) if isinstance(target, list) else [target]
+    return found
+
+
+def test_every_page_is_in_the_site():
+    """`make docs` checks all links; this one needs no mkdocs."""
+    listed = nav_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert len(listed) == len(set(listed))
+    folder = ROOT / "docs"
+    pages = [path for kind in ("md", "ipynb") for path in folder.rglob(f"*.{kind}")]
+    assert not {path.relative_to(folder).as_posix() for path in pages} - set(listed)
+
+
+def test_notebooks_are_stored_without_results():
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        cells = json.loads(path.read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert code and all(cell["outputs"] == [] for cell in code), path.name
+        assert all(cell["execution_count"] is None for cell in code), path.name
+
+
+def test_the_tests_of_promises_exist():
+    found = re.findall(
+        r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/differences.md").read_text()
+    )
+    assert len(found) > 20
+    for path, name in found:
+        text = (ROOT / path).read_text()
+        assert not name or re.search(rf"^\s*def {name}\(", text, re.MULTILINE), f"{path}::{name}"
+
+
 def shorter(command: list[str]) -> list[str]:
     """What is added to a command, by its first word or by its first two."""
     return SHORTER.get(command[0], SHORTER.get(" ".join(command[:2]), []))
@@ -302,7 +357,9 @@ def test_shell_lines(page, page_folder, page_environment):
     # The page makes its own.
     shutil.rmtree(page_folder / "runs" / "scenes")
     (page_folder / "runs" / "masks").unlink(missing_ok=True)
-    for command in commands:
+    for line in commands:
+        # Of `fiber ... > FILE`, the file.
+        command, target = (line[:-2], line[-1]) if line[-2:-1] == [">"] else (line, None)
         parser().parse_args(command)
         if command[0] == "demo":
             continue
@@ -313,3 +370,5 @@ def test_shell_lines(page, page_folder, page_environment):
             prepare=shorten_defaults,
         )
         assert done.returncode == 0, f"fiber {shlex.join(command)}: {done.stderr}"
+        if target is not None:
+            (page_folder / target).write_text(done.stdout)

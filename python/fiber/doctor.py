@@ -34,6 +34,7 @@ EXTRAS = {
     "hf": "`fiber.hf`: Auto classes, Trainer and pipelines of transformers",
     "hub": "models on the Hugging Face Hub",
     "arrow": "Parquet and Arrow files",
+    "video": "frames of videos, as of `fiber ground clip.mp4 --every 10` (requires FFmpeg)",
     "serve": "`fiber serve`",
     "web": "`fiber web`",
     "lora": "`fiber train --lora`, and adapters in `fiber.load`",
@@ -45,6 +46,7 @@ EXTRAS = {
     "wandb": "`fiber train --track wandb`",
     "mlflow": "`fiber train --track mlflow`",
     "bench": "loaders that `fiber bench` and `benches/` compare against",
+    "docs": "the site of `make docs`",
     "dev": "building, testing and linting fiber itself",
 }
 

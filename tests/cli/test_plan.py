@@ -5,6 +5,8 @@ import json
 import pytest
 
 from fiber.cli import main
+from fiber.config_io import to_dict
+from fiber.training.config.run import load_recipe
 
 from .output import error_line
 
@@ -15,6 +17,18 @@ def test_a_table(capsys):
     assert captured.out.startswith("small_vqa on 2 x h100 (1 node of 2, 80 GB each)\n")
     assert "2 GPUs x 2 micro-batches x" in captured.out
     assert captured.err.startswith("counting one step of small_vqa")
+
+
+def test_a_printed_configuration(capsys, tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(to_dict(load_recipe("small_vqa"))))
+    printed = []
+    for recipe in ("small_vqa", str(file)):
+        assert main(["plan", recipe, "--gpus", "2", "--json"]) == 0
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0] == printed[1]
+    assert main(["plan", str(tmp_path / "none.json"), "--gpus", "2"]) == 2
+    assert "none.json: No such configuration" in error_line(capsys)
 
 
 def test_json(capsys):

@@ -30,6 +30,13 @@ def stop_with(error):
     return fail
 
 
+@pytest.fixture(scope="module")
+def page_data(made_once):
+    """A small dataset of scenes."""
+    made = made_once("page_scenes", lambda made: generate(made / "data", train=8, val=4, novel=4))
+    return made / "data"
+
+
 class TestTrain:
     def test_help_says_what_it_does(self, capsys):
         with pytest.raises(SystemExit):
@@ -140,6 +147,27 @@ class TestTrain:
         monkeypatch.setattr("fiber.training.train.train", stop_with(RuntimeError("shapes")))
         with pytest.raises(RuntimeError, match="shapes"):
             main(["train", "scenes_fine", "--data", "."])
+
+    @pytest.mark.parametrize("option", ["--print-config", "--dry-run"])
+    def test_nothing_is_written(self, option, page_data, desk, capsys):
+        before = sorted(Path().rglob("*"))
+        arguments = ["train", "scenes_fine", "--data", str(page_data), "--set", "data.batch_size=2"]
+        assert main([*arguments, "--set", "model.max_tokens=30", option]) == 0
+        printed = capsys.readouterr()
+        if option == "--print-config":
+            config = json.loads(printed.out)
+            assert config["data"]["batch_size"] == 2 and config["model"]["max_tokens"] == 30
+        else:
+            assert printed.out == "" and "box loss " in printed.err
+            assert "1 step of 1,700 passed" in printed.err
+            assert "nothing was written to runs/scenes_fine" in printed.err
+        assert sorted(Path().rglob("*")) == before
+
+    @pytest.mark.parametrize("option", ["--print-config", "--dry-run"])
+    @pytest.mark.parametrize("other", [["--resume"], ["--processes", "2"], ["--track", "wandb"]])
+    def test_options_of_runs_are_refused_without_one(self, option, other, desk, capsys):
+        assert main(["train", "scenes_fine", "--data", "d", option, *other]) == 2
+        assert f"{option} writes no run" in (line := error_line(capsys)) and other[0] in line
 
 
 class TestDemo:

@@ -215,6 +215,8 @@ def encoded(kind: str) -> bytes:
         (b"\n<HTML><title>Not found", "HTML page"),
         (b'<?xml version="1.0"?>\n<svg width="2">', "SVG"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "it is a video; pass its frames"),
+        (b"\x1aE\xdf\xa3\xa3B\x86\x81", "it is a video"),
         (b"\0\0\0\x1cftypheic", "convert it first"),
         (b"a, b, c", "pass another file"),
         *((encoded(kind)[:-200], "download it again") for kind in ("JPEG", "PNG", "WEBP")),

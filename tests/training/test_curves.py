@@ -51,7 +51,7 @@ def test_curves_have_labels_and_are_narrow_enough_for_a_phone(tmp_path, monkeypa
     labels = []
     monkeypatch.setattr(Axes, "set_ylabel", lambda self, text, **style: labels.append(text))
     draw_curves([LINE, LINE | {"step": 2, "validation": {"score": 0.5}}], tmp_path / "a.png")
-    assert labels == ["itc loss", "learning rate", "score on held-out records"]
+    assert labels == ["itc loss", "learning rate", "held-out score"]
     with Image.open(tmp_path / "a.png") as image:
         assert image.width < image.height * 1.2 < 2 * image.width
 

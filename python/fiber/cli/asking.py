@@ -7,11 +7,12 @@ Each prints a table to a terminal, and one JSON object per line otherwise. The c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fiber.cli.arguments import (
     DEVICE,
@@ -39,6 +40,12 @@ Rows = Sequence[tuple[str, ...]]
 #: An image argument, and one that takes several, as entries of `add_options`.
 IMAGE = {"image IMAGE": "image file, or a folder to search recursively for images"}
 IMAGES = {"images IMAGE": IMAGE["image IMAGE"]}
+#: Of commands that also take videos.
+IMAGES_AND_VIDEOS = {
+    "images IMAGE": f"{IMAGE['image IMAGE']}; or a video, of which frames are images (needs the"
+    " extra video)",
+    "--every N": "of a video, the first frame and then each N-th (default: 1)",
+}
 #: Maximum number of characters of a cell of a table.
 MAX_CELL = 1000
 #: Number of images decoded and held in memory at a time.
@@ -98,6 +105,21 @@ def order_hint(text: str, order: str) -> str:
 def image_heading(name: str, size: Sequence[int]) -> str:
     """Return the line above the rows of an image; `size` starts with height and width."""
     return f"{printable(name, MAX_CELL)}  ({size[1]} x {size[0]} pixels)"
+
+
+class AskedImage(NamedTuple):
+    """Image file, or a frame of a video with its number and time."""
+
+    path: Path
+    frame: int | None = None
+    seconds: float | None = None
+
+    def describe(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Add the number and time of a frame to the JSON object of an image, after its name."""
+        if self.frame is None or self.seconds is None:
+            return result
+        place = {"frame": self.frame, "seconds": round(self.seconds, 3)}
+        return {"image": result["image"]} | place | result
 
 
 class AskingSession:
@@ -172,25 +194,62 @@ class AskingSession:
         for paths, images in self.read(self.paths):
             yield from zip(paths, images, strict=True)
 
+    def read_frames(
+        self, every: int | None
+    ) -> Iterator[tuple[Sequence[AskedImage], list[np.ndarray]]]:
+        """Decode images, and each `every`-th frame of videos, in batches, as `read`.
+
+        Raises:
+            ValueError: if `every` is given and there is no video, or one has no frames.
+            ModuleNotFoundError: if torchcodec is not installed.
+        """
+        from fiber.data import load_image, video_frames
+        from fiber.data.storage.video import ENDINGS as VIDEO_ENDINGS
+
+        videos = {path for path in self.paths if path.suffix.lower() in VIDEO_ENDINGS}
+        if every is not None and not videos:
+            raise ValueError(
+                f"--every {every} is for videos; expected a file that ends in"
+                f" {', '.join(VIDEO_ENDINGS)}"
+            )
+        pixels = {name: value for name, value in self.limits.items() if name == "max_pixels"}
+
+        def each() -> Iterator[tuple[AskedImage, np.ndarray]]:
+            for path in self.paths:
+                if path not in videos:
+                    yield AskedImage(path), load_image(path, keep_alpha=True, **self.limits)
+                    continue
+                for frame in video_frames(path, every=every or 1, **pixels):
+                    yield AskedImage(path, frame.number, frame.seconds), frame.image
+
+        found = each()
+        while batch := list(itertools.islice(found, _BATCH)):
+            yield [asked for asked, _ in batch], [image for _, image in batch]
+
     def print(self, result: dict[str, Any], rows: Rows, headings: Sequence[str] = ()) -> None:
         """Print one result as JSON, or as rows under headings, by default that of its image."""
         if self.as_json:
             print(json.dumps(result, ensure_ascii=False), flush=True)
             return
         if not headings:
-            headings = [image_heading(result["image"], (result["height"], result["width"]))]
+            name = result["image"]
+            if "frame" in result:
+                name += f", frame {result['frame']} at {result['seconds']:.2f} s"
+            headings = [image_heading(name, (result["height"], result["width"]))]
         print(*headings, sep="\n")
         rows = [tuple(printable(cell, MAX_CELL) for cell in row) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)))
 
-    def file_for(self, path: Path) -> Path:
-        """Return a unique path for the annotated copy of an image."""
+    def file_for(self, path: Path, frame: int | None = None) -> Path:
+        """Return a unique path for the annotated copy of an image, or of a frame of a video."""
         assert self.folder is not None
-        name, number = path.stem, 2
+        # Sorted by name, frames are in order.
+        stem = path.stem if frame is None else f"{path.stem}-{frame:06}"
+        name, number = stem, 2
         while name in self.names:
-            name, number = f"{path.stem}-{number}", number + 1
+            name, number = f"{stem}-{number}", number + 1
         self.names.add(name)
         return self.folder / f"{name}.png"
 

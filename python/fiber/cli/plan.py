@@ -22,7 +22,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_options(
         plan,
         {
-            "recipe RECIPE": "recipe name (see `fiber recipes`)",
+            "recipe RECIPE": "recipe name (see `fiber recipes`), or a .json file with a"
+            " configuration, as of `fiber train --print-config`",
             "--gpus N": "number of GPUs",
             "--gpu NAME": "GPU, such as h100, h200, a100-80gb or v100-16gb (default: h100)",
             "--gpus-per-node N": "GPUs of a node (default: 8)",
@@ -50,13 +51,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     changes = key_values(options.set, "--set", "data.batch_size=2048")
-    from fiber.config_io import replace_fields
     from fiber.progress import say
-    from fiber.training.config.run import load_recipe
     from fiber.training.plan.cluster import Cluster, as_json, plan_run
     from fiber.training.plan.report import report
+    from fiber.training.train import resolve_config
 
-    config = replace_fields(load_recipe(options.recipe), changes)
+    config = resolve_config(options.recipe, changes)
     names = ("gpus", "gpu", "gpus_per_node", "node_gbps", "utilization")
     cluster = Cluster(**pick(options, *names, "image_kb", "loader_ms", "disk_gbps"))
     say(f"counting one step of {options.recipe} without running it; large models take a while")

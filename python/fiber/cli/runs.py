@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
@@ -82,7 +83,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add_options(
         train,
         {
-            "recipe RECIPE": "recipe name (see `fiber recipes`)",
+            "recipe RECIPE": "recipe name (see `fiber recipes`), or a .json file with a"
+            " configuration, as of --print-config",
             "--data DATA": _DATA,
             "--validation DATA": "data for selecting the best checkpoint, if the recipe selects one"
             " (default: the validation.split split of --data, or a part that is held out)",
@@ -95,6 +97,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             " logits (default: those of --init if the data contain no others, else the most"
             " frequent answers in the data)",
             "--output DIR": "output folder (default: runs/RECIPE)",
+            "--print-config": "print the whole configuration as JSON, as fitted to the data, and do"
+            " not train",
+            "--dry-run": "check data and model, and train until each task had a step, without a run"
+            " folder",
             "--resume": "resume from the newest checkpoint in --output",
             "--workers N": "image decoding threads of each process (default: the cores of the"
             " machine divided by the processes on it)",
@@ -195,14 +201,15 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.print_config or options.dry_run:
+        return _try(options)
     if options.processes is not None and not is_launched():
         return _launch(options)
     if options.processes is None:
         asked = pick(options, "nodes", "rendezvous", "restarts").items()
         if given := [name for name, value in asked if value not in (None, "")]:
             raise ValueError(f"--{given[0]} needs --processes N, the processes of a node")
-    changes = key_values(options.set, "--set", "train.steps=500") | _lora(options.lora)
-    output = options.output or RUNS / options.recipe
+    changes, output = _changes(options), _output(options)
     import fiber
     from fiber.training.tracking.trackers import open_trackers
 
@@ -216,6 +223,46 @@ def _train(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(output)
     return 0
+
+
+def _try(options: argparse.Namespace) -> int:
+    """Run `--print-config` or `--dry-run`, of which the latter prints to stderr only."""
+    chosen = "--print-config" if options.print_config else "--dry-run"
+    for name in ("resume", "processes", "track"):
+        if getattr(options, name):
+            raise ValueError(f"{chosen} writes no run and uses one process; remove --{name}")
+    from fiber.config_io import to_dict
+    from fiber.training.dry_run import dry_run, fitted_config
+
+    settings = pick(options, "data", "validation", "init", "tokenizer", "answers")
+    settings |= {**_cached(options), "set": _changes(options)}
+    if options.print_config:
+        print(json.dumps(to_dict(fitted_config(options.recipe, **settings)), indent=2))
+        return 0
+    settings |= {"threads": options.workers or 0, "device": options.device}
+    output = _output(options)
+    done = dry_run(options.recipe, output=output, **settings)
+    from fiber.data.skip_report import counted
+    from fiber.progress import say
+
+    for name, loss in done.losses.items():
+        chance = f"  (ignoring its inputs: {done.chance[name]:.4f})" if name in done.chance else ""
+        say(f"{name} loss {loss:.4f}{chance}")
+    say(f"gradient norm {done.gradient_norm:.4g}; {done.peak_bytes / 2**30:.2f} GiB at most")
+    say(
+        f"dry run: {counted(done.steps, 'steps')} of {done.config.train.steps:,} passed; nothing"
+        f" was written to {output}"
+    )
+    return 0
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    return key_values(options.set, "--set", "train.steps=500") | _lora(options.lora)
+
+
+def _output(options: argparse.Namespace) -> Path:
+    recipe = options.recipe
+    return options.output or RUNS / (Path(recipe).stem if recipe.endswith(".json") else recipe)
 
 
 def _lora(texts: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import add_options, pick, score, semicolon_list
-from fiber.cli.asking import IMAGES, AskingSession, add_asking_command
+from fiber.cli.asking import IMAGES_AND_VIDEOS, AskingSession, add_asking_command
 from fiber.messages import shown_names
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     help_text = "find masks of classes, or a mask for each phrase"
     example = 'photo.jpg --classes "zebra; grass"'
     segment = add_asking_command(commands, "segment", _segment, help_text, example)
-    add_options(segment, IMAGES, images={"nargs": "+"})
+    add_options(segment, IMAGES_AND_VIDEOS, images={"nargs": "+"})
     add_options(
         segment.add_mutually_exclusive_group(),
         {
@@ -96,16 +96,17 @@ def _segment(options: argparse.Namespace) -> int:
             arguments["classes"] = options.classes
             if options.classes is None and getattr(model, "classes", ()):
                 print(f"fiber: classes: {shown_names(model.classes)}", file=sys.stderr)
-    for paths, images in session.read(session.paths):
-        for path, found in zip(paths, model.segment(images, **arguments), strict=True):
-            result = found.to_dict(image=str(path), model=session.name)
+    for sources, images in session.read_frames(options.every):
+        for asked, found in zip(sources, model.segment(images, **arguments), strict=True):
+            result = found.to_dict(image=str(asked.path), model=session.name)
+            result = asked.describe(result)
             rows = [
                 (str(each["id"]), f"{each['score']:.2f}", f"{each['area']} pixels", each["label"])
                 for each in result["segments"]
             ]
             session.print(result, rows or [("nothing found",)])
             if options.save:
-                found.save(session.file_for(path))
+                found.save(session.file_for(asked.path, asked.frame))
     return 0
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fiber.data.record import ConcatRecords, Record, RecordSet
     from fiber.data.storage.remote import RemoteError
     from fiber.data.storage.remote_pack import remote_pack
+    from fiber.data.storage.video import VideoFrame, video_frames
     from fiber.data.tools.pack import pack
     from fiber.data.writers.convert import convert
 
@@ -54,6 +55,7 @@ __all__ = [
     "SegmentationBatch",
     "Skipped",
     "Tokenizer",
+    "VideoFrame",
     "apply_transform",
     "convert",
     "decode_masks",
@@ -62,6 +64,7 @@ __all__ = [
     "open_source",
     "pack",
     "remote_pack",
+    "video_frames",
 ]
 
 # Module of each public name, imported on first use since records and transforms do not need torch.
@@ -70,6 +73,7 @@ _HOMES = dict.fromkeys(__all__, "fiber.data.batch") | {
     **dict.fromkeys(_CORE, "fiber._core"),
     **dict.fromkeys(("ConcatRecords", "Record", "RecordSet"), "fiber.data.record"),
     **dict.fromkeys(("IdMap", "PackedMask", "Polygons", "Rle"), "fiber.data.masks.mask"),
+    **dict.fromkeys(("VideoFrame", "video_frames"), "fiber.data.storage.video"),
     **dict.fromkeys(("decode_masks", "encode_rle"), "fiber.data.masks.codec"),
     "ClassName": "fiber.data.prompts.classes",
     "Collator": "fiber.data.collate",

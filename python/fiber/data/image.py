@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from fiber import _core
-from fiber.data.image_file import MAX_PIXELS, check_not_url, decode_advice, missing_advice
+from fiber.data.image_file import (
+    DOWNLOAD_SECONDS,
+    MAX_DOWNLOAD_BYTES,
+    MAX_PIXELS,
+    check_not_url,
+    decode_advice,
+    is_url,
+    missing_advice,
+)
 from fiber.data.loader_config import check_arguments
 from fiber.messages import shown
 
@@ -20,6 +28,8 @@ from fiber.messages import shown
 EXPECTED = (
     "expected a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (H, W, 3)"
 )
+#: What Python callers may do with a URL.
+_ALLOW = ", or load it by fiber.data.load_image(url, allow_url=True) and pass the array"
 #: Kinds of dtypes of arrays that hold paths, or other objects.
 TEXT_KINDS = "OSUT"
 #: Start of the modes of PIL images with 16-bit values, which end with the byte order.
@@ -35,6 +45,9 @@ def load_image(
     keep_alpha: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_decode_bytes: int | None = None,
+    allow_url: bool = False,
+    max_download_bytes: int = MAX_DOWNLOAD_BYTES,
+    timeout_seconds: float = DOWNLOAD_SECONDS,
 ) -> np.ndarray:
     """Load an image as an (H, W, 3) uint8 RGB array.
 
@@ -47,13 +60,21 @@ def load_image(
         max_pixels: maximum number of pixels of a file or of encoded bytes.
         max_decode_bytes: maximum memory in bytes for its pixels and coefficients while it is
             decoded, checked before it is allocated; None means no limit.
+        allow_url: Fetch an image of which the URL is given, of http or https. Only public addresses
+            are connected to, also by redirects: those of this machine and of private networks are
+            refused. Proxies that the environment names are not used.
+        max_download_bytes: maximum number of bytes to fetch.
+        timeout_seconds: maximum time of fetching, redirects included.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         DecodeError: if the image cannot be decoded, or exceeds a limit.
         ValueError: if an array has the wrong shape or dtype, a PIL image has 32-bit integers or
-            floating-point numbers, `image` is a URL, a limit is less than 1, or both `background`
-            and `keep_alpha` are given.
+            floating-point numbers, `image` is a URL that is not allowed, or one of more than
+            `max_download_bytes`, a limit is less than 1, or both `background` and `keep_alpha` are
+            given.
+        ConnectionError: if the host of a URL cannot be reached, or answers with an error.
+        TimeoutError: if fetching takes longer than `timeout_seconds`.
         TypeError: if `image` has an unsupported type, or `background` or a limit is invalid.
     """
     check_arguments(
@@ -61,6 +82,9 @@ def load_image(
         keep_alpha=keep_alpha,
         max_pixels=max_pixels,
         max_decode_bytes=max_decode_bytes,
+        allow_url=allow_url,
+        max_download_bytes=max_download_bytes,
+        timeout_seconds=timeout_seconds,
     )
     options: dict[str, Any] = {
         "background": None if background is None else tuple(background),
@@ -69,8 +93,15 @@ def load_image(
         "max_decode_bytes": max_decode_bytes,
     }
     if isinstance(image, (str, os.PathLike)):
-        check_not_url(image, "image")
-        return _read_file(image, options)
+        if not (allow_url and is_url(image)):
+            check_not_url(image, "image", _ALLOW)
+            return _read_file(image, options)
+        # Of the standard library, but not needed for files.
+        from fiber.data.storage.image_url import fetch_image
+
+        image = fetch_image(
+            os.fspath(image), max_bytes=max_download_bytes, timeout_seconds=timeout_seconds
+        )
     image = read_open_file(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)

@@ -15,6 +15,9 @@ from fiber.messages import printable, shown, shown_names
 
 #: Default of `max_pixels`, the number of pixels that Pillow rejects.
 MAX_PIXELS = 178_956_970
+#: Default limits of fetching an image, in bytes and, with redirects, in seconds.
+MAX_DOWNLOAD_BYTES = 64 << 20
+DOWNLOAD_SECONDS = 30.0
 #: Decoding statuses of an image.
 STATUSES = ("ok", "truncated", "corrupt", "unsupported", "missing")
 
@@ -35,7 +38,6 @@ _BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heic", b"heix": "heic", b
 #: Extensions of image files in a folder; the actual format is detected from the content.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# Matches a URL, also after `Path` has removed one of its slashes.
 _URL = re.compile(r"(?:https?|ftp|s3|gs|hf):/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 # Matches the beginning of files that are often taken for images, and what to do instead.
@@ -48,6 +50,11 @@ _NO_IMAGES = (
     (
         re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<svg", re.IGNORECASE),
         "it is an SVG drawing; convert it to a PNG file first",
+    ),
+    (
+        re.compile(rb"(?s:.{4}ftyp(?:isom|iso\d|mp4\d|avc1|M4V |qt  )|\x1aE\xdf\xa3|RIFF.{4}AVI )"),
+        "it is a video; pass its frames, as from fiber.data.video_frames, or ask `fiber ground`,"
+        " `detect` or `segment`, which take videos",
     ),
 )
 # Number of bytes that these patterns see.
@@ -81,12 +88,17 @@ class CheckedImage(NamedTuple):
     size: tuple[int, int] | None = None
 
 
-def check_not_url(path: str | os.PathLike[str], what: str) -> None:
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a URL, also after `Path` has removed one of its slashes."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def check_not_url(path: str | os.PathLike[str], what: str, advice: str = "") -> None:
     """Raise ValueError if the path of an image or model, named by `what`, is a URL."""
-    if _URL.match(text := os.fspath(path)):
+    if is_url(path):
         raise ValueError(
-            f"{what} {shown(text)} is a URL, and {what}s are not fetched; download it first, and"
-            " pass the path of the file"
+            f"{what} {shown(os.fspath(path))} is a URL, and {what}s are not fetched; download it"
+            f" first, and pass the path of the file{advice}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ def _is_color(value: Any) -> bool:
 #: Lower bound of each integer.
 _LEAST = {
     **dict.fromkeys(("batch_size", "max_tokens", "prefetch", "world_size"), 1),
-    **dict.fromkeys(("max_decode_bytes", "max_pixels"), 1),
+    **dict.fromkeys(("max_decode_bytes", "max_download_bytes", "max_pixels"), 1),
     **dict.fromkeys(("epoch", "keep", "mlm_seed", "rank", "seed", "start", "threads"), 0),
 }
 _FLAGS = (
@@ -268,6 +269,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "answers": ("a sequence of strings", _are_strings),
     "image_dtype": (f"one of {', '.join(map(repr, _DTYPES))}", _is_a(str)),
     "mlm_probability": ("a number from 0 to 1", _is_number),
+    "timeout_seconds": ("a number of seconds above 0", _is_number),
     "background": ("None or three integers (red, green, blue) from 0 to 255", _is_color),
     **dict.fromkeys(_LEAST, ("an integer", _is_integer)),
     **dict.fromkeys(
@@ -275,7 +277,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("None or an integer", lambda value: value is None or _is_integer(value)),
     ),
     **dict.fromkeys(
-        (*_FLAGS, "keep_alpha", "scaled_decoding", "shuffle"),
+        (*_FLAGS, "allow_url", "keep_alpha", "scaled_decoding", "shuffle"),
         ("True or False", _is_a(bool, np.bool_)),
     ),
 }
@@ -300,6 +302,8 @@ def check_arguments(**values: Any) -> None:
     for name in ("seed", "mlm_seed", "epoch", "max_pixels", "max_decode_bytes"):
         if (values.get(name) or 0) >= 1 << 64:
             raise ValueError(f"{name} is {shown(values[name])}; expected a value below 2 ** 64")
+    if not 0 < (seconds := values.get("timeout_seconds", 1)) <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout_seconds is {seconds}; expected {_KINDS['timeout_seconds'][0]}")
     check_threads(values.get("threads", 0))
     if (name := values.get("image_dtype", _DTYPES[0])) not in _DTYPES:
         raise ValueError(f"image_dtype is {shown(name)}; expected {_KINDS['image_dtype'][0]}")

@@ -15,7 +15,9 @@ from fiber.messages import printable
 from fiber.ops.arrays import functions_of
 from fiber.postprocess.files import save_image
 from fiber.postprocess.find import FoundBoxes
+from fiber.postprocess.notebook import html_of, png_of
 from fiber.postprocess.pictures import Picture, enlarged, open_picture
+from fiber.postprocess.supervision import to_supervision
 from fiber.visualize import draw_boxes, draw_masks
 
 if TYPE_CHECKING:
@@ -186,6 +188,26 @@ class Detections:
                 )
             ],
         }
+
+    def to_supervision(self) -> Any:
+        """Return the boxes as `supervision.Detections`: labels in `data["class_name"]`, and masks.
+
+        Raises:
+            ModuleNotFoundError: if supervision is not installed.
+        """
+        return to_supervision(self)
+
+    def _repr_png_(self) -> bytes | None:
+        return png_of(self.draw)
+
+    def _repr_html_(self) -> str:
+        height, width = self.image_size
+        rows = [
+            (label, f"{score:.3f}", ", ".join(f"{edge:.1f}" for edge in box))
+            for label, score, box in zip(self.labels, self.scores, self.boxes_xyxy, strict=True)
+        ]
+        title = f"{len(self)} detections in {width} x {height} pixels"
+        return html_of(title, self._repr_png_(), ("label", "score", "box (x0, y0, x1, y1)"), rows)
 
     def draw(self) -> Image:
         """Draw boxes, labels and masks with the best on top, enlarging small images first.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,9 @@ from fiber.config_io import nearest
 from fiber.data.masks.codec import encode_rle
 from fiber.messages import printable
 from fiber.postprocess.files import save_image
+from fiber.postprocess.notebook import html_of, png_of
 from fiber.postprocess.pictures import Picture, enlarged, open_picture
+from fiber.postprocess.supervision import to_supervision
 from fiber.visualize import draw_masks
 
 if TYPE_CHECKING:
@@ -167,20 +168,19 @@ class Segmentation:
         Raises:
             ModuleNotFoundError: if supervision is not installed.
         """
-        try:
-            supervision: Any = importlib.import_module("supervision")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "to_supervision needs the package supervision: pip install supervision",
-                name="supervision",
-            ) from error
-        return supervision.Detections(
-            xyxy=self.boxes_xyxy,
-            mask=self.masks,
-            confidence=self.scores,
-            class_id=self.indices,
-            data={"class_name": np.array(self.labels, dtype=str)},
-        )
+        return to_supervision(self)
+
+    def _repr_png_(self) -> bytes | None:
+        return png_of(self.draw)
+
+    def _repr_html_(self) -> str:
+        height, width = self.image_size
+        rows = [
+            (each.label, f"{each.score:.3f}", f"{area:,}")
+            for each, area in zip(self.segments, _areas(self), strict=True)
+        ]
+        title = f"{len(self)} {self.kind} segments in {width} x {height} pixels"
+        return html_of(title, self._repr_png_(), ("label", "score", "pixels"), rows)
 
     def draw(self) -> Image:
         """Draw masks and labels on the image, enlarging small images first.

@@ -121,7 +121,7 @@ def draw_curves(
     rates = entries[-1].get("learning_rates", {})
     panels.append(("learning rate", {name: points("learning_rates", name) for name in rates}))
     if scores := points("validation", "score"):
-        panels.append(("score on held-out records", {"score": scores}))
+        panels.append(("held-out score", {"score": scores}))
     # Narrow, so that the labels are legible on a phone.
     figure = Figure(figsize=(4.2, 1.9 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -60,6 +60,34 @@ _LOCK_TRIES, _LOCK_WAIT_SECONDS = 10, 0.02
 _LOST_LOCK_SECONDS = 120
 
 
+def read_run_config(path: Path) -> RunConfig:
+    """Read a configuration: what `fiber train --print-config` prints, or config.json of a run.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it has none, or one with an unknown field or a wrong value.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "No such configuration; check the path", str(path))
+    values = read_json(path, MAX_JSON_BYTES)
+    if not isinstance(values, dict) or "tasks" not in values:
+        raise ValueError(
+            f"{path} is no configuration of a run; expected what `fiber train RECIPE --data DATA"
+            " --print-config` prints, or config.json in the folder of a run"
+        )
+    return _read_config(values, path)
+
+
+def _read_config(values: dict[str, Any], path: Path) -> RunConfig:
+    """Read the fields of a RunConfig from config.json, without those of where it comes from."""
+    others = ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH, *CONFIG_FIELDS)
+    own = {name: value for name, value in values.items() if name not in others}
+    try:
+        return from_dict(RunConfig, own)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 class RunFolder:
     """Output folder of one run."""
 
@@ -96,12 +124,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} contains a model, not a run; choose another output folder"
             )
-        for name in ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH, *CONFIG_FIELDS):
-            values.pop(name, None)
-        try:
-            return from_dict(RunConfig, values)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{self.config_file}: {error}") from error
+        return _read_config(values, self.config_file)
 
     def stored_init(self) -> str | None:
         """Read the path of the run's initial weights, or return None if there are none."""

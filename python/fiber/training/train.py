@@ -40,7 +40,7 @@ from fiber.training.distributed.heartbeat import (
 from fiber.training.distributed.preemption import Preempted, StopSignal
 from fiber.training.distributed.processes import Processes, joined
 from fiber.training.metrics_file import read_metrics
-from fiber.training.run_dir import RunFolder
+from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.callback import Callback
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
@@ -81,7 +81,7 @@ def train(
     Skipped or truncated data, such as questions without a known answer, is counted and logged.
 
     Args:
-        recipe: recipe name (see `fiber recipes`) or a RunConfig.
+        recipe: recipe name (see `fiber recipes`), .json file with a configuration, or RunConfig.
         data: data folder, annotation file, URL of a packed folder or rows (see
             `fiber.data.open_source`), records, or a dict of records by task.
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
@@ -116,7 +116,7 @@ def train(
         SystemExit: with code 75 on SIGTERM, SIGHUP or SIGUSR1, after saving the current step.
     """
     check_threads(threads)
-    config = _resolve_config(recipe, set)
+    config = resolve_config(recipe, set)
     folder = RunFolder(path=Path(output))
     with _all_ranks(folder, device, config.train.timeout_seconds) as processes:
         resume = resume or broadcast_object(folder.is_restart(), processes)
@@ -124,7 +124,7 @@ def train(
         log = (lambda message: None) if quiet else say
         monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
-        start, options = _resolve_inputs(folder, init, tokenizer, answers, resume=resume)
+        start, options = resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
         source = open_data(config, data, holds_out=validation is None, **options)
         config = source.fit_model(config).with_length(source.longest(config))
@@ -142,21 +142,24 @@ def train(
     return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
 
 
-def _resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
+def resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
+    """Build the configuration of a recipe or of a file, with changes; errors as for `train`."""
     if not isinstance(recipe, (str, RunConfig)):
         raise TypeError(
-            f"recipe: expected a name (`fiber recipes` lists them) or a RunConfig, got"
-            f" {type(recipe).__name__} {shown(recipe)}"
+            f"recipe: expected a name (`fiber recipes` lists them), a .json file or a RunConfig,"
+            f" got {type(recipe).__name__} {shown(recipe)}"
         )
     if changes is not None and not isinstance(changes, Mapping):
         raise TypeError(
             f"set: expected a dict, such as {{'train.steps': 500}}, got {shown(changes)}"
         )
-    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    return replace_fields(config, dict(changes or {}))
+    if isinstance(recipe, str):
+        is_file = recipe.endswith(".json")
+        recipe = read_run_config(Path(recipe)) if is_file else load_recipe(recipe)
+    return replace_fields(recipe, dict(changes or {}))
 
 
-def _resolve_inputs(
+def resolve_inputs(
     folder: RunFolder,
     init: str | os.PathLike[str] | None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None,

@@ -236,13 +236,7 @@ class Trainer:
                 if has_stalled(self.scores, stop_after):
                     self.progress.say(f"no improvement in {stop_after} validations; stopping")
                     break
-                self._prepare_step()
-                tasks = self.config.tasks.of_step(self.steps_done)
-                order = [task for task in tasks for _ in range(settings.accumulation)]
-                batches = map(self.loaders.next_batch, order)
-                timed = self.monitor.clock.iterate("data", batches)
-                with self.compiled.active() if self.compiled else nullcontext():
-                    gradient_norm = self.train_step(tasks, timed)
+                gradient_norm = self.next_step()
                 self.progress.advance()
                 self._report_saved()
                 is_stopped = stop.arrived(self.processes) and self.steps_done < settings.steps
@@ -254,6 +248,15 @@ class Trainer:
                     raise Preempted(stop.name)
             # Signals do not end a run that is writing its model.
             self._finish()
+
+    def next_step(self) -> Tensor:
+        """Load the batches of the next step and run it; return the norm as `train_step`."""
+        self._prepare_step()
+        tasks = self.config.tasks.of_step(self.steps_done)
+        order = [task for task in tasks for _ in range(self.config.train.accumulation)]
+        timed = self.monitor.clock.iterate("data", map(self.loaders.next_batch, order))
+        with self.compiled.active() if self.compiled else nullcontext():
+            return self.train_step(tasks, timed)
 
     def train_step(self, tasks: Sequence[str], batches: Iterable[Any]) -> Tensor:
         """Run one optimizer step on the sum over tasks of the mean gradient of micro-batches.
@@ -373,9 +376,8 @@ class Trainer:
         """Set the next step's learning rate and seed, and update the GOLD reference."""
         optim, step, seed = self.config.optim, self.steps_done, self.config.train.seed
         factor = lr_factor(step, self.config.train.steps, optim, self.scores)
-        has_dropped = count_falls(self.scores, optim.plateau_patience) > 0
-        is_bounded = optim.schedule == "plateau" and has_dropped
-        least = optim.plateau_least_lr if is_bounded else 0.0
+        falls = count_falls(self.scores, optim.plateau_patience)
+        least = optim.plateau_least_lr if optim.schedule == "plateau" and falls > 0 else 0.0
         set_learning_rate(self.optimizer, optim.lr * factor, least)
         torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + self.processes.rank) % 2**63)
         self.state.begin_step(step, self._whole_weights)
@@ -385,8 +387,7 @@ class Trainer:
         settings, done = self.config.train, self.steps_done
         is_last = done == settings.steps
         is_checkpoint = settings.checkpoint_every > 0 and done % settings.checkpoint_every == 0
-        seconds = time.monotonic() - self.began
-        entry = None
+        seconds, entry = time.monotonic() - self.began, None
         if is_last or is_checkpoint or save or done % settings.log_every == 0:
             entry = self.meter.close(done, seconds, gradient_norm)
             if self.validation is not None and (is_last or is_checkpoint):
@@ -407,9 +408,9 @@ class Trainer:
     def _finish(self) -> None:
         """Write the finished model: the best validated weights, or the last ones."""
         self._report_saved(wait=True)
-        keep, weights = self.processes.is_first, {}
+        weights = {}
         if self.validation is None:
-            weights = self.strategy.full_weights(self._weights(), keep=keep)
+            weights = self.strategy.full_weights(self._weights(), keep=self.processes.is_first)
         if self.processes.is_first:
             self.folder.draw(self.priors)
             write_finished(self.folder, weights, self.validation, self.best_step, self.adapters)

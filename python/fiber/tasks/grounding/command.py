@@ -19,7 +19,13 @@ from fiber.cli.arguments import (
     score,
     semicolon_list,
 )
-from fiber.cli.asking import IMAGES, MAX_CELL, AskingSession, add_asking_command, exists
+from fiber.cli.asking import (
+    IMAGES_AND_VIDEOS,
+    MAX_CELL,
+    AskingSession,
+    add_asking_command,
+    exists,
+)
 from fiber.messages import printable, shown_names
 from fiber.terminal import is_terminal
 
@@ -59,7 +65,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add_options(
         ground,
         {
-            **IMAGES,
+            **IMAGES_AND_VIDEOS,
             "--phrases LIST": "phrases to ground, separated by semicolons, such as"
             ' "a red mug; the laptop"; without --caption, they are grounded independently',
             "--caption CAPTION": 'sentence, such as "a red mug next to the laptop", whose noun'
@@ -80,7 +86,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     help_text = "detect all objects of given classes"
     example = 'photo.jpg --classes "mug; traffic light"'
     detect = add_asking_command(commands, "detect", _detect, help_text, example)
-    add_options(detect, IMAGES, images={"nargs": "+"})
+    add_options(detect, IMAGES_AND_VIDEOS, images={"nargs": "+"})
     add_options(
         detect.add_mutually_exclusive_group(),
         {
@@ -225,10 +231,11 @@ def _print_boxes(
         "class_agnostic": options.class_agnostic or None,
     }
     limits |= {name: value for name, value in given.items() if value is not None}
-    for paths, images in session.read(session.paths):
-        for path, found in zip(paths, find(images, **limits), strict=True):
+    for sources, images in session.read_frames(options.every):
+        for asked, found in zip(sources, find(images, **limits), strict=True):
             if writer is None:
-                result = found.to_dict(image=str(path), model=session.name)
+                result = found.to_dict(image=str(asked.path), model=session.name)
+                result = asked.describe(result)
                 rows = []
                 for item in result["detections"]:
                     box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
@@ -237,10 +244,15 @@ def _print_boxes(
                 for item in result.get("absent", ())[:MAX_ABSENT]:
                     rows.append(("-", item["label"], "not found", *_presence_of(item)))
                 session.print(result, rows or [("nothing found",)])
+            elif asked.frame is not None:
+                raise ValueError(
+                    f"{asked.path}: --format {options.format} is for image files; pass --format"
+                    " json for frames of a video"
+                )
             else:
-                writer.add(path, found)
+                writer.add(asked.path, found)
             if options.save:
-                found.save(session.file_for(path))
+                found.save(session.file_for(asked.path, asked.frame))
     if writer is not None:
         writer.close()
 
