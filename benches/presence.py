@@ -34,6 +34,7 @@ import fiber
 from fiber.atomic_io import read_json
 from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.presence import (
+    BINS,
     calibration_error,
     false_answers,
     ranking_quality,
@@ -303,6 +304,25 @@ def tables(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def reliability_table(rows: Sequence[dict[str, str]], arm: str, seed: str) -> str:
+    """Return the bins of a reliability diagram of one model in Markdown."""
+    own = {
+        (row["split"], row["kind"], row["metric"]): row["value"]
+        for row in rows
+        if (row["arm"], row["seed"]) == (arm, seed)
+    }
+    lines = [
+        "| val: presence | in the image | weight | novel: presence | in the image | weight |",
+        "| --- " * 6 + "|",
+    ]
+    for number in range(BINS):
+        names = ("presence", "share", "weight")
+        cells = [own.get((s, f"bin {number}", n)) for s in SPLITS for n in names]
+        texts = ["-" if each is None else f"{float(each):.3f}" for each in cells]
+        lines.append(f"| {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure models, or print tables of those that were measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -318,7 +338,7 @@ def main() -> None:
             rows.add([{"arm": arm, "seed": seed, **row} for row in measure(path, options.data)])
             print(name, flush=True)
     if options.tables:
-        print(tables(rows.rows))
+        print(tables(rows.rows), reliability_table(rows.rows, "absent", "0"), sep="\n\n")
 
 
 if __name__ == "__main__":
