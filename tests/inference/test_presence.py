@@ -10,9 +10,9 @@ import torch
 import fiber
 from fiber.cli import main
 from fiber.data.prompts.classes import Prompt
-from fiber.inference.decisions import Decision, ImagePrompts
 from fiber.metrics.presence import PRESENCE_FILE, Calibration, Presence, to_json
 from fiber.postprocess import FoundBoxes
+from fiber.postprocess.decisions import Decision, ImagePrompts
 from fiber.synthetic.scenes import generate
 from tests.cli.output import error_line, lines
 

@@ -6,19 +6,12 @@ Methods of models call `find_boxes`. Evaluations have their own batches: those o
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, overload
 
 from fiber.checkpoints.vocabulary.files import NO_CLASSES
 from fiber.data.prompts.classes import ClassLike, Prompt
-from fiber.inference.decisions import (
-    COMPARED_BOXES,
-    Decision,
-    ImagePrompts,
-    default_threshold,
-)
 from fiber.inference.image_text import ImageTextMethods
 from fiber.inference.inputs import ArrayInputs, ImageBatch, ImageInput, Images, Texts, as_list
 from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
@@ -30,13 +23,17 @@ from fiber.metrics.presence import Kind, Presence
 from fiber.models.abilities import FindsBoxes, FindsMasks
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix
 from fiber.ops.arrays import functions_of
-from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.postprocess.box_masks import FoundMasks, ground_phrase_masks, join_masks
-from fiber.postprocess.find import TokenMap
+from fiber.postprocess import Detections, FoundBoxes, join_chunks
+from fiber.postprocess.box_masks import FoundMasks, join_masks
+from fiber.postprocess.decisions import (
+    COMPARED_BOXES,
+    Decision,
+    ImagePrompts,
+    default_threshold,
+)
+from fiber.postprocess.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fiber.data.batch import GroundingBatch
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
@@ -48,70 +45,6 @@ SCORE_THRESHOLD, PHRASE_THRESHOLD = 0.3, 0.0
 #: (row of a batch of images, prompt to ask about that image).
 Pair = tuple[int, Prompt]
 ResultT = TypeVar("ResultT")
-
-
-class Thresholds(NamedTuple):
-    """Thresholds for box selection."""
-
-    #: Minimum score, in [0, 1].
-    score: float
-    #: IoU above which the lower-scored of two boxes with the same label is removed.
-    nms: float
-    #: Maximum number of boxes per image, or None for no limit.
-    max_detections: int | None
-    #: Maximum number of boxes per phrase, or None for no limit (in detection).
-    boxes_per_phrase: int | None = None
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError if a threshold has the wrong type or is out of range."""
-        for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
-            if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, such as 0.3, got {value}")
-        counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
-        for name, count in counts.items():
-            if count is not None and not isinstance(count, numbers.Integral):
-                raise TypeError(f"{name} must be an integer, got {shown(count)}")
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be 1 or more, got {count}")
-
-    def select(
-        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
-    ) -> list[FoundBoxes]:
-        """Select the boxes of each pair: of phrases if they have a limit, else of classes."""
-        if self.boxes_per_phrase is not None:
-            return ground_phrases(
-                output,
-                token_maps,
-                *sizes,
-                boxes_per_phrase=self.boxes_per_phrase,
-                score_threshold=self.score,
-                nms_threshold=self.nms,
-            )
-        found = detect_boxes(
-            output,
-            token_maps,
-            *sizes,
-            score_threshold=0.0,
-            nms_threshold=self.nms,
-            max_detections=self.max_detections,
-        )
-        # As in grounding, apply the threshold to the final score, which includes centerness.
-        return [FoundBoxes(*(part[f.scores >= self.score] for part in f)) for f in found]
-
-    def select_masks(
-        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
-    ) -> list[FoundMasks]:
-        """Select the boxes of phrases of each pair, with their masks."""
-        return ground_phrase_masks(
-            output,
-            token_maps,
-            *sizes,
-            boxes_per_phrase=self.boxes_per_phrase or 1,
-            score_threshold=self.score,
-            nms_threshold=self.nms,
-        )
 
 
 @dataclass

@@ -7,8 +7,8 @@ import pytest
 from fiber.data import ConcatRecords, Record
 from fiber.data.prompts.absent import (
     AbsentPhrases,
+    LonePhrase,
     ObjectWords,
-    Phrase,
     absent_phrase,
     phrases_of,
 )
@@ -66,7 +66,7 @@ def shows(index, text):
 def test_no_record_no_object_and_no_word():
     words = ObjectWords([])
     record = named(0, "a star", [], [])
-    assert not words.is_absent(record, Phrase("a star", (0, 6)))
+    assert not words.is_absent(record, LonePhrase("a star", (0, 6)))
     assert len(AbsentPhrases([], words, chance=0.5)) == 0
     # Two objects are too few to say that anything excludes anything.
     few = [named(0, "a star", [(0, 6)], [[0]]), named(1, "a ring", [(0, 6)], [[0]])]
@@ -93,9 +93,9 @@ def test_what_excludes_an_object(scenes):
         ("the heart left of the ring", "the heart", True),
         ("a dragon", "a dragon", False),  # a word that no object has
     ):
-        assert words.is_absent(star, Phrase(text, (0, len(head)))) is absent, text
+        assert words.is_absent(star, LonePhrase(text, (0, len(head)))) is absent, text
     other = dataclasses.replace(star, images=("other.jpg",))
-    assert not words.is_absent(other, Phrase("a heart", (0, 7)))
+    assert not words.is_absent(other, LonePhrase("a heart", (0, 7)))
 
 
 def test_absent_phrases_are_absent(scenes):

@@ -37,7 +37,7 @@ _EXPECTED, _SHARE = 5.0, 0.02
 _TRIES = 6
 
 
-class Phrase(NamedTuple):
+class LonePhrase(NamedTuple):
     """A phrase of a record, as a text of its own."""
 
     text: str
@@ -87,7 +87,7 @@ class ObjectWords:
     def _known(self, words: Iterable[str]) -> list[int]:
         return [self._ids[word] for word in words if word in self._ids]
 
-    def is_absent(self, record: Record, phrase: Phrase) -> bool:
+    def is_absent(self, record: Record, phrase: LonePhrase) -> bool:
         """Return True if no annotated object of a record's image can be what a phrase names.
 
         That is so if the words of its head exclude every object, or if another word does, such as
@@ -102,7 +102,7 @@ class ObjectWords:
         in_head = np.array([word in head for word in every], bool)
         return bool(excluded[:, in_head].any(1).all() or excluded.all(0).any())
 
-    def shared_words(self, record: Record, phrase: Phrase) -> int:
+    def shared_words(self, record: Record, phrase: LonePhrase) -> int:
         """Return the number of words of a phrase that name objects of a record's image."""
         own = {word for words in self._objects.get(record.images, ()) for word in words}
         return len(own.intersection(self._known(_words(phrase.text))))
@@ -163,7 +163,7 @@ class AbsentPhrases:
 
 def absent_phrase(
     records: RecordSet, record: Record, words: ObjectWords, rng: Rng
-) -> Phrase | None:
+) -> LonePhrase | None:
     """Draw a phrase of other records that is not in the image of `record`.
 
     Returns None if none of some phrases is known to be absent.
@@ -179,19 +179,19 @@ def absent_phrase(
     return best
 
 
-def phrases_of(record: Record) -> list[Phrase]:
+def phrases_of(record: Record) -> list[LonePhrase]:
     """Return the phrases of a record, each as `fiber.Model.ground` reads it.
 
     That is the whole text of an expression, of which a part names the object, and each phrase of a
     caption by itself.
     """
     if len(record.label_spans) == 1 and len(record.label_spans[0]) == 1:
-        return [Phrase(record.text, record.label_spans[0][0])]
+        return [LonePhrase(record.text, record.label_spans[0][0])]
     texts = [record.text[slice(*own[0])] for own in record.label_spans if len(own) == 1]
-    return [Phrase(text, (0, len(text))) for text in texts]
+    return [LonePhrase(text, (0, len(text))) for text in texts]
 
 
-def asking_for(record: Record, phrase: Phrase) -> Record:
+def asking_for(record: Record, phrase: LonePhrase) -> Record:
     """Return a record with a phrase in place of its text, and without boxes and masks."""
     return dataclasses.replace(
         record,

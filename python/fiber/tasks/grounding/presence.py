@@ -14,7 +14,7 @@ import numpy as np
 from fiber.atomic_io import write_json
 from fiber.checkpoints.stages import packaged_name
 from fiber.data.datasets.resolve import existing_data, open_source
-from fiber.data.prompts.absent import ObjectWords, Phrase, absent_phrase, phrases_of
+from fiber.data.prompts.absent import LonePhrase, ObjectWords, absent_phrase, phrases_of
 from fiber.data.record import Record, RecordSet
 from fiber.data.rng import Rng
 from fiber.metrics.boxes import pairwise_iou
@@ -48,7 +48,7 @@ _SOURCES_OF: dict[Kind, tuple[str, ...]] = {
 }
 
 
-class Question(NamedTuple):
+class LabelQuestion(NamedTuple):
     """Labels that a model is asked for in one image, in one call."""
 
     image: Any
@@ -166,7 +166,7 @@ def save_presence(model: Any, presence: Presence, output: Path | None) -> Path:
     return folder
 
 
-def measure(model: Any, kind: Kind, questions: Sequence[Question]) -> Measured:
+def measure(model: Any, kind: Kind, questions: Sequence[LabelQuestion]) -> Measured:
     """Ask a model, without thresholds, and compare its best boxes with those of the data."""
     rows: list[tuple[float, bool, bool, int]] = []
     # Of a length of prompts each, since a call has one.
@@ -186,7 +186,7 @@ def measure(model: Any, kind: Kind, questions: Sequence[Question]) -> Measured:
     )
 
 
-def _ask(model: Any, kind: Kind, questions: Sequence[Question], per_prompt: int) -> list[Any]:
+def _ask(model: Any, kind: Kind, questions: Sequence[LabelQuestion], per_prompt: int) -> list[Any]:
     images = [each.image for each in questions]
     everything = {"score_threshold": 0.0, "max_detections": 100_000}
     if kind == "classes":
@@ -200,7 +200,7 @@ def _ask(model: Any, kind: Kind, questions: Sequence[Question], per_prompt: int)
 
 
 def _compare(
-    question: Question, found: Any, per_prompt: int
+    question: LabelQuestion, found: Any, per_prompt: int
 ) -> Iterator[tuple[float, bool, bool, int]]:
     count = len(question.boxes)
     length = min(per_prompt, count) if per_prompt else count
@@ -235,7 +235,7 @@ def _open_sources(path: Path, split: str) -> dict[str, RecordSet]:
 
 def _questions(
     kind: Kind, sources: dict[str, RecordSet], words: ObjectWords, records: int
-) -> list[Question]:
+) -> list[LabelQuestion]:
     if kind == "classes":
         return [_classes(each) for each in _some(sources["detection"], records)]
     if kind == "caption":
@@ -244,7 +244,7 @@ def _questions(
             other = captions[Rng(0, _ASKED, number).integer(len(captions))]
             asked += [_caption(record, record, words), _caption(record, other, words)]
         return asked
-    phrases: list[Question] = []
+    phrases: list[LabelQuestion] = []
     for source in ("referring", "phrases"):
         if source in sources:
             for number, record in enumerate(_some(sources[source], records)):
@@ -257,14 +257,14 @@ def _some(records: RecordSet, count: int) -> Iterator[Record]:
     return (records[index] for index in islice(order, count))
 
 
-def _classes(record: Record) -> Question:
+def _classes(record: Record) -> LabelQuestion:
     boxes: list[list[Sequence[float]]] = [[] for _ in record.labels]
     for box, label in zip(record.boxes_xyxy, record.box_labels, strict=True):
         boxes[label].append(box)
-    return Question(record.images[0], record.labels, None, (), boxes)
+    return LabelQuestion(record.images[0], record.labels, None, (), boxes)
 
 
-def _caption(record: Record, text: Record, words: ObjectWords) -> Question:
+def _caption(record: Record, text: Record, words: ObjectWords) -> LabelQuestion:
     """Ask for the phrases of a caption in its image, or in another one, where some may be true."""
     boxes: list[Any] = [None] * len(text.label_spans)
     for label, spans in enumerate(text.label_spans):
@@ -274,14 +274,14 @@ def _caption(record: Record, text: Record, words: ObjectWords) -> Question:
             boxes[label] = own or None
         elif len(spans) == 1:
             phrase = text.text[slice(*spans[0])]
-            if words.is_absent(record, Phrase(phrase, (0, len(phrase)))):
+            if words.is_absent(record, LonePhrase(phrase, (0, len(phrase)))):
                 boxes[label] = ()
-    return Question(record.images[0], text.labels, text.text, text.label_spans, boxes)
+    return LabelQuestion(record.images[0], text.labels, text.text, text.label_spans, boxes)
 
 
 def _phrases(
     records: RecordSet, record: Record, words: ObjectWords, number: int
-) -> Iterator[Question]:
+) -> Iterator[LabelQuestion]:
     """Ask for one phrase of a record and for one that its image does not show."""
     rng = Rng(0, _ASKED, number)
     absent = absent_phrase(records, record, words, rng)
@@ -293,8 +293,8 @@ def _phrases(
     if absent is None or not own:
         return
     phrase, boxes = rng.choice(own)
-    yield Question(record.images[0], (phrase.text,), None, (), [boxes])
-    yield Question(record.images[0], (absent.text,), None, (), [()])
+    yield LabelQuestion(record.images[0], (phrase.text,), None, (), [boxes])
+    yield LabelQuestion(record.images[0], (absent.text,), None, (), [()])
 
 
 def _boxes_of_phrases(record: Record) -> list[list[Sequence[float]]]:

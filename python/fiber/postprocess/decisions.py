@@ -14,7 +14,7 @@ from fiber.messages import shown
 from fiber.metrics.presence import Calibration, Kind, Presence
 from fiber.ops.arrays import functions_of
 from fiber.ops.nms import nms
-from fiber.postprocess import FoundBoxes
+from fiber.postprocess.find import FoundBoxes
 
 #: IoU from which a box of a negative is the same region.
 SAME_REGION = 0.5
