@@ -155,7 +155,7 @@ def _fits_better(boxes: np.ndarray, values: np.ndarray, negative: np.ndarray) ->
     if not negative.any():
         return np.zeros(len(boxes), bool)
     same = _iou(boxes, boxes[negative]) >= SAME_REGION
-    return (same & (values[negative][None] > values[:, None])).any(1)
+    return np.any(same & (values[negative][None] > values[:, None]), axis=1)
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
