@@ -4,10 +4,13 @@ Command: fiber data scenes --varied --images 100000 --output runs/varied
          fiber train packaged_words --data runs/varied --output runs/packaged/words --processes 2
          fiber train packaged_fine --data runs/varied --init runs/packaged/words \\
              --output runs/packaged/fine --processes 2
+         fiber data scenes --varied --images 12000 --output runs/varied-12000
+         fiber train packaged_absent --data runs/varied-12000 --init runs/packaged/fine \\
+             --output runs/packaged/absent
          fiber train packaged_coarse --data runs/varied --init runs/packaged/fine \\
              --output runs/packaged/coarse --processes 2
          python benches/package_scenes.py runs/packaged
-Output: python/fiber/packaged/scenes, with the weights, metrics.json and README.md.
+Output: python/fiber/packaged/scenes, with the weights, presence.json, metrics.json and README.md.
 
 Without a folder of runs, the weights in the package are measured again, which takes minutes. The
 metrics are those of the weights in bfloat16, as a user loads them.
@@ -16,6 +19,7 @@ metrics are those of the weights in bfloat16, as a user loads them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -35,7 +39,9 @@ from fiber.demo.guesses import Guesser
 from fiber.env import describe_machine
 from fiber.evaluation.evaluate import evaluate
 from fiber.metrics.boxes import pairwise_iou
+from fiber.metrics.presence import PRESENCE_FILE, to_json
 from fiber.synthetic.scenes import generate
+from fiber.tasks.grounding.presence import calibrate_model
 from fiber.training.metrics_file import read_metrics
 from fiber.training.run_dir import RunFolder
 
@@ -51,8 +57,10 @@ TASKS = {
     "caption": (300, "coarse", "cider_d", "captions, CIDEr-D"),
 }
 SPLITS = ("val", "novel")
-#: Runs in their order; the recipes are packaged_words, packaged_fine and packaged_coarse.
-RUNS = ("words", "fine", "coarse")
+#: Runs in their order; the recipe of "words" is packaged_words.
+RUNS = ("words", "fine", "absent", "coarse")
+#: Last run of each stage.
+LAST = {"coarse": "coarse", "fine": "absent"}
 #: Images of val and novel, and of train, from which the blind baselines are estimated.
 IMAGES, TRAINING_IMAGES = 1500, 20_000
 #: Tasks whose card has a row for relations, which are harder than other words.
@@ -83,7 +91,8 @@ def length(run: Path) -> dict[str, Any]:
     """Return the length of a finished run, and the commit of its code."""
     line = read_metrics(RunFolder(path=run).metrics_file)[-1]
     known = {"steps": line["step"], "samples": line["images"], "seconds": line["seconds"]}
-    return known | {"commit": read_json(run / "config.json")["commit"]}
+    pictures = training_data(run)["counts"]["train"]
+    return known | {"pictures": pictures, "commit": read_json(run / "config.json")["commit"]}
 
 
 def training_data(run: Path) -> dict[str, Any]:
@@ -187,14 +196,17 @@ def write_card(folder: Path, results: Mapping[str, Any]) -> None:
     for name in RUNS:
         run = results["runs"][name]
         trained.append(
-            f"- `packaged_{name}`: {run['steps']:,} steps, {run['samples']:,} samples,"
-            f" {run['seconds'] / 60:.0f} minutes on two cores, commit {run['commit'][:12]}."
+            f"- `packaged_{name}`: {run['steps']:,} steps, {run['samples']:,} samples of"
+            f" {run['pictures']:,} pictures, {run['seconds'] / 60:.0f} minutes on two cores, commit"
+            f" {run['commit'][:12]}."
         )
     known = results["limits"]
     text = _CARD.format(
         table="\n".join(lines),
         trained="\n".join(trained),
         absent=_rate(known["absent_class_found"]),
+        false=f"{results['presence']['phrase/false_answers_at_95']:.1%}",
+        phrases=f"{results['presence']['phrase/absent']:,.0f}",
         reversed=_rate(known["reversed_relation_same_box"]),
         bytes=f"{results['bytes'] / 1e6:.1f}",
         images=f"{results['data']['counts']['train']:,}",
@@ -217,8 +229,9 @@ plain or striped, up to three in a picture. On photographs its output is a guess
 ## Training
 
 From scratch on {images} generated pictures (`fiber data scenes --varied`), with no other pictures
-or texts, with seed 0: boxes for shapes, colors and relations, then for words of every kind and,
-from that backbone, captions and questions. `fiber recipes NAME` explains each recipe, `config.json`
+or texts, with seed 0: boxes for shapes, colors and relations, then for words of every kind, then
+with phrases that are not in the picture; and, from the backbone before these, captions and
+questions. `fiber recipes NAME` explains each recipe, `config.json`
 of a stage has all of its values. Another version of the code may train other weights.
 
 {trained}
@@ -240,6 +253,10 @@ often; blind is the best guess without the picture. By kind of word: `metrics.js
   relations are answered much worse (see the table).
 - Classes that are not in the picture: asked for one alone, `detect` returns a box in {absent}
   cases.
+- Phrases that are not in the picture: at 95% of the recall, a box is found for {false} of
+  {phrases} of val. `fine/presence.json` has the presence of phrases and the default thresholds
+  (`fiber calibrate`). Relations of objects that are there, but in another direction, are told
+  apart less well (docs/evidence.md).
 - `match` asks whether a caption describes the whole picture: one that leaves objects out is no
   match. `search` ranks whole pictures, too.
 - Images for questions, captions and matching are scaled to a square, and training pictures are
@@ -270,12 +287,16 @@ def main() -> None:
         }
         shutil.rmtree(folder, ignore_errors=True)
         for stage in STAGES:
-            write_stage(options.runs / stage, folder / stage)
+            write_stage(options.runs / LAST[stage], folder / stage)
     with tempfile.TemporaryDirectory() as place:
         data = evaluation_data(
             folder, Path(place) / "scenes", train=TRAINING_IMAGES, val=IMAGES, novel=IMAGES
         )
+        presence, calibration = calibrate_model(fiber.load(folder / "fine", device="cpu"), data)
+        presence = dataclasses.replace(presence, data="fiber data scenes --varied, val")
+        write_json(folder / "fine" / PRESENCE_FILE, to_json(presence))
         results = {
+            "presence": rounded(calibration),
             "data": known["data"],
             "runs": known["runs"],
             "machine": describe_machine(),

@@ -113,6 +113,24 @@ def test_it_does_not_find_what_is_not_there(model, drawing):
     assert found == []
 
 
+def test_phrases_that_are_not_there_have_no_box_but_a_presence(model, drawing):
+    absent = ["a purple heart", "a black heart", "the green circle", "a red square"]
+    asked = [*absent, "a red circle", "the blue object"]
+    found = model.ground(drawing, asked)
+    assert sorted(found.labels) == ["a red circle", "the blue object"]
+    assert (found.presence[: len(absent)] < 0.5).all()
+    assert (found.presence[len(absent) :] > 0.5).all()
+    assert len(model.ground(drawing, asked, score_threshold=0)) == len(asked)
+
+
+def test_a_negative_takes_its_regions(model, drawing):
+    assert model.ground(drawing, ["the object"], boxes_per_phrase=3).labels == ["the object"] * 3
+    others = model.ground(
+        drawing, ["the object"], boxes_per_phrase=3, negatives=["a red circle", "a green triangle"]
+    )
+    assert len(others) == 1 and iou(others.boxes_xyxy[0], BOXES["square"]) > 0.5
+
+
 def test_it_knows_directions(model):
     """Two stars beside a ring: the direction tells which is meant."""
     picture = Image.new("RGB", (360, 360), "white")

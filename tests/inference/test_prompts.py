@@ -13,7 +13,7 @@ WAVE = "\U0001f44b\U0001f3fd"
 
 
 def detection(fine, classes, count=1, per_prompt=None):
-    return detection_prompts(classes, count, fine._inputs, per_prompt)
+    return detection_prompts(classes, count, fine._inputs, per_prompt)[0]
 
 
 def grounding(fine, phrases=None, caption=None, spans=None, count=1):

@@ -125,6 +125,12 @@ def graphs(request, tmp_path_factory):
     return unloaded.write(request.param, tmp_path_factory.mktemp("graphs"))
 
 
+def test_graphs_have_the_calibrations_of_the_model(graphs):
+    model = fiber.runtime.load(graphs, "torch")
+    expected = unloaded.PRESENCE if "grounding" in model.heads else None
+    assert model.presence == expected
+
+
 #: One of so many mutants is read. A place has 20 or 27 of them: neither number has a divisor in
 #: common with these, so that every value is drawn at some places.
 SOME, MANY = 29, 7

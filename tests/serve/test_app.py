@@ -42,7 +42,11 @@ def model_files(made_once, micro_models):
 
 CASES = {
     "ground": ("both", ["IMAGE", "--phrases", "a red circle; the square"], {}),
-    "detect": ("both", ["IMAGE", "--classes", "circle; star", "--threshold", "0"], {}),
+    "detect": (
+        "both",
+        ["IMAGE", "--classes", "circle; star", "--threshold", "0", "--negatives", "ring"],
+        {},
+    ),
     "answer": ("both", ["IMAGE", "what color?", "--top-k", "2"], {"question": "what color?"}),
     "caption": ("both", ["IMAGE", "--num-beams", "2"], {}),
     "match": ("both", ["IMAGE", "a red circle"], {"text": "a red circle"}),
@@ -124,6 +128,8 @@ BAD_JSON = [
     ({"image": encoded(), "phrases": "a" * 5000}, 422, "phrases[0]"),
     ({"image": encoded(), "phrases": "a", "threshold": 2}, 422, "threshold"),
     ({"image": encoded(), "phrases": "a", "threshold": "nan"}, 422, "threshold"),
+    ({"image": encoded(), "phrases": "a", "presence": 0.5}, 422, "was not calibrated"),
+    ({"image": encoded(), "phrases": "a", "negatives": []}, 422, "negatives"),
     ({"image": encoded(), "caption": "a star", "spans": "2:12"}, 422, "spans"),
     ({"image": encoded(), "caption": "a star", "spans": [[2, 12]]}, 422, "2"),
     ({"image": encoded()}, 422, "expected phrases, a caption or both"),

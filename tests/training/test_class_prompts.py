@@ -7,10 +7,14 @@ import re
 import pytest
 import torch
 
+from fiber.config_io import to_dict
 from fiber.data import Tokenizer, sources
 from fiber.data.datasets import resolve
+from fiber.data.prompts.absent import AbsentPhrases
+from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, record_in_epoch
 from fiber.synthetic.scenes import generate
+from fiber.tasks.fields import first_part
 from fiber.training.data import fingerprint, open_data
 from fiber.training.distributed.processes import Processes
 from fiber.training.task_loaders import TaskLoaders
@@ -56,6 +60,34 @@ def test_a_source_that_is_listed_twice_is_read_once(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return generate(tmp_path_factory.mktemp("groups") / "data", train=6, val=1, novel=1)
+
+
+class TestAbsentPhrases:
+    def test_they_are_drawn_for_phrases_and_not_for_classes_or_first_steps(self, folder):
+        config = class_config(
+            tasks__grounding__sources=("referring", "detection"),
+            tasks__grounding__first_sources=("referring",),
+            tasks__grounding__first_steps=1,
+            tasks__grounding__absent_phrase_chance=0.5,
+        )
+        read = open_data(config, folder).records
+        drawn, classes = read["grounding"].parts
+        assert isinstance(drawn, AbsentPhrases) and drawn.chance == 0.5
+        assert isinstance(classes, SampledPrompts)
+        assert read[first_part("grounding")] is drawn.records
+
+    def test_without_them_no_run_and_no_stored_config_changes(self, folder):
+        config = class_config(tasks__grounding__sources=("referring", "detection"))
+        read = open_data(config, folder).records["grounding"].parts[0]
+        assert not isinstance(read, AbsentPhrases)
+        assert "absent_phrase_chance" not in to_dict(config)["tasks"]["grounding"]
+        with_them = class_config(tasks__grounding__absent_phrase_chance=0.25)
+        assert to_dict(with_them)["tasks"]["grounding"]["absent_phrase_chance"] == 0.25
+
+    @pytest.mark.parametrize("chance", [-0.1, 1.0, float("nan")])
+    def test_the_chance_is_below_one(self, chance):
+        with pytest.raises(ValueError, match="absent_phrase_chance must be at least 0"):
+            class_config(tasks__grounding__absent_phrase_chance=chance)
 
 
 class TestGroups:

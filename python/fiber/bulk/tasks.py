@@ -147,7 +147,10 @@ _BOX_COLUMNS = {
     "labels": "texts",
     "indices": "indices",
 }
-_BOX_OPTIONS = ("score_threshold", "nms_threshold", "max_detections")
+_BOX_OPTIONS = (
+    *("score_threshold", "presence_threshold", "nms_threshold", "max_detections"),
+    *("negatives", "class_agnostic"),
+)
 
 #: Tasks by name.
 TASKS = {

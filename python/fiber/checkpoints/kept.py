@@ -14,6 +14,13 @@ from fiber.atomic_io import check_regular_file, read_json, write_json, write_tex
 from fiber.checkpoints.provenance import TRAINING
 from fiber.checkpoints.transformers_files import MODEL_FIELDS, WRITTEN_BY_TRANSFORMERS
 from fiber.messages import shown
+from fiber.metrics.presence import (
+    MAX_PRESENCE_BYTES,
+    PRESENCE_FILE,
+    Presence,
+    from_json,
+    to_json,
+)
 
 #: Names of the files: the card, and measured numbers as `fiber.checkpoints.hub.card` reads them.
 CARD, METRICS = "README.md", "metrics.json"
@@ -23,7 +30,7 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Card, numbers and training config of a stored model."""
+    """Card, numbers, training config and calibrations of a stored model."""
 
     #: Text of the card; empty if there is none.
     card: str = ""
@@ -31,11 +38,17 @@ class Kept:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     #: Config of the run that trained the model; empty if it is not stored.
     training: Mapping[str, Any] = field(default_factory=dict)
+    #: Calibrations of boxes; None if there are none.
+    presence: Presence | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that `write` writes."""
-        return (CARD,) * bool(self.card) + (METRICS,) * bool(self.metrics)
+        return (
+            *(CARD,) * bool(self.card),
+            *(METRICS,) * bool(self.metrics),
+            *(PRESENCE_FILE,) * (self.presence is not None),
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -48,6 +61,8 @@ class Kept:
             write_text(folder / CARD, self.card)
         if self.metrics:
             write_json(folder / METRICS, self.metrics)
+        if self.presence is not None:
+            write_json(folder / PRESENCE_FILE, to_json(self.presence))
 
 
 def read_kept(folder: Path, config: Mapping[str, Any] | None = None) -> Kept:
@@ -67,7 +82,28 @@ def read_kept(folder: Path, config: Mapping[str, Any] | None = None) -> Kept:
         metrics = read_json(folder / METRICS, MAX_BYTES)
         if not isinstance(metrics, dict):
             raise ValueError(f"{folder / METRICS}: expected a JSON object, got {shown(metrics)}")
-    return Kept(card=card, metrics=metrics, training=training_of(config or {}))
+    return Kept(
+        card=card,
+        metrics=metrics,
+        training=training_of(config or {}),
+        presence=read_presence(folder),
+    )
+
+
+def read_presence(folder: Path) -> Presence | None:
+    """Read presence.json of a model folder; return None if there is none.
+
+    Raises:
+        ValueError: if it is too large, or invalid; the message names the file and the field.
+    """
+    path = folder / PRESENCE_FILE
+    if not path.is_file():
+        return None
+    values = read_json(path, MAX_PRESENCE_BYTES)
+    try:
+        return from_json(values)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def training_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from fiber.data.prompts.absent import AbsentPhrases
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 
@@ -50,7 +51,7 @@ def classes_of(records: RecordSet) -> tuple[str, ...]:
 
 def _parts(records: RecordSet) -> list[RecordSet]:
     """Return the record sets, as created by readers, that make up `records`; each once."""
-    if isinstance(records, SampledPrompts):
+    if isinstance(records, SampledPrompts | AbsentPhrases):
         return _parts(records.records)
     if not isinstance(records, ConcatRecords):
         return [records]

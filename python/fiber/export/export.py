@@ -204,6 +204,8 @@ def _export(
         tokenizer=None if stored.tokenizer is None else "tokenizer.json",
         answers=stored.answers if "vqa" in heads else (),
         classes=stored.classes if {"grounding", "mask"}.intersection(heads) else (),
+        # Scores of int8 graphs are others.
+        presence=stored.kept.presence if precision == "float32" else None,
         entailment=tuple(ENTAILMENT) if "snli" in heads else (),
         **_settings(network, plan, heads),
     )

@@ -6,105 +6,45 @@ Methods of models call `find_boxes`. Evaluations have their own batches: those o
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, overload
 
 from fiber.checkpoints.vocabulary.files import NO_CLASSES
-from fiber.data.prompts.classes import Prompt
+from fiber.data.prompts.classes import ClassLike, Prompt
 from fiber.inference.image_text import ImageTextMethods
 from fiber.inference.inputs import ArrayInputs, ImageBatch, ImageInput, Images, Texts, as_list
 from fiber.inference.options import Classes, DetectOptions, GroundOptions, Phrases
-from fiber.inference.prompts import detection_prompts, grounding_prompts
+from fiber.inference.prompts import detection_prompts, grounding_prompts, with_negatives
 from fiber.inference.suggestions import suggest_keywords_of_methods
 from fiber.inference.text_feature_cache import TextPrefixes
 from fiber.messages import shown
+from fiber.metrics.presence import Kind, Presence
 from fiber.models.abilities import FindsBoxes, FindsMasks
 from fiber.models.features import BackboneOutput, DetectorOutput, ImagePrefix
 from fiber.ops.arrays import functions_of
-from fiber.postprocess import Detections, FoundBoxes, detect_boxes, ground_phrases, join_chunks
-from fiber.postprocess.box_masks import FoundMasks, ground_phrase_masks, join_masks
-from fiber.postprocess.find import TokenMap
+from fiber.postprocess import Detections, FoundBoxes, join_chunks
+from fiber.postprocess.box_masks import FoundMasks, join_masks
+from fiber.postprocess.decisions import (
+    COMPARED_BOXES,
+    Decision,
+    ImagePrompts,
+    default_threshold,
+)
+from fiber.postprocess.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fiber.data.batch import GroundingBatch
 
 #: Maximum total image pixels in a batch of (image, prompt) pairs in the fused layers.
 PAIR_PIXELS = 4_000_000
 
-#: Default minimum score of a detected object.
-SCORE_THRESHOLD = 0.3
+#: Default minimum score of a detected object, and of a box of a phrase, without a calibration.
+SCORE_THRESHOLD, PHRASE_THRESHOLD = 0.3, 0.0
 
 #: (row of a batch of images, prompt to ask about that image).
 Pair = tuple[int, Prompt]
 ResultT = TypeVar("ResultT")
-
-
-class Thresholds(NamedTuple):
-    """Thresholds for box selection."""
-
-    #: Minimum score, in [0, 1].
-    score: float
-    #: IoU above which the lower-scored of two boxes with the same label is removed.
-    nms: float
-    #: Maximum number of boxes per image, or None for no limit.
-    max_detections: int | None
-    #: Maximum number of boxes per phrase, or None for no limit (in detection).
-    boxes_per_phrase: int | None = None
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError if a threshold has the wrong type or is out of range."""
-        for name, value in (("score_threshold", self.score), ("nms_threshold", self.nms)):
-            if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number between 0 and 1, got {shown(value)}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, such as 0.3, got {value}")
-        counts = {"max_detections": self.max_detections, "boxes_per_phrase": self.boxes_per_phrase}
-        for name, count in counts.items():
-            if count is not None and not isinstance(count, numbers.Integral):
-                raise TypeError(f"{name} must be an integer, got {shown(count)}")
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be 1 or more, got {count}")
-
-    def select(
-        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
-    ) -> list[FoundBoxes]:
-        """Select the boxes of each pair: of phrases if they have a limit, else of classes."""
-        if self.boxes_per_phrase is not None:
-            return ground_phrases(
-                output,
-                token_maps,
-                *sizes,
-                boxes_per_phrase=self.boxes_per_phrase,
-                score_threshold=self.score,
-                nms_threshold=self.nms,
-            )
-        found = detect_boxes(
-            output,
-            token_maps,
-            *sizes,
-            score_threshold=0.0,
-            nms_threshold=self.nms,
-            max_detections=self.max_detections,
-        )
-        # As in grounding, apply the threshold to the final score, which includes centerness.
-        return [FoundBoxes(*(part[f.scores >= self.score] for part in f)) for f in found]
-
-    def select_masks(
-        self, output: DetectorOutput, token_maps: Sequence[TokenMap], *sizes: Tensor
-    ) -> list[FoundMasks]:
-        """Select the boxes of phrases of each pair, with their masks."""
-        return ground_phrase_masks(
-            output,
-            token_maps,
-            *sizes,
-            boxes_per_phrase=self.boxes_per_phrase or 1,
-            score_threshold=self.score,
-            nms_threshold=self.nms,
-        )
 
 
 @dataclass
@@ -127,11 +67,15 @@ def find_boxes(
     thresholds: Thresholds,
     passes: PassCounts,
     masks: FindsMasks | None = None,
+    decision: Decision | None = None,
+    asked: Sequence[int] | None = None,
 ) -> list[Detections]:
     """Find boxes for the prompts of each image, best box first.
 
     `prompts` has one list per image. The labels of an image are numbered consecutively across its
-    prompts. `passes` is updated in place. `masks` is the network, if masks are wanted.
+    prompts. `passes` is updated in place. `masks` is the network, if masks are wanted. `decision`
+    selects the answers among the boxes; by default all are. `asked` has the number of labels of
+    each image before its negatives, by default all.
     """
     found: dict[int, Detections] = {}
     for batch in inputs.images(images):
@@ -147,12 +91,20 @@ def find_boxes(
         else:
             joined = _masks_of_images(masks, text_prefixes, batch, pairs, thresholds)
         for row, (index, (boxes, own_masks)) in enumerate(zip(batch.indices, joined, strict=True)):
+            labels = [label for prompt in prompts[index] for label in prompt.labels]
+            presence = None
+            if decision is not None:
+                labels = labels if asked is None else labels[: asked[index]]
+                of_image = ImagePrompts(prompts[index], len(labels))
+                boxes, chosen, presence = decision.decide(boxes, of_image)
+                own_masks = None if own_masks is None else own_masks[chosen]
             found[index] = Detections.from_found(
                 boxes,
-                [label for prompt in prompts[index] for label in prompt.labels],
+                labels,
                 tuple(batch.original_sizes[row].tolist()),
                 batch.originals[row],
                 own_masks,
+                presence,
             )
     return [found[index] for index in range(len(images))]
 
@@ -240,6 +192,16 @@ def run_prompts(
         yield from zip(some, found, strict=True)
 
 
+class _Options(NamedTuple):
+    """What `Model.ground` and `Model.detect` decide by, besides thresholds of boxes."""
+
+    kind: Kind
+    #: Number of labels of each image that are asked for.
+    asked: Sequence[int]
+    least_presence: float | None
+    class_agnostic: bool
+
+
 @suggest_keywords_of_methods
 class BoxMethods(ImageTextMethods):
     """All methods of models: base class of models, which set the attributes."""
@@ -247,6 +209,8 @@ class BoxMethods(ImageTextMethods):
     classes: tuple[str, ...]
     #: Forward pass counts of `ground` and `detect` since the model was loaded.
     passes: PassCounts
+    #: Calibrations of the model; None if it was not calibrated (`fiber calibrate`).
+    presence: Presence | None
     _text_prefixes: TextPrefixes | None
 
     def _start_boxes(self) -> None:
@@ -272,10 +236,13 @@ class BoxMethods(ImageTextMethods):
         caption: Texts | None = None,
         spans: Sequence[Any] | None = None,
         boxes_per_phrase: int = 1,
-        score_threshold: float = 0.0,
+        score_threshold: float | None = None,
+        presence_threshold: float | None = None,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
         masks: bool = False,
+        negatives: str | Sequence[str] | None = None,
+        class_agnostic: bool = False,
     ) -> Detections | list[Detections]:
         """Find the best boxes for phrases, either independently or in the context of a caption.
 
@@ -292,17 +259,23 @@ class BoxMethods(ImageTextMethods):
                 end) range of the caption's code points, or a list of ranges for a phrase in several
                 parts.
             boxes_per_phrase: maximum number of boxes per phrase.
-            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`. Default: the calibrated
+                threshold of phrases or of captions, or 0 if the model has none.
+            presence_threshold: minimum presence of a phrase, in [0, 1]; see `Detections`.
             nms_threshold: maximum IoU between two boxes of the same phrase.
             max_detections: maximum number of boxes per image.
             masks: if True, also return the mask of each box, from the same forward pass. The model
                 needs the head "grounding_mask", which the recipe `scenes_fine_masks` trains.
+            negatives: phrases that are not wanted, for all images. A box is dropped if a box of the
+                same region (IoU 0.5 or more) fits one of them better.
+            class_agnostic: if True, `nms_threshold` also applies to boxes of different phrases.
 
         Returns:
             Detections for each image, best box first.
 
         Raises:
             MissingHeadError: if the model finds no boxes, or no masks although they are wanted.
+            ValueError: if `presence_threshold` is given and the model was not calibrated.
         """
         network = self._able(FindsBoxes, "grounding", "ground")
         if not isinstance(masks, bool):
@@ -312,8 +285,15 @@ class BoxMethods(ImageTextMethods):
         )
         given, single = as_list(images)
         prompts = grounding_prompts(phrases, caption, spans, len(given), self._inputs)
+        kind: Kind = "phrase" if caption is None else "caption"
+        if score_threshold is None:
+            score_threshold = default_threshold(self.presence, kind, PHRASE_THRESHOLD)
         limits = Thresholds(score_threshold, nms_threshold, max_detections, boxes_per_phrase)
-        return self._boxes(network, given, single, prompts, limits, finds_masks)
+        asked = [sum(len(prompt.labels) for prompt in own) for own in prompts]
+        if negatives is not None:
+            prompts = with_negatives(prompts, negatives, self._inputs)
+        options = _Options(kind, asked, presence_threshold, class_agnostic)
+        return self._boxes(network, given, single, prompts, limits, options, finds_masks)
 
     @overload
     def detect(
@@ -330,9 +310,12 @@ class BoxMethods(ImageTextMethods):
         classes: Classes = None,
         *,
         classes_per_prompt: int | None = None,
-        score_threshold: float = SCORE_THRESHOLD,
+        score_threshold: float | None = None,
+        presence_threshold: float | None = None,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
+        negatives: Sequence[ClassLike] | ClassLike | None = None,
+        class_agnostic: bool = False,
     ) -> Detections | list[Detections]:
         """Detect all objects of the given classes. Prompts contain as many classes as possible.
 
@@ -344,12 +327,21 @@ class BoxMethods(ImageTextMethods):
                 single name that looks like a list is one name, with a warning.
             classes_per_prompt: maximum number of classes per prompt (40 in the published LVIS
                 evaluation), or 0 or None for as many as fit.
-            score_threshold: minimum box score, in [0, 1]; see `Detections`.
+            score_threshold: minimum box score, in [0, 1]; see `Detections`. Default: the calibrated
+                threshold of classes, or 0.3 if the model has none.
+            presence_threshold: minimum presence of a class, in [0, 1]; see `Detections`.
             nms_threshold: maximum IoU between two boxes of the same class.
             max_detections: maximum number of boxes per image.
+            negatives: classes that are not wanted, for all images, which follow the others in the
+                prompts. A box is dropped if a box of the same region (IoU 0.5 or more) fits one of
+                them better.
+            class_agnostic: if True, `nms_threshold` also applies to boxes of different classes.
 
         Returns:
             Detections for each image, best box first.
+
+        Raises:
+            ValueError: if `presence_threshold` is given and the model was not calibrated.
         """
         network = self._able(FindsBoxes, "grounding", "detect")
         given, single = as_list(images)
@@ -357,9 +349,13 @@ class BoxMethods(ImageTextMethods):
             if not self.classes:
                 raise ValueError(NO_CLASSES)
             classes = self.classes
-        prompts = detection_prompts(classes, len(given), self._inputs, classes_per_prompt)
+        inputs, count = self._inputs, len(given)
+        prompts, asked = detection_prompts(classes, count, inputs, classes_per_prompt, negatives)
+        if score_threshold is None:
+            score_threshold = default_threshold(self.presence, "classes", SCORE_THRESHOLD)
         limits = Thresholds(score_threshold, nms_threshold, max_detections)
-        return self._boxes(network, given, single, prompts, limits)
+        options = _Options("classes", asked, presence_threshold, class_agnostic)
+        return self._boxes(network, given, single, prompts, limits, options)
 
     def _boxes(
         self,
@@ -368,12 +364,36 @@ class BoxMethods(ImageTextMethods):
         single: bool,
         prompts: list[list[Prompt]],
         thresholds: Thresholds,
+        options: _Options,
         masks: FindsMasks | None = None,
     ) -> Detections | list[Detections]:
         thresholds.check()
+        decision = Decision(
+            kind=options.kind,
+            presence=self.presence,
+            score=thresholds.score,
+            least_presence=options.least_presence,
+            class_agnostic=options.class_agnostic,
+            nms=thresholds.nms,
+            boxes_per_phrase=thresholds.boxes_per_phrase,
+            max_detections=thresholds.max_detections,
+        )
+        decision.check()
+        asked = options.asked
+        some_negatives = any(
+            sum(len(prompt.labels) for prompt in own) > count
+            for own, count in zip(prompts, asked, strict=True)
+        )
+        if self.presence is not None or some_negatives or options.class_agnostic:
+            # Of boxes that are dropped, too, scores count; answers are selected among all.
+            most = thresholds.boxes_per_phrase
+            if most is not None and some_negatives:
+                most = max(most, COMPARED_BOXES)
+            thresholds = Thresholds(0.0, thresholds.nms, None, most)
         if self._text_prefixes is None:
             self._text_prefixes = TextPrefixes(network, self._inputs)
         with self._computing():
             given = (self._text_prefixes, images, prompts, thresholds, self.passes)
-            found = find_boxes(network, self._inputs.of("grounding"), *given, masks)
+            inputs = self._inputs.of("grounding")
+            found = find_boxes(network, inputs, *given, masks, decision, asked)
         return found[0] if single else found

@@ -26,7 +26,7 @@ METHOD_HEADS = {
     "search": (*EMBEDDING_HEADS, "rank", "itm"),
 }
 #: Head that decides which stage an attribute belongs to.
-OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding"}
+OWNERS = {"answers": "vqa", "classes": "grounding", "passes": "grounding", "presence": "grounding"}
 
 
 def by_head(method: str) -> Any:

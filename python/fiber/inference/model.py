@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ class Model(MaskMethods):
         self.origin = origin or Origin()
         limits = DecodeLimits(max_pixels, max_decode_bytes)
         self._inputs = Inputs(self.config, tokenizer, self.device, limits)
+        self.presence = self.origin.kept.presence
         self._start_boxes()
 
     @property
@@ -129,16 +131,18 @@ class Model(MaskMethods):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors, tokenizer, answers and classes to a folder.
 
-        So are the card (README.md), the numbers (metrics.json) and the training config of the
-        folder that the model was loaded from. Weights keep the dtype of that folder if they are
-        exact in it; otherwise they are stored in float32, with a warning.
+        So are the card (README.md), the numbers (metrics.json), the calibrations (presence.json)
+        and the training config of the folder that the model was loaded from. Weights keep the dtype
+        of that folder if they are exact in it; otherwise they are stored in float32, with a
+        warning.
 
         Raises:
             NotADirectoryError: if `folder` is a file.
             FileExistsError: if `folder` already contains one of these files.
         """
         vocabulary = (self.tokenizer, self.answers, self.classes)
-        kept, dtype = self.origin.kept, self.origin.dtype
+        kept = dataclasses.replace(self.origin.kept, presence=self.presence)
+        dtype = self.origin.dtype
         save_model(self.network, Path(folder), *vocabulary, kept=kept, dtype=dtype)
 
     def push_to_hub(

@@ -15,9 +15,11 @@ Classes: TypeAlias = ClassLike | Sequence[ClassLike] | Sequence[Sequence[ClassLi
 class BoxOptions(TypedDict, total=False):
     """Options of `Model.ground` and `Model.detect`."""
 
-    score_threshold: float
+    score_threshold: float | None
+    presence_threshold: float | None
     nms_threshold: float
     max_detections: int
+    class_agnostic: bool
 
 
 class GroundOptions(BoxOptions, total=False):
@@ -27,12 +29,14 @@ class GroundOptions(BoxOptions, total=False):
     spans: Sequence[Any] | None
     boxes_per_phrase: int
     masks: bool
+    negatives: str | Sequence[str] | None
 
 
 class DetectOptions(BoxOptions, total=False):
     """Options of `Model.detect`."""
 
     classes_per_prompt: int | None
+    negatives: Sequence[ClassLike] | ClassLike | None
 
 
 class SegmentOptions(TypedDict, total=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fiber.data.char_spans import CharSpan, check_span
@@ -31,23 +32,32 @@ from fiber.messages import caller_level, shown
 
 
 def detection_prompts(
-    classes: Any, count: int, inputs: ArrayInputs, classes_per_prompt: int | None
-) -> list[list[Prompt]]:
-    """Join classes into prompts for each of `count` images.
+    classes: Any,
+    count: int,
+    inputs: ArrayInputs,
+    classes_per_prompt: int | None,
+    negatives: Any = None,
+) -> tuple[list[list[Prompt]], list[int]]:
+    """Join classes into prompts for each of `count` images; also return the numbers of classes.
 
     `classes` is a single list for all images, or one list per image. `classes_per_prompt` is the
-    maximum number of classes per prompt, or 0 or None for as many as fit.
+    maximum number of classes per prompt, or 0 or None for as many as fit. `negatives`, for all
+    images, follow the classes and are not counted.
 
     Raises:
         TypeError, ValueError: if a list is empty, or a class is invalid, empty, too long or a
             duplicate.
     """
     given: Any = [classes] if _is_class(classes) else as_texts(classes, "class")
+    others = _negatives(negatives, "class")
     if not any(map(is_list, given)):
         if count and not given:
             raise ValueError("expected one or more classes, got none")
         _warn_of_lists([given])
-        return [_class_prompts(given, inputs, classes_per_prompt)] * count if count else []
+        if not count:
+            return [], []
+        prompts = _class_prompts([*given, *others], inputs, classes_per_prompt)
+        return [prompts] * count, [len(given)] * count
     for index, each in enumerate(given):
         check_has_order(each, f"class list {index}")
         if not is_list(each) or not each:
@@ -60,9 +70,40 @@ def detection_prompts(
             f"got {len(given)} lists of class names for {count} image{'s' * (count != 1)};"
             " expected one list for all images, or one list per image"
         )
-    prompts = [_class_prompts(list(each), inputs, classes_per_prompt) for each in given]
+    lists = [_class_prompts([*each, *others], inputs, classes_per_prompt) for each in given]
     _warn_of_lists(given)
-    return prompts
+    return lists, [len(each) for each in given]
+
+
+def with_negatives(
+    prompts: Sequence[Sequence[Prompt]], negatives: Any, inputs: ArrayInputs
+) -> list[list[Prompt]]:
+    """Append a prompt for each negative phrase to those of each image.
+
+    Raises:
+        TypeError, ValueError: if the negatives are no texts, or one is empty.
+    """
+    added = _phrase_prompts(_negatives(negatives, "phrase"))
+    for prompt in added:
+        _warn_truncated(prompt, inputs)
+    found = []
+    for own in prompts:
+        count = sum(len(prompt.labels) for prompt in own)
+        renumbered = [replace(each, first_label=count + n) for n, each in enumerate(added)]
+        found.append([*own, *renumbered])
+    return found
+
+
+def _negatives(given: Any, what: str) -> list[Any]:
+    """Return negatives as a list, which is not empty unless none are given."""
+    if given is None:
+        return []
+    found = [given] if _is_class(given) else as_texts(given, f"negative {what}")
+    if not found or any(map(is_list, found)):
+        raise ValueError(
+            f"negatives is {shown(given)}; expected one or more texts, for all images, or None"
+        )
+    return list(found)
 
 
 def _warn_of_lists(lists: Sequence[Sequence[Any]]) -> None:

@@ -33,7 +33,9 @@ class Detections:
 
     A score is sqrt(p * c), where p is the mean probability of the label's tokens and c the
     centerness at the box's location. Scores rank the boxes of one label in one prompt; they are
-    neither calibrated nor comparable across prompts, labels or models. See docs/grounding.md.
+    neither calibrated nor comparable across prompts, labels or models. The presence of a phrase or
+    class is the probability that the image shows it, if the model was calibrated. See
+    docs/grounding.md.
 
     Raises:
         ValueError: if the fields differ in length.
@@ -53,6 +55,11 @@ class Detections:
     picture: Picture | None = field(default=None, repr=False)
     #: (n, H, W) bool mask of each box, which may be empty; None if masks were not asked for.
     masks: np.ndarray | None = field(default=None, repr=False)
+    #: (K,) float32 in [0, 1], presence of each of the K phrases or classes passed to the call, also
+    #: of those without a box: `presence[indices]` is that of the boxes. None without a calibration.
+    presence: np.ndarray | None = field(default=None, repr=False)
+    #: The K phrases or classes, if `presence` is given.
+    asked: list[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -66,6 +73,11 @@ class Detections:
                 f"Detections: masks have shape {self.masks.shape}, expected"
                 f" {(count, *self.image_size)}"
             )
+        if self.presence is not None and len(self.presence) != len(self.asked or ()):
+            raise ValueError(
+                f"Detections: presence has {len(self.presence)} values for"
+                f" {len(self.asked or ())} phrases or classes (asked)"
+            )
 
     @classmethod
     def from_found(
@@ -75,6 +87,7 @@ class Detections:
         image_size: tuple[int, int],
         picture: Picture | None = None,
         masks: np.ndarray | None = None,
+        presence: np.ndarray | None = None,
     ) -> Detections:
         """Attach labels to the boxes of `detect_boxes` or `ground_phrases`, and masks to boxes."""
         f = functions_of(found.scores)
@@ -87,6 +100,8 @@ class Detections:
             image_size=(int(image_size[0]), int(image_size[1])),
             picture=picture,
             masks=masks,
+            presence=presence,
+            asked=None if presence is None else list(labels),
         )
 
     if not TYPE_CHECKING:
@@ -110,16 +125,22 @@ class Detections:
     def __repr__(self) -> str:
         height, width = self.image_size
         lines = [f"Detections({len(self)} in {width} x {height} pixels)"]
-        for box, score, label in zip(self.boxes_xyxy, self.scores, self.labels, strict=True):
+        for box, score, label, index in zip(
+            self.boxes_xyxy, self.scores, self.labels, self.indices, strict=True
+        ):
             corners = ", ".join(f"{number:.1f}" for number in box)
             # A name of a class may be from a file.
-            lines.append(f"  {score:.3f}  [{corners}]  {printable(label, _MAX_LABEL)}")
+            line = f"  {score:.3f}  [{corners}]  {printable(label, _MAX_LABEL)}"
+            if self.presence is not None:
+                line += f"  (presence {self.presence[index]:.2f})"
+            lines.append(line)
         return "\n".join(lines)
 
     def to_dict(self, *, image: str | None = None, model: str | None = None) -> dict[str, Any]:
         """Return the dict that the CLI prints as JSON; `image` defaults to the image path.
 
-        Masks are COCO's compressed RLE, which pycocotools reads.
+        Masks are COCO's compressed RLE, which pycocotools reads. With a calibration, boxes have the
+        presence of their label, and "absent" lists the phrases or classes without a box.
         """
         if image is None and isinstance(self.picture, (str, os.PathLike)):
             image = os.fspath(self.picture)
@@ -133,17 +154,28 @@ class Detections:
                 }
                 for mask in self.masks
             ]
+        presence = None if self.presence is None else [round(float(p), 4) for p in self.presence]
+        absent: dict[str, Any] = {}
+        if presence is not None and self.asked is not None:
+            found = {int(index) for index in self.indices}
+            absent["absent"] = [
+                {"label": label, "index": index, "presence": presence[index]}
+                for index, label in enumerate(self.asked)
+                if index not in found
+            ]
         return {
             "image": image,
             "width": width,
             "height": height,
             "model": model,
+            **absent,
             "detections": [
                 {
                     "box_xyxy": [round(float(number), 2) for number in box],
                     "score": round(float(score), 4),
                     "label": label,
                     "index": int(index),
+                    **({} if presence is None else {"presence": presence[int(index)]}),
                     **segmentation,
                 }
                 for box, score, label, index, segmentation in zip(

@@ -31,7 +31,7 @@ _FAMILIES = {
         "small_retrieval",
         "small_vqa",
     ),
-    "packaged": ("packaged_coarse", "packaged_fine", "packaged_words"),
+    "packaged": ("packaged_absent", "packaged_coarse", "packaged_fine", "packaged_words"),
     "pretrain": ("pretrain", "pretrain_published"),
     "vqa": ("vqav2", "vqav2_published"),
     "nlvr2": ("nlvr2", "nlvr2_published"),

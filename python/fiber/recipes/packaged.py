@@ -59,6 +59,28 @@ def packaged_fine() -> RunConfig:
     return replace_fields(scenes_fine(), changes)
 
 
+def packaged_absent() -> RunConfig:
+    """Third part of the fine stage of the model in the package: phrases that are not there.
+
+    Command: fiber data scenes --varied --images 12000 --output runs/varied-12000
+             fiber train packaged_absent --data runs/varied-12000 --init runs/packaged/fine
+                 --output runs/packaged/absent
+    Data: the first of the images of `packaged_fine`; of the phrases and expressions, up to three
+        of ten are not in the image.
+    Hardware: two CPU cores for minutes; see the card.
+    Expected: see the card of the model, python/fiber/packaged/scenes/README.md, and
+        docs/evidence.md.
+    """
+    changes = {
+        "tasks.grounding.absent_phrase_chance": 0.3,
+        "optim.lr": 3e-4,
+        "train.steps": 400,
+        "train.checkpoint_every": 400,
+        "train.ema_decay": 0.98,
+    }
+    return replace_fields(packaged_fine(), changes)
+
+
 def packaged_coarse() -> RunConfig:
     """Captions and questions on varied scenes: the coarse stage of the model in the package.
 

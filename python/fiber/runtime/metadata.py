@@ -19,6 +19,7 @@ from fiber.checkpoints.vocabulary.files import MAX_STRINGS, check_strings
 from fiber.config_io import READ, check_ranges, from_dict
 from fiber.data.texts.cleaning import CLEANERS
 from fiber.messages import shown, shown_names
+from fiber.metrics.presence import Presence
 
 #: Formats of graphs.
 Format = Literal["onnx", "torch", "openvino"]
@@ -242,6 +243,8 @@ class Metadata:
     masks: MaskSettings | None = None
     caption: CaptionSettings | None = None
     ranking: RankingSettings | None = None
+    #: Calibrations of boxes.
+    presence: Presence | None = None
 
     def __post_init__(self) -> None:
         _match("fingerprint", [self.fingerprint], _SHA256, "64 hexadecimal digits")

@@ -83,6 +83,7 @@ class GraphModel(MaskMethods):
             cleaning=about.text.cleaning,
         )
         self._no_answers = _EXPORT_AGAIN.format(graphs.folder, "answers", "--answers FILE")
+        self.presence = about.presence
         self._start_boxes()
 
     @property

@@ -131,11 +131,20 @@ def _images(asked: Sequence[Asked]) -> list[np.ndarray]:
 
 class _BoxRequest(Request):
     threshold: Score | None = None
+    presence: Score | None = None
+    negatives: Phrases | None = None
+    class_agnostic: bool = False
     max_detections: Count = 100
 
     def limits(self) -> dict[str, Any]:
         """Return the keywords of the model's method for these fields."""
-        given = {} if self.threshold is None else {"score_threshold": self.threshold}
+        given = {
+            "score_threshold": self.threshold,
+            "presence_threshold": self.presence,
+            "negatives": self.negatives,
+            "class_agnostic": self.class_agnostic or None,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
         return {**given, "max_detections": self.max_detections}
 
 

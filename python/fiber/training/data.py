@@ -31,6 +31,7 @@ from fiber.data.datasets.resolve import (
     open_source,
 )
 from fiber.data.fingerprint import fingerprint_of
+from fiber.data.prompts.absent import AbsentPhrases
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import skip_lines
@@ -157,10 +158,10 @@ def fingerprint(records: RecordSet) -> str:
     """Return a hash of a task's records, which are all read once (see `fiber.data.fingerprint`).
 
     It covers the annotations, the order of the records, and the relative paths of image files; of
-    image files, not the contents. Prompts that are sampled every epoch are not part of it. A packed
-    folder is covered with its images.
+    image files, not the contents. What is sampled every epoch is not part of it: prompts and absent
+    phrases. A packed folder is covered with its images.
     """
-    if isinstance(records, SampledPrompts):
+    if isinstance(records, SampledPrompts | AbsentPhrases):
         return fingerprint(records.records)
     if isinstance(records, ConcatRecords):
         different = {id(part): part for part in records.parts}

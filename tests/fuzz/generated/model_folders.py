@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import tempfile
@@ -12,7 +13,10 @@ from typing import Any
 
 import fiber.runtime
 from fiber.checkpoints.adapters.files import ABOUT, CONFIG, read_about, read_adapter_config
+from fiber.checkpoints.kept import read_presence
 from fiber.config_io import to_dict
+from fiber.metrics.presence import PRESENCE_FILE
+from fiber.metrics.presence import to_json as presence_json
 from fiber.models.lora import import_peft
 from fiber.runtime.graphs import MARK_FILE, _read_mark
 from fiber.runtime.metadata import FILE, MODEL_KEY, PART_KEY
@@ -107,6 +111,11 @@ def _about(count: int) -> dict[str, Any]:
     return {**rest, "model": to_dict(seeds.TINY), "data_path": "/data"}
 
 
+def _presence(count: int) -> dict[str, Any]:
+    """Calibrations of a model; the number of data is that of the name of the data."""
+    return presence_json(dataclasses.replace(unloaded.PRESENCE, data="x" * count))
+
+
 def _import_peft(folder: Path) -> None:
     """Import PEFT before processes are forked."""
     import_peft()
@@ -135,6 +144,7 @@ def documents() -> list[Document]:
         for file, write in (("pair.pt2", _write_archive), ("pair.onnx", _write_onnx))
     ]  # fmt: skip
     found.append(json_document("adapters", ABOUT, _about, read_about))
+    found.append(json_document("adapters", PRESENCE_FILE, _presence, read_presence))
     if importlib.util.find_spec("peft") is not None:
         found.append(json_document("adapters", CONFIG, adapter, read_adapter_config, _import_peft))
     return found

@@ -117,6 +117,7 @@ READERS: dict[str, str | Reason] = {
     "checkpoints/adapters/files.py:read_adapter_config": "adapter_config.json",
     "checkpoints/hub/card.py:publish": _OWN,
     "checkpoints/kept.py:read_kept": "config.json of a model",
+    "checkpoints/kept.py:read_presence": "presence.json",
     "checkpoints/load.py:_is_ours": "config.json of an encoder",
     "checkpoints/load.py:_read_settings": "config.json of an encoder",
     "checkpoints/mapped_file.py:MappedFile.__init__": "header",

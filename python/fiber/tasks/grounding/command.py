@@ -1,14 +1,17 @@
-"""`fiber ground` and `fiber detect`."""
+"""`fiber ground`, `fiber detect` and `fiber calibrate`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli.arguments import (
+    DEVICE,
     add_options,
     char_spans,
     nonnegative_int,
@@ -24,19 +27,32 @@ from fiber.cli.asking import (
     exists,
 )
 from fiber.messages import printable, shown_names
+from fiber.terminal import is_terminal
 
 if TYPE_CHECKING:
     from fiber.cli.detections import DetectionWriter
     from fiber.inference.boxes import PassCounts
 
 _BOX_OPTIONS = {
-    "--threshold SCORE": "minimum box score, from 0 to 1 (default: 0.3 for detect, 0 for ground)",
+    "--threshold SCORE": "minimum box score, from 0 to 1 (default: that of the model's"
+    " calibration, or without one 0.3 for detect and 0 for ground)",
+    "--presence P": "minimum probability, from 0 to 1, that the image shows a phrase or class"
+    " (needs a calibrated model; see `fiber calibrate`)",
+    "--negatives LIST": "phrases or classes that are not wanted, separated by semicolons; a box"
+    " that fits one of them better is dropped",
+    "--class-agnostic": "drop the worse of two boxes of the same region also if their labels"
+    " differ",
     "--max-detections N": "maximum number of boxes per image (default: 100)",
 }
+#: Maximum number of phrases or classes without a box that a table names.
+MAX_ABSENT = 20
 _FORMATS = ("json", "coco", "labelstudio", "yolo")
 _BOX_SETTINGS: dict[str, Any] = {
     "images": {"nargs": "+"},
     "threshold": {"type": score},
+    "presence": {"type": score},
+    "negatives": {"type": semicolon_list},
+    "class_agnostic": {"action": "store_true"},
     "max_detections": {"default": 100},
 }
 
@@ -66,6 +82,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         **_BOX_SETTINGS,
     )
 
+    _add_calibrate(commands)
     help_text = "detect all objects of given classes"
     example = 'photo.jpg --classes "mug; traffic light"'
     detect = add_asking_command(commands, "detect", _detect, help_text, example)
@@ -95,6 +112,57 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         format={"choices": _FORMATS},
         **_BOX_SETTINGS,
     )
+
+
+def _add_calibrate(commands: argparse._SubParsersAction) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="calibrate the presence of phrases and classes on annotated data",
+        description="Ask a model for phrases and classes of which half are not in the image, and"
+        " store with it the probability that the image shows what a phrase names, and default"
+        " thresholds.",
+    )
+    add_options(
+        calibrate,
+        {
+            "model MODEL": "model folder, or scenes (the model in the package)",
+            "--data DATA": "dataset folder or annotation file with referring expressions, captions"
+            " with phrases, or boxes of classes",
+            "--split SPLIT": "split to calibrate on (default: val)",
+            "--output DIR": "folder to write the calibrated model to (default: the model's own"
+            " folder gets presence.json)",
+            "--precision P": "share of right boxes above the default thresholds (default: 0.9)",
+            "--records N": "maximum number of records of each kind (default: 1000)",
+            **DEVICE,
+        },
+        data={"required": True},
+        split={"default": "val"},
+        precision={"type": float},
+        records={"type": nonnegative_int},
+    )
+    example = "`fiber calibrate runs/fine --data runs/scenes`"
+    calibrate.set_defaults(run=_calibrate, example=example)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from fiber.cli.models import load_quietly
+    from fiber.tasks.grounding.presence import calibrate_model, save_presence
+
+    if options.output is not None and options.output.exists():
+        raise FileExistsError(f"--output {options.output} already exists; expected a new folder")
+    model = load_quietly(options.model, **pick(options, "device"))
+    asked = pick(options, "precision", "records")
+    given = {name: value for name, value in asked.items() if value is not None}
+    presence, metrics = calibrate_model(model, options.data, options.split, **given)
+    folder = save_presence(model, presence, options.output)
+    if is_terminal(sys.stdout):
+        width = max(map(len, metrics))
+        for name, value in metrics.items():
+            print(f"{name:<{width}}  {value:.4f}")
+    else:
+        print(json.dumps(metrics))
+    print(f"fiber: wrote the calibrations to {folder}", file=sys.stderr)
+    return 0
 
 
 def _ground(options: argparse.Namespace) -> int:
@@ -156,8 +224,13 @@ def _print_boxes(
 ) -> None:
     """Print, and save, the boxes that `find` returns for lists of images; a writer gets all."""
     limits: dict[str, Any] = {"max_detections": options.max_detections}
-    if options.threshold is not None:
-        limits["score_threshold"] = options.threshold
+    given = {
+        "score_threshold": options.threshold,
+        "presence_threshold": options.presence,
+        "negatives": options.negatives,
+        "class_agnostic": options.class_agnostic or None,
+    }
+    limits |= {name: value for name, value in given.items() if value is not None}
     for sources, images in session.read_frames(options.every):
         for asked, found in zip(sources, find(images, **limits), strict=True):
             if writer is None:
@@ -166,7 +239,10 @@ def _print_boxes(
                 rows = []
                 for item in result["detections"]:
                     box = " ".join(f"{edge:7.1f}" for edge in item["box_xyxy"])
-                    rows.append((f"{item['score']:.2f}", item["label"], box))
+                    row = f"{item['score']:.2f}", item["label"], box
+                    rows.append((*row, *_presence_of(item)))
+                for item in result.get("absent", ())[:MAX_ABSENT]:
+                    rows.append(("-", item["label"], "not found", *_presence_of(item)))
                 session.print(result, rows or [("nothing found",)])
             elif asked.frame is not None:
                 raise ValueError(
@@ -179,6 +255,11 @@ def _print_boxes(
                 found.save(session.file_for(asked.path, asked.frame))
     if writer is not None:
         writer.close()
+
+
+def _presence_of(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the last cell of a row: the presence of a label, if the model is calibrated."""
+    return (f"presence {item['presence']:.2f}",) if "presence" in item else ()
 
 
 def _describe_cost(classes: int, passes: PassCounts) -> str:

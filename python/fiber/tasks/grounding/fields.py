@@ -29,6 +29,9 @@ class GroundingTask(TaskConfig):
     max_negatives: int | None = None
     negative_chances: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
     absent_chance: float = 0.0
+    #: Probability that a record of `sources` without classes asks for a phrase that is not in its
+    #: image; see `fiber.data.prompts.absent`.
+    absent_phrase_chance: float = field(default=0.0, metadata={IS_STORED: bool})
     shuffle_classes: bool = True
     alignment: float = 1.0
     box: float = 2.0
@@ -57,6 +60,11 @@ class GroundingTask(TaskConfig):
 
     def check(self, where: str) -> None:
         super().check(where)
+        require(
+            0 <= self.absent_phrase_chance < 1,
+            f"{where}.absent_phrase_chance must be at least 0 and below 1, got"
+            f" {self.absent_phrase_chance}",
+        )
         try:
             self.prompt_rules()
         except ValueError as error:

@@ -13,6 +13,7 @@ from fiber.data import Tokenizer
 from fiber.data.batch import GroundingBatch, GroundingMasksBatch
 from fiber.data.datasets.registry import SOURCES
 from fiber.data.loader_config import BatchType
+from fiber.data.prompts.absent import AbsentPhrases, ObjectWords
 from fiber.data.prompts.sampling import SampledPrompts
 from fiber.data.record import ConcatRecords, RecordSet
 from fiber.data.skip_report import classes_of, counted, skip_counts
@@ -75,18 +76,24 @@ class GroundingTraining(TaskTraining):
         parts = [records]
         if len(sources) > 1 and isinstance(records, ConcatRecords):
             parts = records.parts
-        sampled = [
-            SampledPrompts(
-                part,
-                tokenizer,
-                max_tokens=config.model.max_tokens,
-                rules=self.options.prompt_rules(),
-                seed=config.train.seed,
-            )
-            if SOURCES[split_source(source)[0]].has_classes
-            else part
-            for source, part in zip(sources, parts, strict=True)
-        ]
+        chance = self.options.absent_phrase_chance
+        # Records of the first steps may lack objects that the phrases of others name.
+        words = ObjectWords(parts) if chance and sources == self.options.sources else None
+        sampled: list[RecordSet] = []
+        for number, (source, part) in enumerate(zip(sources, parts, strict=True)):
+            if SOURCES[split_source(source)[0]].has_classes:
+                part = SampledPrompts(
+                    part,
+                    tokenizer,
+                    max_tokens=config.model.max_tokens,
+                    rules=self.options.prompt_rules(),
+                    seed=config.train.seed,
+                )
+            elif words is not None:
+                part = AbsentPhrases(
+                    part, words, chance=chance, seed=config.train.seed, number=number
+                )
+            sampled.append(part)
         return ConcatRecords(sampled) if len(sampled) > 1 else sampled[0]
 
     def branches(

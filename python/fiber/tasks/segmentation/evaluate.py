@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fiber.data.record import Record
 from fiber.evaluation.context import EvalContext, EvalResult, entry_id
-from fiber.inference.boxes import PassCounts, Thresholds, find_boxes
+from fiber.inference.boxes import PassCounts, find_boxes
 from fiber.inference.masks.class_vectors import encode_classes
 from fiber.inference.masks.reading import MaskImage, read_each
 from fiber.inference.prompts import grounding_prompts
@@ -35,6 +35,7 @@ from fiber.postprocess.masks import (
     final_panoptic,
     final_semantic,
 )
+from fiber.postprocess.thresholds import Thresholds
 from fiber.tasks.segmentation.truth import TrueImage, true_image
 
 ResultT = TypeVar("ResultT")
