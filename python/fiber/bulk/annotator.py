@@ -41,20 +41,24 @@ class Annotator:
 
     Args:
         model: path or name of a model, as for `fiber.load`, or a model. With a model, the annotator
-            cannot be pickled.
-        task: "embed", "caption", "ground", "detect", "answer", "match" or "segment".
+            cannot be pickled. None for "hash".
+        task: "embed", "hash", "caption", "ground", "detect", "answer", "match" or "segment".
         options: for all records: a `question` ("answer"), a `text` ("match"), `phrases` ("ground",
             "segment"), a `caption` ("ground") or `classes` ("detect", "segment"); options of the
             model's method, such as `top_k` or `score_threshold`; options of `fiber.load`, such as
             `device`.
 
     Raises:
-        TypeError: if an option is unknown, or is for loading and the model is loaded.
+        TypeError: if an option is unknown, or is for loading and the model is loaded; if the task
+            needs a model and there is none.
         ValueError: if the task is unknown, or two kinds of texts are given.
     """
 
     def __init__(self, model: Any, task: str, **options: Any) -> None:
         self.task = find_bulk_task(task)
+        if (model is None) != (self.task.method is None):
+            needs = "needs a model, got none" if model is None else "takes no model"
+            raise TypeError(f"Annotator: {task} {needs}")
         is_path = isinstance(model, (str, os.PathLike))
         known = (*self.task.texts, *self.task.options, *(_LOADING if is_path else _LIMITS))
         for name in options:
@@ -81,7 +85,7 @@ class Annotator:
         self._is_thread = False
 
     def __getstate__(self) -> dict[str, Any]:
-        if not isinstance(self._source, (str, os.PathLike)):
+        if self.task.method is not None and not isinstance(self._source, (str, os.PathLike)):
             raise TypeError(
                 "an Annotator of a loaded model cannot be pickled; pass the path of the model"
                 " instead: Annotator('runs/demo', task)"
@@ -104,7 +108,7 @@ class Annotator:
     @property
     def model(self) -> Any:
         """The model, which is loaded on first use."""
-        if self._model is None:
+        if self._model is None and self.task.method is not None:
             from fiber.inference.load import load
 
             self._model = load(self._source, **self._loading)
@@ -112,17 +116,26 @@ class Annotator:
 
     @property
     def stage(self) -> Any:
-        """The model of the stage with the task's head.
+        """The model of the stage with the task's head; None if the task needs no model.
 
         Raises:
             MissingHeadError: if the model lacks the head.
         """
         model, heads = self.model, self.task.heads
+        if not heads:
+            return None
         head = next((head for head in heads if head in model.heads), heads[0])
         if hasattr(model, "stages"):
             return model.with_head(head, self.task.name)
         model.need_head(head, self.task.name)
         return model
+
+    @property
+    def vector_width(self) -> int | None:
+        """Width of the vectors of the task, or None if it has none."""
+        if "vector" not in self.task.columns.values():
+            return None
+        return self.task.width or self.stage.network.embedding_width
 
     def check(self, kind: str | None = None) -> None:
         """Run the task on a gray image, so that errors of the model and the options are raised.
@@ -148,8 +161,9 @@ class Annotator:
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
         own._source, own._pool, own._is_thread = None, None, True
-        own._model = copy.copy(self.stage)
-        own._model._start_boxes()
+        if self.task.method is not None:
+            own._model = copy.copy(self.stage)
+            own._model._start_boxes()
         return own
 
     def decode(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +241,8 @@ class Annotator:
             values: list[Any] = [None] * count
             for row, value in found.get(name, {}).items():
                 values[row] = value
-            out[name] = _vectors(values, stage) if kind == "vector" else _as_array(values)
+            is_vector = kind == "vector"
+            out[name] = _vectors(values, self.vector_width) if is_vector else _as_array(values)
         out["height"] = np.array([size[0] for size in sizes], np.int32)
         out["width"] = np.array([size[1] for size in sizes], np.int32)
         out["truncated"] = self._truncated(stage, texts, errors)
@@ -351,9 +366,9 @@ def _as_array(values: Any) -> np.ndarray:
     return out
 
 
-def _vectors(values: Sequence[np.ndarray | None], stage: Any) -> np.ndarray:
+def _vectors(values: Sequence[np.ndarray | None], width: int | None) -> np.ndarray:
     """Stack vectors to (n, D) float32; None becomes 0."""
-    out = np.zeros((len(values), stage.network.embedding_width), np.float32)
+    out = np.zeros((len(values), width or 0), np.float32)
     for row, value in enumerate(values):
         if value is not None:
             out[row] = value

@@ -14,7 +14,7 @@ from fiber.atomic_io import write_file
 from fiber.bulk.annotator import Annotator
 from fiber.bulk.duplicates import similar_groups
 from fiber.bulk.map import model_fingerprint
-from fiber.bulk.output import done_units, read_description, require_arrow, unit_file
+from fiber.bulk.output import read_complete, require_arrow, unit_file
 from fiber.bulk.sources import reopen
 from fiber.bulk.store import (
     FILE,
@@ -28,7 +28,7 @@ from fiber.bulk.store import (
 from fiber.bulk.where import column_kinds, parse_where
 from fiber.data.record import AnyPath, RecordSet
 from fiber.inference.inputs import check_top_k, not_empty
-from fiber.messages import shown, shown_names
+from fiber.messages import shown
 
 #: Default number of images that are reranked.
 CANDIDATES = 100
@@ -90,7 +90,7 @@ class Index:
         """
         path = Path(folder)
         if not (path / FILE).exists():
-            about = _embedded(Path(embedded))
+            about = read_complete(Path(embedded), "embed")
             if path.exists() and any(not each.name.startswith(".") for each in path.iterdir()):
                 raise FileExistsError(f"{path} has files but no {FILE}; expected a new folder")
             with writing(path):
@@ -143,7 +143,7 @@ class Index:
             ValueError: if that is of another task or model, or not complete.
         """
         folder = Path(embedded)
-        about = _embedded(folder)
+        about = read_complete(folder, "embed")
         model = self._store.about["model"]
         if about["model"]["fingerprint"] != model["fingerprint"]:
             raise ValueError(
@@ -422,22 +422,6 @@ class Index:
     def _reload(self) -> None:
         self._store = Store(self.folder)
         self._sources = {}
-
-
-def _embedded(folder: Path) -> dict[str, Any]:
-    """Read map.json of embeddings that are complete."""
-    about = read_description(folder)
-    if about["task"] != "embed":
-        raise ValueError(
-            f"{folder} has results of {shown(about['task'])}; expected those of 'embed'"
-        )
-    units, done = about["source"]["units"], done_units(folder)
-    if missing := [str(unit) for unit in range(units) if unit not in done]:
-        raise ValueError(
-            f"{folder} is not complete: units {shown_names(missing)} of {units} are missing; run"
-            " `fiber map` again"
-        )
-    return about
 
 
 def _width(folder: Path, about: Mapping[str, Any]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from fiber.bulk.output import (
     write_description,
 )
 from fiber.bulk.ranks import Rank, is_orphan
-from fiber.bulk.sources import BulkRecords, open_records
+from fiber.bulk.sources import BulkRecords, name_of_image, open_records
 from fiber.config_io import to_dict
 from fiber.data.record import AnyPath, Record
 from fiber.env import cores_per_process
@@ -54,7 +53,7 @@ def map(  # noqa: A001 (the name that users know from other libraries)
     task: str,
     output: AnyPath,
     *,
-    model: Any,
+    model: Any = None,
     source: str | None = None,
     split: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -70,9 +69,9 @@ def map(  # noqa: A001 (the name that users know from other libraries)
 
     Args:
         data: folder, file or URL, as for `fiber data inspect`; or a folder of image files.
-        task: "embed", "caption", "ground", "detect", "answer", "match" or "segment".
+        task: "embed", "hash", "caption", "ground", "detect", "answer", "match" or "segment".
         output: new folder, or one that the same call wrote (docs/bulk.md).
-        model: path or name of a model, as for `fiber.load`, or a model.
+        model: path or name of a model, as for `fiber.load`, or a model. "hash" needs none.
         source: source whose records are used. Default: the first one with the texts of the task.
         split: splits to read, joined by "+". Default: all.
         batch_size: number of records of a batch. Results depend on it in their last digits.
@@ -105,11 +104,8 @@ def map(  # noqa: A001 (the name that users know from other libraries)
     units = records.units()
     folder = Path(output)
     write_description(folder, describe(annotator, records, len(units), batch_size))
-    width = None
-    if "vector" in annotator.task.columns.values():
-        width = annotator.stage.network.embedding_width
     cores = cores_per_process() if threads is None else threads
-    schema = row_schema(annotator.task, width)
+    schema = row_schema(annotator.task, annotator.vector_width)
     job = _Job(annotator, records, batch_size, cores)
     own = Rank(rank, ranks)
     began = time.monotonic()
@@ -152,11 +148,14 @@ def describe(
     elif "classes" in annotator.task.texts:
         texts = {"from": "model", "kind": "classes", "value": list(annotator.stage.classes)}
     stage = annotator.stage
+    model = None
+    if stage is not None:
+        model = {"name": annotator.name, "fingerprint": model_fingerprint(stage)}
     return {
         "format": "fiber.map",
         "version": VERSION,
         "task": annotator.task.name,
-        "model": {"name": annotator.name, "fingerprint": model_fingerprint(stage)},
+        "model": model,
         "source": {
             "data": records.data,
             "source": records.source,
@@ -344,7 +343,7 @@ class _Workers:
             else:
                 given["image"].append(_image(record))
                 texts = records.texts_of(record)
-                own = (record.key, _name(record), record.text or None)
+                own = (record.key, name_of_image(record), record.text or None)
             for kind in kinds:
                 given[kind].append(texts.get(kind))
             for name, value in zip(("key", "image", "text"), own, strict=True):
@@ -371,10 +370,3 @@ def _image(record: Record) -> Any:
         return record.images[0]
     except (OSError, ValueError) as error:
         return error
-
-
-def _name(record: Record) -> str:
-    """Return the path of the image of a record, or the id of the image."""
-    if isinstance(record.images, tuple) and isinstance(record.images[0], (str, os.PathLike)):
-        return os.fspath(record.images[0])
-    return record.image_id

@@ -33,7 +33,7 @@ from fiber.atomic_io import (
 )
 from fiber.bulk.tasks import BulkTask, find_bulk_task
 from fiber.data.formats.json_values import is_integer
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 
 #: Version of the schema of `map.json` and of the Parquet files.
 VERSION = 1
@@ -304,6 +304,27 @@ def read_format(path: Path, form: str, version: int) -> dict[str, Any]:
             " this fiber"
         )
     return found
+
+
+def read_complete(folder: Path, task: str | None = None) -> dict[str, Any]:
+    """Read `map.json` of results that are complete, and of a task if one is named.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if units are missing, or it is of another task.
+    """
+    about = read_description(folder)
+    if task is not None and about["task"] != task:
+        raise ValueError(
+            f"{folder} has results of {shown(about['task'])}; expected those of {task!r}"
+        )
+    units, done = about["source"]["units"], done_units(folder)
+    if missing := [str(unit) for unit in range(units) if unit not in done]:
+        raise ValueError(
+            f"{folder} is not complete: units {shown_names(missing)} of {units} are missing; run"
+            " `fiber map` again"
+        )
+    return about
 
 
 def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def plan(
     task: str,
     images: int,
     *,
-    model: Any,
+    model: Any = None,
     source: str | None = None,
     split: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -45,10 +45,7 @@ def plan(
     annotator.check(records.kind)
     units = records.units()
     first = list(itertools.islice(itertools.chain.from_iterable(units), PLAN_RECORDS))
-    width = None
-    if "vector" in annotator.task.columns.values():
-        width = annotator.stage.network.embedding_width
-    schema = row_schema(annotator.task, width)
+    schema = row_schema(annotator.task, annotator.vector_width)
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     began, computed = time.perf_counter(), 0
     for found, errors, _ in compute_batches(annotator, records, first, batch_size, threads=1):

@@ -201,6 +201,13 @@ def reopen(data: str, source: str, splits: Sequence[str]) -> RecordSet:
     return _concatenated(source, local_path(data), splits)
 
 
+def name_of_image(record: Record) -> str:
+    """Return the path of the first image of a record, or the id of the image."""
+    if isinstance(record.images, tuple) and isinstance(record.images[0], (str, os.PathLike)):
+        return os.fspath(record.images[0])
+    return record.image_id
+
+
 def _concatenated(source: str, path: Path, splits: Sequence[str]) -> RecordSet:
     opened = [open_source(source, path, split) for split in splits]
     return opened[0] if len(opened) == 1 else ConcatRecords(opened)

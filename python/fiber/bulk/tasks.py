@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fiber.bulk.perceptual_hash import HASH_WIDTH, hash_images
 from fiber.config_io import nearest
 from fiber.data.masks.codec import encode_rle
 from fiber.inference.by_head import METHOD_HEADS
@@ -19,7 +20,7 @@ from fiber.messages import shown
 
 #: Types of columns, by name, and what they hold.
 COLUMN_TYPES = {
-    "vector": "float32, of the model's width",
+    "vector": "float32, of the width of the task or else of the model",
     "text": "string",
     "score": "float32",
     "texts": "list of strings",
@@ -39,8 +40,8 @@ class BulkTask:
     """A task that `Annotator` runs on many images."""
 
     name: str
-    #: Method of `fiber.Model`, for its heads and messages.
-    method: str
+    #: Method of `fiber.Model`, for its heads and messages; None if the task needs no model.
+    method: str | None
     #: Texts that a record or the user may give, by name; the first that is there is used.
     texts: tuple[str, ...]
     #: Options of the method that the user may give.
@@ -53,15 +54,21 @@ class BulkTask:
     may_lack_texts: bool = False
     #: True if a text is truncated to the model's maximum, instead of refused.
     truncates: bool = False
+    #: Width of its vectors; None means that of the model's embeddings.
+    width: int | None = None
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Heads of which a model needs one."""
-        return METHOD_HEADS[self.method]
+        return () if self.method is None else METHOD_HEADS[self.method]
 
 
 def _embed(model: Any, images: list[Any], texts: Any, options: Any) -> Columns:
     return {"embedding": list(model.embed_images(images))}
+
+
+def _hash(model: Any, images: list[Any], texts: Any, options: Any) -> Columns:
+    return {"hash": hash_images(images)}
 
 
 def _caption(model: Any, images: list[Any], texts: Any, options: Any) -> Columns:
@@ -158,6 +165,16 @@ TASKS = {
     for task in (
         BulkTask(
             "embed", "embed_images", (), (), {"embedding": "vector"}, _embed, may_lack_texts=True
+        ),
+        BulkTask(
+            "hash",
+            None,
+            (),
+            (),
+            {"hash": "vector"},
+            _hash,
+            may_lack_texts=True,
+            width=HASH_WIDTH,
         ),
         BulkTask(
             "caption",

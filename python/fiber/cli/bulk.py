@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fiber.bulk.ranks import Rank
 
 #: Tasks, as `fiber.bulk.tasks.TASKS`, which imports NumPy.
-TASKS = ("embed", "caption", "ground", "detect", "answer", "match", "segment")
+TASKS = ("embed", "hash", "caption", "ground", "detect", "answer", "match", "segment")
 _MAP = """
 Run one task of a model on all images of a folder, a file or a URL, and write the results as Parquet
 files. The same command goes on where it was interrupted. Records that fail are listed with their
@@ -46,7 +46,7 @@ them to an index, which `fiber search --index` searches. Images that are in the 
 #: Height and width of an image of a sheet of hits, and number of images in a row.
 _TILE, _COLUMNS = 192, 5
 #: Options of reading a source, and of its batches.
-_READ = {
+READ = {
     "--records KIND": "kind of the records that are read, such as captions or questions (default:"
     " the first with the texts of the task)",
     "--split S": "splits to read, such as train+val (default: all)",
@@ -96,7 +96,7 @@ def _add_map(commands: argparse._SubParsersAction) -> None:
             **VOCABULARIES,
             **DEVICE,
             **LIMITS,
-            **_READ,
+            **READ,
         },
         task={"required": True, "choices": TASKS},
         output={"required": False},
@@ -164,7 +164,7 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
             "--model MODEL": "model folder or checkpoint file (default: as of `fiber map`)",
             **DEVICE,
             **LIMITS,
-            **_READ,
+            **READ,
             **_BATCHES,
         },
         output={"required": True, "type": Path},
@@ -206,16 +206,20 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
 
     limits = limits_of(options)
     loading = pick(options, "tokenizer", "answers", "device")
+    if KNOWN[options.task].method is None:
+        for name, value in ({"model": options.model, "runtime": options.runtime} | loading).items():
+            if value is not None:
+                raise ValueError(f"--{name} is not for --task {options.task}, which has no model")
     model: Any = load_graphs(options.model, options.runtime, loading, limits)
     settings |= limits
-    if model is None:
+    if model is None and KNOWN[options.task].method is not None:
         # The first rank prints which model is used.
         quiet = (
             contextlib.redirect_stderr(io.StringIO()) if rank.number else contextlib.nullcontext()
         )
         with quiet:
             model = choose_model(options.model, *KNOWN[options.task].heads)
-        _know_limits()
+        know_limits()
         settings |= {name: value for name, value in loading.items() if value is not None}
     settings |= {"model": model, "source": options.records, "split": options.split}
     settings["batch_size"] = options.batch_size
@@ -254,7 +258,7 @@ def _index(options: argparse.Namespace) -> int:
     from fiber.bulk.tasks import TASKS as KNOWN
     from fiber.progress import RateProgress
 
-    _know_limits()
+    know_limits()
     embedded, own = Path(options.source), None
     if not (embedded / DESCRIPTION).exists():
         own = embedded = options.output / ".embedded"
@@ -304,7 +308,7 @@ def _model_of(folder: Path, named: str | None) -> str | None:
     return Store(folder).about["model"]["name"]
 
 
-def _know_limits() -> None:
+def know_limits() -> None:
     """Print no warning of the model in the package."""
     from fiber.cli.models import PACKAGED
     from fiber.inference.load import KNOWN_LIMITS
@@ -317,7 +321,7 @@ def search_index(options: argparse.Namespace) -> int:
     from fiber.bulk.index import Index, IndexHit
     from fiber.terminal import is_terminal
 
-    _know_limits()
+    know_limits()
     loading = pick(options, "tokenizer", "device") | limits_of(options)
     settings = {name: value for name, value in loading.items() if value is not None}
     index = Index(options.index, options.model, **settings)

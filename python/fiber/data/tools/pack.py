@@ -116,6 +116,7 @@ def pack(
     on_error: str = "raise",
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    keep: Callable[[Part, int, Record], bool] | None = None,
 ) -> dict[str, Any]:
     """Pack a folder or a file, and return the content of `pack.json`.
 
@@ -130,6 +131,7 @@ def pack(
             images.
         progress: called with (images written, total images).
         tell: called for each skipped record with one line that contains its key and the reason.
+        keep: called with a part, an index and the record; False leaves it out. Default: all stay.
 
     Raises:
         FileNotFoundError: if the source or an image is missing.
@@ -151,7 +153,9 @@ def pack(
         if (problem := split_problem(part.split)) is not None:
             raise ValueError(f"{source} has {problem}")
     with explain_write_errors(output, DISK_FULL), new_directory(output) as folder:
-        packer = _Packer(source, folder, output, shard_bytes, block_bytes, on_error, tell, progress)
+        packer = _Packer(
+            source, folder, output, shard_bytes, block_bytes, on_error, tell, progress, keep
+        )
         for name in dict.fromkeys(part.split for part in parts):
             split = _Split(name)
             for part in (part for part in parts if part.split == name):
@@ -172,6 +176,7 @@ class _Packer:
     on_error: str
     tell: Callable[[str], None] | None
     progress: Callable[[int, int], None] | None
+    keep: Callable[[Part, int, Record], bool] | None
     parts: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
     indexes: list[dict[str, Any]] = field(default_factory=list)
@@ -231,6 +236,8 @@ class _Packer:
         with self._file(f"{name}.jsonl") as file, self._file(f"{name}.bin") as locations:
             for index in range(len(records)):
                 record = records[index]
+                if self.keep is not None and not self.keep(part, index, record):
+                    continue
                 numbers = self._numbers(split, record)
                 if numbers is None:
                     skipped += 1

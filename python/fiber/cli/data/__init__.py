@@ -1,4 +1,4 @@
-"""`fiber data scenes`, `stamps`, `inspect`, `convert`, `pack` and `answers`."""
+"""`fiber data`: `scenes`, `stamps`, `inspect`, `convert`, `pack`, `answers`, and `cleaning`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fiber.atomic_io import made_folder, write_json
 from fiber.cli.arguments import LIMITS, add_options, byte_count, limits_of
+from fiber.cli.data import cleaning
 from fiber.env import usable_cores
 from fiber.messages import printable
 
@@ -107,6 +108,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         example="`fiber data pack my.jsonl --output packed`",
     )
     _add_convert(kinds)
+    cleaning.add_kinds(kinds)
+    _add_answers(kinds)
+
+
+def _add_answers(kinds: argparse._SubParsersAction) -> None:
     answers = kinds.add_parser(
         "answers", help="build the answer list of the published VQA head", description=_ANSWERS
     )
@@ -195,7 +201,7 @@ def _make_data(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from fiber.cli.inspect import inspect
+    from fiber.cli.data.inspect import inspect
     from fiber.data.image_file import DecodeLimits
     from fiber.data.storage.remote_pack import local_path
     from fiber.progress import ImageProgress
