@@ -73,6 +73,6 @@ def limit(seconds: int, memory_bytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-    # Not RLIMIT_CPU, which is of the time since the process started: the kernel compares it with a sum
-    # of ticks, which differs from the time that a process can ask for, by seconds after a minute.
+    # Not RLIMIT_CPU, of the time since the process started: the kernel compares it with a sum of
+    # ticks, which differs by seconds from the time that a process is told, after a minute.
     signal.setitimer(signal.ITIMER_PROF, seconds)

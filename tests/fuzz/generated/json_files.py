@@ -26,7 +26,7 @@ from fiber.training.checkpoint.folder import Position, RunCheckpoint
 from fiber.training.config.run import RunConfig
 from fiber.training.config.tasks import QuestionTask, TasksConfig
 from fiber.training.metrics_file import draw_curves, read_metrics
-from fiber.training.run_dir import RunFolder
+from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.goodput import ATTEMPTS_FILE, Goodput, begin_attempt
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document
@@ -185,6 +185,7 @@ def documents() -> list[Document]:
         model("answers.json", lambda _: ["yes", "no"]),
         model("classes.json", strings),
         run("config.json", lambda _: _run_config(), _read_config),
+        run("printed.json", lambda _: _run_config(), lambda f: read_run_config(f / "printed.json")),
         json_document(
             "configs", "config.json", _encoder_config, _read_encoder, _write_encoder,
             "config.json of an encoder",

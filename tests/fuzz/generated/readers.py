@@ -154,7 +154,7 @@ READERS: dict[str, str | Reason] = {
     "training/machine_memory.py:_find": Reason("reads files of the system"),
     "training/metrics_file.py:read_metrics": "metrics.jsonl",
     "training/run_dir.py:RunFolder._stored_values": "config.json",
-    "training/run_dir.py:read_run_config": "config.json",
+    "training/run_dir.py:read_run_config": "printed.json",
     "training/run_dir.py:RunFolder.is_restart": Reason("compares bytes"),
     "training/tracking/goodput.py:_last_attempt": "metrics.jsonl",
     "training/tracking/goodput.py:begin_attempt": "metrics.jsonl",
