@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fiber.evaluation.evaluate import evaluate
     from fiber.inference.load import load
     from fiber.inference.masks.class_vectors import ClassVectors
+    from fiber.inference.merge import merge
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate",
     "load",
     "map",
+    "merge",
     "train",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
     "map": "fiber.bulk.map",
+    "merge": "fiber.inference.merge",
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config", "runtime"}

@@ -290,7 +290,8 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "FILE": _path,
     # Some of these may be a URL, or the name of a model.
     **dict.fromkeys(
-        ("IMAGE", "LEFT", "RIGHT", "MODEL", "SOURCE", "DATA", "IN", "INDEX"), path_text
+        ("IMAGE", "LEFT", "RIGHT", "MODEL", "BASE", "TUNED", "SOURCE", "DATA", "IN", "INDEX"),
+        path_text,
     ),
 }
 

@@ -1,0 +1,220 @@
+"""`fiber.merge`: interpolate the weights of a model and of one that was trained from it (WiSE-FT).
+
+Wortsman et al. 2022, "Robust fine-tuning of zero-shot models": on the line between both sets of
+weights there are models that keep most of what the first knew and most of what the second learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiber.checkpoints.adapters.files import weights_sha256
+from fiber.checkpoints.adapters.load import base_name
+from fiber.checkpoints.kept import Kept
+from fiber.checkpoints.provenance import MERGED
+from fiber.checkpoints.weights import list_problems
+from fiber.config_io import field_names
+from fiber.inference.load import load
+from fiber.inference.model import Model, Origin
+from fiber.inference.stages import StagedModel
+from fiber.inference.suggestions import suggest_keywords
+from fiber.messages import shown, shown_names
+from fiber.models.registry import ModelConfig, architecture_of
+
+#: Last names of config fields that may differ: sizes of inputs, and values that only training
+#: reads. A merged model has those of the tuned one.
+_FREE_FIELDS = (
+    *("image_size", "segment_size", "instance_size", "shorter_side", "max_size", "max_tokens"),
+    *("weight_start", "gate_start", "drop_path", "drop_block", "dropout", "atss_top_k"),
+    "temperature",
+)
+
+
+@suggest_keywords
+def merge(
+    base: Model | str | os.PathLike[str],
+    tuned: Model | str | os.PathLike[str],
+    weight: float = 0.5,
+) -> Model:
+    """Interpolate between the weights of a model and of one that was trained from it.
+
+    Weights are `(1 - weight) * base + weight * tuned` in float32. Those that are equal stay as they
+    are. With weight 0 and 1 they are those of `base` and `tuned` to the bit.
+
+    The result has the classes of both, those of `tuned` first; with weight 0 and 1, those of one.
+    `Model.save` writes a card that names both models and the weight, and `merged` in the training
+    config has their names and fingerprints. Numbers that were measured on either are not kept.
+
+    Args:
+        base: a model, or anything that `fiber.load` accepts: what training started from.
+        tuned: the trained model, with the same tensors.
+        weight: share of `tuned`, from 0 to 1.
+
+    Raises:
+        FileNotFoundError: if a model is missing.
+        TypeError: if a model is neither a path nor a `Model`, or `weight` is no number.
+        ValueError: if `weight` is out of range, or the models differ in family, stage, shapes or
+            names of tensors, config, tokenizer or answers; the message names what differs.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
+    first, second = _open("base", base), _open("tuned", tuned)
+    names = _name(first, "base"), _name(second, "tuned")
+    states = first.network.state_dict(), second.network.state_dict()
+    _check_alike(first, second, states, names)
+    network = copy.deepcopy((first if weight == 0 else second).network)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(_between(name, states[0][name], states[1][name], weight))
+    stored = first.origin.dtype if weight == 0 else second.origin.dtype if weight == 1 else None
+    classes = (second.classes,) * (weight > 0) + (first.classes,) * (weight < 1)
+    return Model(
+        network,
+        second.tokenizer if first.tokenizer is None else first.tokenizer,
+        first.answers or second.answers,
+        classes=tuple(dict.fromkeys(name for each in classes for name in each)),
+        dtype=first.dtype,
+        trained_on=second.trained_on or first.trained_on,
+        origin=Origin(dtype=stored, kept=_kept(first, second, states, names, weight)),
+    )
+
+
+def _open(argument: str, model: Model | str | os.PathLike[str]) -> Model:
+    if not isinstance(model, (Model, str, os.PathLike)):
+        raise TypeError(
+            f"{argument}: expected a model or the path of one, got {type(model).__name__}"
+            f" {shown(model)}"
+        )
+    found = model if isinstance(model, Model) else load(model)
+    if isinstance(found, StagedModel):
+        stages = shown_names(found.stages)
+        raise ValueError(
+            f"{argument}: expected a model of one stage, got one of the stages {stages}; pass one"
+            " of its folders, such as scenes/fine, or model.stages[NAME]"
+        )
+    return found
+
+
+def _name(model: Model, argument: str) -> str:
+    """Name a model in errors and records: its path, or the argument if it was not loaded."""
+    path = model.origin.path
+    return f"the {argument} model" if path is None else base_name(path)
+
+
+def _check_alike(
+    base: Model, tuned: Model, states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+) -> None:
+    """Check that weights of two models can be interpolated.
+
+    Raises:
+        ValueError: see `merge`.
+    """
+    titles = [architecture_of(model.config).title for model in (base, tuned)]
+    kinds = [f"{name} is a {title} model" for name, title in zip(names, titles, strict=True)]
+    both = f"{names[0]} and {names[1]} cannot be merged"
+    if titles[0] != titles[1] or type(base.config) is not type(tuned.config):
+        raise ValueError(f"{both}: {'; '.join(kinds)}")
+    first, second = states
+    faults = [f"missing {name} in {names[1]}" for name in first if name not in second]
+    faults += [f"missing {name} in {names[0]}" for name in second if name not in first]
+    faults += [
+        f"{name} has the shapes {tuple(tensor.shape)} and {tuple(second[name].shape)}"
+        for name, tensor in first.items()
+        if name in second and tensor.shape != second[name].shape
+    ]
+    if faults:
+        raise ValueError(f"{both}: their tensors differ:\n  {list_problems(faults)}")
+    if differing := list(_differing(base.config, tuned.config)):
+        raise ValueError(f"{both}: their configs differ: {'; '.join(differing)}")
+    tokenizers = [model.tokenizer for model in (base, tuned) if model.tokenizer is not None]
+    if len({tokenizer.to_json() for tokenizer in tokenizers}) > 1:
+        raise ValueError(
+            f"{both}: their tokenizers differ, so their weights are for other tokens; train with"
+            " the tokenizer of the base, as --init does"
+        )
+    pairs = enumerate(zip(base.answers, tuned.answers, strict=False))
+    if changed := [(at, *pair) for at, pair in pairs if pair[0] != pair[1]]:
+        at, one, other = changed[0]
+        raise ValueError(
+            f"{both}: their VQA heads answer differently: answer {at} is {shown(one)} and"
+            f" {shown(other)}; train with the answers of the base (--answers)"
+        )
+
+
+def _differing(base: ModelConfig, tuned: ModelConfig) -> Iterator[str]:
+    """Describe the config fields that change what weights mean."""
+    for name in field_names(base):
+        one, other = _value(base, name), _value(tuned, name)
+        if one != other and name.rpartition(".")[2] not in _FREE_FIELDS and _is_leaf(one):
+            yield f"{name} is {shown(one)} and {shown(other)}"
+
+
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _is_leaf(value: Any) -> bool:
+    return not hasattr(value, "__dataclass_fields__")
+
+
+def _between(name: str, base: Tensor, tuned: Tensor, weight: float) -> Tensor:
+    """Interpolate one tensor in float32, or return that of one model."""
+    if weight in (0, 1):
+        return tuned if weight else base
+    tuned = tuned.to(base.device)
+    if torch.equal(base, tuned):
+        return tuned
+    if not base.is_floating_point():
+        raise ValueError(
+            f"{name}: expected the same values in both models, or floating-point values to"
+            f" interpolate; got different ones of dtype {base.dtype}"
+        )
+    return torch.lerp(base.float(), tuned.float(), weight)
+
+
+def _kept(
+    base: Model,
+    tuned: Model,
+    states: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
+    weight: float,
+) -> Kept:
+    """Return the card and the training config of a merged model."""
+    marks = [weights_sha256(state) for state in states]
+    share = f"{weight:g}"
+    card = [
+        f"# {Path(names[1]).name}, merged",
+        "",
+        f"The weights lie between those of two models, at {share} of the way (WiSE-FT, by"
+        " `fiber merge`):",
+        "",
+        f"- base: {Path(names[0]).name} (SHA-256 of the weights {marks[0]})",
+        f"- tuned: {Path(names[1]).name} (SHA-256 of the weights {marks[1]})",
+        "",
+        "No number was measured on this model; those of the two do not hold for it.",
+        "",
+    ]
+    origins = {
+        part: {"model": name, "sha256": mark, **_trained(model)}
+        for part, name, mark, model in zip(
+            ("base", "tuned"), names, marks, (base, tuned), strict=True
+        )
+    }
+    training = {**tuned.origin.kept.training, MERGED: {"weight": weight, **origins}}
+    return Kept(card="\n".join(card), training=training)
+
+
+def _trained(model: Model) -> dict[str, Any]:
+    """Return what data a model was trained on, if known."""
+    return {} if model.trained_on is None else {"trained_on": list(model.trained_on)}
