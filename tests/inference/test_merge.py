@@ -154,7 +154,7 @@ def test_another_stage_or_family(base, coarse):
     ):
         fiber.merge(base, coarse)
     torch.manual_seed(0)
-    meter = Model(build_model(METER_PRESETS["meter_micro"]))
+    meter = Model(build_model(METER_PRESETS[""]))
     with pytest.raises(ValueError, match="is a METER model"):
         fiber.merge(coarse, meter)
 
