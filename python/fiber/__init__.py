@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from fiber.bulk.map import map  # noqa: A004 (the name that users know from other libraries)
     from fiber.config import FiberConfig
     from fiber.evaluation.evaluate import evaluate
-    from fiber.inference.load import load
+    from fiber.inference.load import load, merge
     from fiber.inference.masks.class_vectors import ClassVectors
-    from fiber.inference.merge import merge
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
     from fiber.models.fiber.image_text import FiberImageText
@@ -59,7 +58,7 @@ _HOMES = {
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
     "map": "fiber.bulk.map",
-    "merge": "fiber.inference.merge",
+    "merge": "fiber.inference.load",
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config", "runtime"}

@@ -1,4 +1,4 @@
-"""`fiber.merge`: interpolate the weights of a model and of one that was trained from it (WiSE-FT).
+"""Interpolate the weights of a model and of one that was trained from it (WiSE-FT).
 
 Wortsman et al. 2022, "Robust fine-tuning of zero-shot models": on the line between both sets of
 weights there are models that keep most of what the first knew and most of what the second learned.
@@ -7,7 +7,6 @@ weights there are models that keep most of what the first knew and most of what 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from torch import Tensor
 from fiber.checkpoints.adapters.files import weights_sha256
 from fiber.checkpoints.adapters.load import base_name
 from fiber.checkpoints.kept import Kept
+from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.provenance import MERGED
 from fiber.checkpoints.weights import list_problems
 from fiber.config_io import field_names
-from fiber.inference.load import load
-from fiber.inference.model import Model, Origin
-from fiber.inference.stages import StagedModel
-from fiber.inference.suggestions import suggest_keywords
-from fiber.messages import shown, shown_names
+from fiber.messages import shown
 from fiber.models.registry import ModelConfig, architecture_of
 
 #: Last names of config fields that may differ: sizes of inputs, and values that only training
@@ -37,86 +33,49 @@ _FREE_FIELDS = (
 )
 
 
-@suggest_keywords
-def merge(
-    base: Model | str | os.PathLike[str],
-    tuned: Model | str | os.PathLike[str],
-    weight: float = 0.5,
-) -> Model:
-    """Interpolate between the weights of a model and of one that was trained from it.
-
-    Weights are `(1 - weight) * base + weight * tuned` in float32. Those that are equal stay as they
-    are. With weight 0 and 1 they are those of `base` and `tuned` to the bit.
-
-    The result has the classes of both, those of `tuned` first; with weight 0 and 1, those of one.
-    `Model.save` writes a card that names both models and the weight, and `merged` in the training
-    config has their names and fingerprints. Numbers that were measured on either are not kept.
-
-    Args:
-        base: a model, or anything that `fiber.load` accepts: what training started from.
-        tuned: the trained model, with the same tensors.
-        weight: share of `tuned`, from 0 to 1.
+def merge_stored(base: StoredModel, tuned: StoredModel, weight: float) -> StoredModel:
+    """Interpolate between two stored models, on the device of the first; see `fiber.merge`.
 
     Raises:
-        FileNotFoundError: if a model is missing.
-        TypeError: if a model is neither a path nor a `Model`, or `weight` is no number.
-        ValueError: if `weight` is out of range, or the models differ in family, stage, shapes or
-            names of tensors, config, tokenizer or answers; the message names what differs.
+        ValueError: if the models do not have the same tensors, config, tokenizer and answers; the
+            message names what differs.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
-    first, second = _open("base", base), _open("tuned", tuned)
-    names = _name(first, "base"), _name(second, "tuned")
-    states = first.network.state_dict(), second.network.state_dict()
-    _check_alike(first, second, states, names)
-    network = copy.deepcopy((first if weight == 0 else second).network)
+    names = _name(base, "base"), _name(tuned, "tuned")
+    states = base.network.state_dict(), tuned.network.state_dict()
+    _check_alike(base, tuned, states, names)
+    network = copy.deepcopy((base if weight == 0 else tuned).network)
+    network.to(next(base.network.parameters()).device)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             tensor.copy_(_between(name, states[0][name], states[1][name], weight))
-    stored = first.origin.dtype if weight == 0 else second.origin.dtype if weight == 1 else None
-    classes = (second.classes,) * (weight > 0) + (first.classes,) * (weight < 1)
-    return Model(
-        network,
-        second.tokenizer if first.tokenizer is None else first.tokenizer,
-        first.answers or second.answers,
+    classes = (tuned.classes,) * (weight > 0) + (base.classes,) * (weight < 1)
+    return StoredModel(
+        network=network.eval(),
+        tokenizer=base.tokenizer or tuned.tokenizer,
+        answers=base.answers or tuned.answers,
         classes=tuple(dict.fromkeys(name for each in classes for name in each)),
-        dtype=first.dtype,
-        trained_on=second.trained_on or first.trained_on,
-        origin=Origin(dtype=stored, kept=_kept(first, second, states, names, weight)),
+        trained_on=tuned.trained_on or base.trained_on,
+        dtype=base.dtype,
+        stored_dtype={0: base.stored_dtype, 1: tuned.stored_dtype}.get(weight),
+        kept=_kept(base, tuned, states, names, weight),
     )
 
 
-def _open(argument: str, model: Model | str | os.PathLike[str]) -> Model:
-    if not isinstance(model, (Model, str, os.PathLike)):
-        raise TypeError(
-            f"{argument}: expected a model or the path of one, got {type(model).__name__}"
-            f" {shown(model)}"
-        )
-    found = model if isinstance(model, Model) else load(model)
-    if isinstance(found, StagedModel):
-        stages = shown_names(found.stages)
-        raise ValueError(
-            f"{argument}: expected a model of one stage, got one of the stages {stages}; pass one"
-            " of its folders, such as scenes/fine, or model.stages[NAME]"
-        )
-    return found
-
-
-def _name(model: Model, argument: str) -> str:
-    """Name a model in errors and records: its path, or the argument if it was not loaded."""
-    path = model.origin.path
-    return f"the {argument} model" if path is None else base_name(path)
+def _name(model: StoredModel, role: str) -> str:
+    """Name a model in errors and records: its path, or its role if it was not read from one."""
+    return f"the {role} model" if model.path is None else base_name(model.path)
 
 
 def _check_alike(
-    base: Model, tuned: Model, states: Sequence[Mapping[str, Tensor]], names: Sequence[str]
+    base: StoredModel,
+    tuned: StoredModel,
+    states: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
 ) -> None:
     """Check that weights of two models can be interpolated.
 
     Raises:
-        ValueError: see `merge`.
+        ValueError: see `merge_stored`.
     """
     titles = [architecture_of(model.config).title for model in (base, tuned)]
     kinds = [f"{name} is a {title} model" for name, title in zip(names, titles, strict=True)]
@@ -184,8 +143,8 @@ def _between(name: str, base: Tensor, tuned: Tensor, weight: float) -> Tensor:
 
 
 def _kept(
-    base: Model,
-    tuned: Model,
+    base: StoredModel,
+    tuned: StoredModel,
     states: Sequence[Mapping[str, Tensor]],
     names: Sequence[str],
     weight: float,
@@ -211,10 +170,10 @@ def _kept(
             ("base", "tuned"), names, marks, (base, tuned), strict=True
         )
     }
-    training = {**tuned.origin.kept.training, MERGED: {"weight": weight, **origins}}
+    training = {**tuned.kept.training, MERGED: {"weight": weight, **origins}}
     return Kept(card="\n".join(card), training=training)
 
 
-def _trained(model: Model) -> dict[str, Any]:
+def _trained(model: StoredModel) -> dict[str, Any]:
     """Return what data a model was trained on, if known."""
     return {} if model.trained_on is None else {"trained_on": list(model.trained_on)}
