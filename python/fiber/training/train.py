@@ -42,6 +42,7 @@ from fiber.training.distributed.processes import Processes, joined
 from fiber.training.metrics_file import read_metrics
 from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.callback import Callback
+from fiber.training.tracking.kept import describe_kept, open_kept_data
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
@@ -57,6 +58,8 @@ class Run:
     config: RunConfig
     #: Entries of metrics.jsonl.
     metrics: list[dict[str, Any]]
+    #: What is left of what the initial model knew, if old data is kept: contents of kept.json.
+    kept: dict[str, Any] | None = None
 
 
 @suggest_keywords
@@ -66,6 +69,7 @@ def train(
     data: Data,
     output: str | os.PathLike[str],
     validation: Data | None = None,
+    keep: Data | None = None,
     init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as on the command line)
@@ -87,6 +91,10 @@ def train(
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`, or a part that is held out.
+        keep: old data that the initial model should still know: a data folder, file or rows, with
+            records for all tasks. `data.keep_share` of the samples of a step are from its training
+            split, on average. Its split `validation.split`, or a part that is held out, is
+            evaluated before and after training; the metrics are printed and in kept.json.
         init: path of the initial weights, which may be the folder of a finished model, a published
             checkpoint (only the backbone is loaded from the other stage), or a file or folder of
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
@@ -126,9 +134,12 @@ def train(
         _fail_if_locked(folder, processes)
         start, options = resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
-        source = open_data(config, data, holds_out=validation is None, **options)
+        keep = remote_pack(keep) if is_url(keep) else keep
+        source = open_data(config, data, holds_out=validation is None, keep=keep, **options)
         config = source.fit_model(config).with_length(source.longest(config))
         folder.check(config, resume=resume)
+        threads = threads or cores_per_process()
+        old, kept = open_kept_data(config, source, keep, folder, start, threads), None
         wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.
         if resume and folder.is_finished:
             log(f"{folder.path}: the run is already finished; nothing was trained")
@@ -136,10 +147,18 @@ def train(
             chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
             if reason:
                 log(reason)
-            own = {"init": start, "validation": chooser, "threads": threads or cores_per_process()}
+            own = {"init": start, "validation": chooser, "threads": threads}
             with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
-                Trainer(config, source, folder, processes, monitor, quiet=quiet, **own).run()
-    return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+                facts = old.start(folder, processes) if old is not None else {}
+                trainer = Trainer(config, source, folder, processes, monitor, quiet=quiet, **own)
+                if old is not None:
+                    old.write(facts, processes)
+                trainer.run()
+        if old is not None:
+            kept = old.finish(old.start(folder, processes), folder, processes)
+            log(describe_kept(kept))
+    metrics = read_metrics(folder.metrics_file)
+    return Run(folder=folder.path, config=config, metrics=metrics, kept=kept)
 
 
 def resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:
