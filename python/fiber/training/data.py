@@ -40,7 +40,7 @@ from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
-from fiber.training.validation import kept_evaluation, lacks_held_out
+from fiber.training.validation import check_old_data, kept_evaluation, lacks_held_out
 
 
 def open_data(
@@ -127,6 +127,7 @@ def _read_old(config: RunConfig, keep: Data | None) -> dict[str, RecordSet]:
     """Read the old data of a run's tasks; none if they are only evaluated."""
     if keep is None or config.data.keep_share == 0:
         return {}
+    check_old_data(keep)
     try:
         path = existing_data(keep) if isinstance(keep, (str, os.PathLike)) else keep
         return _read_records(config, path, True, kept_evaluation(config))
@@ -188,7 +189,7 @@ def _sample_prompts(
     for name, task in config.tasks.active().items():
         listed = {name: task.sources, first_part(name): task.first_sources}
         for part, sources in listed.items():
-            if sources:
+            if sources and part in records:
                 records[part] = trainings[name].sampled_records(
                     records[part], sources, config, tokenizer
                 )

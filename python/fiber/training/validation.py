@@ -196,11 +196,7 @@ def open_kept(config: RunConfig, source: TrainingData, keep: Data, checkpoints: 
         FileNotFoundError: if it does not exist.
         ValueError: if no records can be held out, or those that are evaluated are trained on.
     """
-    if not is_readable(keep):
-        raise TypeError(
-            f"--keep (keep=...): expected a data folder, a file or rows, got"
-            f" {type(keep).__name__} {shown(keep)}"
-        )
+    check_old_data(keep)
     task, settings = kept_evaluation(config), config.validation
     trained = {*config.data.split.split("+")}
     if config.data.keep_share and trained & {*settings.split.split("+")}:
@@ -225,6 +221,15 @@ def open_kept(config: RunConfig, source: TrainingData, keep: Data, checkpoints: 
         checkpoints=checkpoints,
         limits=DecodeLimits(config.data.max_pixels, config.data.max_decode_bytes),
     )
+
+
+def check_old_data(keep: Data) -> None:
+    """Raise TypeError unless old data can be read, with its splits."""
+    if not is_readable(keep):
+        raise TypeError(
+            f"--keep (keep=...): expected a data folder, a file or rows, got"
+            f" {type(keep).__name__} {shown(keep)}"
+        )
 
 
 def kept_evaluation(config: RunConfig) -> str:
