@@ -1,7 +1,8 @@
 """Compare what ways of training on new classes reach on these, and what is left of the old ones.
 
 Command: python benches/keep.py runs/keep
-Rows: results/keep.csv, one per way and seed. Ways that have a row are skipped.
+Rows: results/keep.csv, one per way and seed. Ways that have a row are skipped. Prints the table of
+docs/keep.md, which `tests/benches/test_keep.py` compares with the rows.
 
 Every run starts from the fine-stage model in the package, and trains the recipe `small_detection`
 for the same number of steps on two shapes that scenes lack. "full" trains all weights, "frozen" all
@@ -14,9 +15,10 @@ referring expressions, of which no run has seen any.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,19 @@ WAYS: dict[str, Mapping[str, Any]] = {
 }
 #: Ways whose result is merged with the initial model, and the weight of the result.
 MERGED, WEIGHT = ("full", "keep"), 0.5
+
+
+#: Rows of the table, in order, and its columns.
+NAMES = {
+    "start": "the initial model",
+    "full": "full training",
+    "frozen": "backbone frozen (`optim.frozen=backbone`)",
+    "lora": "LoRA (`--lora r=8`)",
+    "merge full": "full training, merged at 0.5",
+    "keep": "`--keep`",
+    "merge keep": "`--keep`, merged at 0.5",
+}
+COLUMNS = {"new_ap": "new AP", "old_ap": "old AP", "old_expressions": "old expressions"}
 
 
 def train(work: Path, way: str, seed: int) -> Path:
@@ -82,6 +97,23 @@ def measured(work: Path, way: str, seed: int) -> dict[str, Any]:
     return row | {name: f"{value:.4f}" for name, value in score(model, work).items()}
 
 
+def table(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield the lines of the table: means over seeds, and deviations if there are several."""
+    yield f"| training | {' | '.join(COLUMNS.values())} |"
+    yield "|---|" + "---|" * len(COLUMNS)
+    for way, name in NAMES.items():
+        found = [row for row in rows if row["way"] == way]
+        if found:
+            columns = ([float(row[column]) for row in found] for column in COLUMNS)
+            yield f"| {name} | {' | '.join(map(_cell, columns))} |"
+
+
+def _cell(values: Sequence[float]) -> str:
+    if len(set(values)) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path, help="folder for data and runs; runs in it are reused")
@@ -99,7 +131,7 @@ def main() -> None:
         for way in options.ways:
             if not rows.has(way=way, seed=seed):
                 rows.add([measured(options.work, way, seed)])
-                print(rows.rows[-1]["way"], seed, *list(rows.rows[-1].values())[3:6], flush=True)
+    print(*table(rows.rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ from fiber.training.config.tasks import TasksConfig, read_tasks
 KEEP_SHARE = 0.25
 
 
+def _is_own_share(value: float) -> bool:
+    return value != KEEP_SHARE
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Data loading options."""
@@ -38,7 +42,7 @@ class DataConfig:
     shots: int = 0
     #: Share of old samples beside new ones, in [0, 1), if a run keeps old data (`--keep`); 0 only
     #: measures what is left of what the initial model knew.
-    keep_share: float = field(default=KEEP_SHARE, metadata={IS_STORED: KEEP_SHARE.__ne__})
+    keep_share: float = field(default=KEEP_SHARE, metadata={IS_STORED: _is_own_share})
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
     #: Order of the samples in an epoch, for any number of ranks: "uniform" is a random permutation;

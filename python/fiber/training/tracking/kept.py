@@ -6,6 +6,7 @@ The numbers are in kept.json of the run's folder.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def open_kept_data(
         )
     return KeptData(
         initial=initial,
-        path=absolute(keep) if isinstance(keep, (str, Path)) else "",
+        path=absolute(keep) if isinstance(keep, (str, os.PathLike)) else "",
         split=config.validation.split,
         share=config.data.keep_share,
         validation=validation,
