@@ -40,9 +40,8 @@ def merge_stored(base: StoredModel, tuned: StoredModel, weight: float) -> Stored
         ValueError: if the models do not have the same tensors, config, tokenizer and answers; the
             message names what differs.
     """
-    names = _name(base, "base"), _name(tuned, "tuned")
     states = base.network.state_dict(), tuned.network.state_dict()
-    _check_alike(base, tuned, states, names)
+    _check_alike(base, tuned, states)
     network = copy.deepcopy((base if weight == 0 else tuned).network)
     network.to(next(base.network.parameters()).device)
     with torch.no_grad():
@@ -57,31 +56,31 @@ def merge_stored(base: StoredModel, tuned: StoredModel, weight: float) -> Stored
         trained_on=tuned.trained_on or base.trained_on,
         dtype=base.dtype,
         stored_dtype={0: base.stored_dtype, 1: tuned.stored_dtype}.get(weight),
-        kept=_kept(base, tuned, states, names, weight),
+        kept=_kept(base, tuned, states, weight),
     )
 
 
 def _name(model: StoredModel, role: str) -> str:
-    """Name a model in errors and records: its path, or its role if it was not read from one."""
+    """Name a model: in the package, on the Hub, or an absolute path; else its role."""
     return f"the {role} model" if model.path is None else base_name(model.path)
 
 
 def _check_alike(
-    base: StoredModel,
-    tuned: StoredModel,
-    states: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str],
+    base: StoredModel, tuned: StoredModel, states: Sequence[Mapping[str, Tensor]]
 ) -> None:
     """Check that weights of two models can be interpolated.
 
     Raises:
         ValueError: see `merge_stored`.
     """
+    given = {"the base model": base.path, "the tuned model": tuned.path}
+    names = [role if path is None else str(path) for role, path in given.items()]
     titles = [architecture_of(model.config).title for model in (base, tuned)]
     kinds = [f"{name} is a {title} model" for name, title in zip(names, titles, strict=True)]
     both = f"{names[0]} and {names[1]} cannot be merged"
+    expected = "expected a model and one that was trained from it (--init)"
     if titles[0] != titles[1] or type(base.config) is not type(tuned.config):
-        raise ValueError(f"{both}: {'; '.join(kinds)}")
+        raise ValueError(f"{both}: {'; '.join(kinds)}; {expected}")
     first, second = states
     faults = [f"missing {name} in {names[1]}" for name in first if name not in second]
     faults += [f"missing {name} in {names[0]}" for name in second if name not in first]
@@ -91,9 +90,9 @@ def _check_alike(
         if name in second and tensor.shape != second[name].shape
     ]
     if faults:
-        raise ValueError(f"{both}: their tensors differ:\n  {list_problems(faults)}")
+        raise ValueError(f"{both}: their tensors differ; {expected}:\n  {list_problems(faults)}")
     if differing := list(_differing(base.config, tuned.config)):
-        raise ValueError(f"{both}: their configs differ: {'; '.join(differing)}")
+        raise ValueError(f"{both}: their configs differ: {'; '.join(differing)}; {expected}")
     tokenizers = [model.tokenizer for model in (base, tuned) if model.tokenizer is not None]
     if len({tokenizer.to_json() for tokenizer in tokenizers}) > 1:
         raise ValueError(
@@ -146,20 +145,22 @@ def _kept(
     base: StoredModel,
     tuned: StoredModel,
     states: Sequence[Mapping[str, Tensor]],
-    names: Sequence[str],
     weight: float,
 ) -> Kept:
     """Return the card and the training config of a merged model."""
+    names = _name(base, "base"), _name(tuned, "tuned")
+    # A card has no paths of this machine.
+    short = [Path(name).name if Path(name).is_absolute() else name for name in names]
     marks = [weights_sha256(state) for state in states]
     share = f"{weight:g}"
     card = [
-        f"# {Path(names[1]).name}, merged",
+        f"# {short[1]}, merged",
         "",
         f"The weights lie between those of two models, at {share} of the way (WiSE-FT, by"
         " `fiber merge`):",
         "",
-        f"- base: {Path(names[0]).name} (SHA-256 of the weights {marks[0]})",
-        f"- tuned: {Path(names[1]).name} (SHA-256 of the weights {marks[1]})",
+        f"- base: {short[0]} (SHA-256 of the weights {marks[0]})",
+        f"- tuned: {short[1]} (SHA-256 of the weights {marks[1]})",
         "",
         "No number was measured on this model; those of the two do not hold for it.",
         "",

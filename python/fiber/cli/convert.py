@@ -12,7 +12,7 @@ from fiber.cli.arguments import (
     naming_option,
     path_text,
     pick,
-    score,
+    weight,
 )
 from fiber.messages import shown_names
 
@@ -79,7 +79,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             "--weight W": "share of TUNED in the weights, from 0 to 1 (default: 0.5)",
             "--output DIR": "new folder for the model",
         },
-        weight={"type": score, "default": 0.5},
+        weight={"type": weight, "default": 0.5},
         output={"required": True},
     )
     example = "`fiber merge scenes/fine runs/own --weight 0.5 --output runs/merged`"

@@ -40,7 +40,7 @@ from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
-from fiber.training.validation import check_old_data, kept_evaluation, lacks_held_out
+from fiber.training.validation import kept_evaluation, lacks_held_out
 
 
 def open_data(
@@ -127,12 +127,13 @@ def _read_old(config: RunConfig, keep: Data | None) -> dict[str, RecordSet]:
     """Read the old data of a run's tasks; none if they are only evaluated."""
     if keep is None or config.data.keep_share == 0:
         return {}
-    check_old_data(keep)
     try:
         path = existing_data(keep) if isinstance(keep, (str, os.PathLike)) else keep
         return _read_records(config, path, True, kept_evaluation(config))
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--keep (keep=...): {error}") from error
+    except ValueError as error:
+        raise ValueError(
             f"--keep (keep=...): {error}; old data needs what the run trains on, or else"
             " data.keep_share=0, which only evaluates it"
         ) from error

@@ -26,7 +26,7 @@ from fiber.training.config.run import RunConfig
 from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
 from fiber.training.run_dir import RunFolder
-from fiber.training.tracking.kept import open_kept_data
+from fiber.training.tracking.kept import check_keep, open_kept_data
 from fiber.training.train import resolve_config, resolve_inputs
 from fiber.training.trainer import Trainer
 from fiber.training.training_data import TrainingData
@@ -138,6 +138,7 @@ def _fit(
     """Open the data and the initial weights of a new run, as `fiber.train` does."""
     config = resolve_config(recipe, changes)
     start, options = resolve_inputs(RunFolder(path=Path()), init, tokenizer, answers, resume=False)
+    check_keep(config, keep, start)
     data = remote_pack(data) if is_url(data) else data
     keep = remote_pack(keep) if is_url(keep) else keep
     source = open_data(config, data, holds_out=validation is None, keep=keep, **options)

@@ -42,7 +42,7 @@ from fiber.training.distributed.processes import Processes, joined
 from fiber.training.metrics_file import read_metrics
 from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.callback import Callback
-from fiber.training.tracking.kept import describe_kept, open_kept_data
+from fiber.training.tracking.kept import check_keep, describe_kept, open_kept_data
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
 from fiber.training.validation import open_validation
@@ -134,6 +134,7 @@ def train(
         _fail_if_locked(folder, processes)
         start, options = resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
+        check_keep(config, keep, start)
         keep = remote_pack(keep) if is_url(keep) else keep
         source = open_data(config, data, holds_out=validation is None, keep=keep, **options)
         config = source.fit_model(config).with_length(source.longest(config))

@@ -192,11 +192,9 @@ def open_kept(config: RunConfig, source: TrainingData, keep: Data, checkpoints: 
     """Open the held-out records of old data (`--keep`), which show what a model still knows.
 
     Raises:
-        TypeError: if `keep` is neither a path nor rows.
         FileNotFoundError: if it does not exist.
         ValueError: if no records can be held out, or those that are evaluated are trained on.
     """
-    check_old_data(keep)
     task, settings = kept_evaluation(config), config.validation
     trained = {*config.data.split.split("+")}
     if config.data.keep_share and trained & {*settings.split.split("+")}:
@@ -221,15 +219,6 @@ def open_kept(config: RunConfig, source: TrainingData, keep: Data, checkpoints: 
         checkpoints=checkpoints,
         limits=DecodeLimits(config.data.max_pixels, config.data.max_decode_bytes),
     )
-
-
-def check_old_data(keep: Data) -> None:
-    """Raise TypeError unless old data can be read, with its splits."""
-    if not is_readable(keep):
-        raise TypeError(
-            f"--keep (keep=...): expected a data folder, a file or rows, got"
-            f" {type(keep).__name__} {shown(keep)}"
-        )
 
 
 def kept_evaluation(config: RunConfig) -> str:

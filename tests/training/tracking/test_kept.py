@@ -177,7 +177,7 @@ def rejected(message, error=ValueError, run=None, **options):
 
 def test_bad_input_is_named(new, small_scenes, start, micro_models, tmp_path):
     own = {"data": new, "keep": small_scenes, "init": start, "output": tmp_path / "run"}
-    assert rejected("--keep.*--init.*random weights", **own | {"init": None})
+    assert rejected("--keep.*random weights; pass the model .*--init", **own | {"init": None})
     assert rejected("--keep.*no such|--keep.*none", FileNotFoundError, **own | {"keep": "none"})
     assert rejected("--keep.*expected a data folder.*got int 3", TypeError, **own | {"keep": 3})
     coarse = own | {"init": micro_models["coarse"]}

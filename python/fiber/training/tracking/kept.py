@@ -17,7 +17,7 @@ from fiber.checkpoints.encoders import EncoderStates
 from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.checkpoints.provenance import absolute
 from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary
-from fiber.data.datasets.resolve import Data
+from fiber.data.datasets.resolve import Data, is_readable
 from fiber.evaluation.tasks import needed_head
 from fiber.messages import shown, shown_names
 from fiber.tasks import find_evaluation
@@ -116,6 +116,36 @@ class KeptData:
         return {name: value for name, value in metrics.items() if name != "score"}
 
 
+def check_keep(
+    config: RunConfig, keep: Data | None, initial: StoredModel | EncoderStates | None
+) -> None:
+    """Check that a run can keep old data, before any data are read.
+
+    Raises:
+        TypeError: if the old data are neither a path nor rows.
+        ValueError: if the run has no trained model to start from, or `data.keep_share` is set
+            without old data.
+    """
+    if keep is None:
+        if config.data.keep_share != KEEP_SHARE:
+            raise ValueError(
+                f"data.keep_share={config.data.keep_share:g} is for runs with old data; pass it"
+                " (--keep DATA, keep=...)"
+            )
+        return
+    if not is_readable(keep):
+        raise TypeError(
+            "--keep (keep=...): expected a data folder, a file or rows, got"
+            f" {type(keep).__name__} {shown(keep)}"
+        )
+    if not isinstance(initial, StoredModel):
+        start = "random weights" if initial is None else f"encoders alone ({initial.path})"
+        raise ValueError(
+            f"--keep (keep=...) keeps what a trained model knew, and this run starts from {start};"
+            " pass the model (--init MODEL, init=...)"
+        )
+
+
 def open_kept_data(
     config: RunConfig,
     source: TrainingData,
@@ -124,30 +154,20 @@ def open_kept_data(
     initial: StoredModel | EncoderStates | None,
     threads: int,
 ) -> KeptData | None:
-    """Open the old data of a run; None if it keeps none.
+    """Open the old data of a run, after `check_keep`; None if it keeps none.
 
     Raises:
-        ValueError: if the run has no trained model to start from, this has no head for the
-            evaluation, or `data.keep_share` is set without old data; see `open_kept`, too.
+        ValueError: if the initial model has no head for the evaluation, or the run was started with
+            old data, which are not given; see `open_kept`, too.
     """
     if keep is None:
-        if config.data.keep_share != KEEP_SHARE:
-            raise ValueError(
-                f"data.keep_share={config.data.keep_share:g} is for runs with old data; pass it"
-                " (--keep DATA, keep=...)"
-            )
         if (stored := read_kept(folder)) is not None:
             raise ValueError(
                 f"the run in {folder.path} was started with old data; pass it again (--keep"
                 f" {stored.get('data') or 'DATA'}, keep=...)"
             )
         return None
-    if not isinstance(initial, StoredModel):
-        start = "random weights" if initial is None else f"encoders alone ({initial.path})"
-        raise ValueError(
-            "--keep (keep=...) keeps what a trained model knew (--init MODEL, init=...); this run"
-            f" starts from {start}"
-        )
+    assert isinstance(initial, StoredModel), "see check_keep"
     validation = open_kept(config, source, keep, folder.checkpoints)
     heads = initial.config.heads
     if (head := needed_head(validation.task, heads)) not in heads:
