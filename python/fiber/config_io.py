@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
 import typing
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fiber.messages import printable, shown, shown_names
@@ -36,6 +36,8 @@ _MAX_SIMILAR = 80
 _MAX_KEY = 512
 #: Maximum number of known names in a hint.
 _MAX_KNOWN = 40
+#: Types of the fields of a class. Annotations are strings, which `typing` compiles at each call.
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def require(condition: bool, message: str) -> None:
@@ -103,7 +105,7 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
         ValueError: if a field is unknown (similar names are suggested) or a value has the wrong
             type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     known = {f.name: f.metadata.get(READ) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
@@ -111,7 +113,8 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str = "") ->
             raise ValueError(f"{where or 'config'}: expected names of fields, got {shown(name)}")
         if name not in known:
             raise ValueError(f"unknown field {shown(where + name)}: {nearest(name, sorted(known))}")
-        arguments[name] = (known[name] or partial(_convert, hints[name]))(value, where + name)
+        read = known[name] or functools.partial(_convert, hints[name])
+        arguments[name] = read(value, where + name)
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]
         is_required = each.default is each.default_factory is dataclasses.MISSING
         if each.init and is_required and each.name not in arguments:
@@ -183,7 +186,7 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
     Raises:
         ValueError: if a name is unknown (similar names are suggested) or a value is invalid.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _type_hints(type(config))
     readers = {f.name: f.metadata.get(READ) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     new: dict[str, Any] = {}
     deeper: dict[str, dict[str, Any]] = {}
@@ -197,7 +200,8 @@ def replace_fields(config: ConfigT, changes: Mapping[str, Any], *, where: str = 
             deeper.setdefault(name, {})[rest] = value
         else:
             parsed = _parse(hints[name], value) if isinstance(value, str) else value
-            new[name] = (readers[name] or partial(_convert, hints[name]))(parsed, where + name)
+            read = readers[name] or functools.partial(_convert, hints[name])
+            new[name] = read(parsed, where + name)
     for name, inner in deeper.items():
         old = new.get(name, getattr(config, name))
         if old is None and (section := _section_of(typing.get_args(hints[name]))):

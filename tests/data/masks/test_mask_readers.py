@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -236,6 +237,75 @@ def test_masks_of_expressions(folder):
         change(expressions_content(), "annotations", 0, "sentences", 0, value={"sent": " "}),
     )
     with pytest.raises(ValueError, match=r"annotations\[0\] has an empty 'sent'"):
+        open_source("expression_masks", folder, "train")
+
+
+def references_content():
+    """REFER's references of three objects, which `instances_content` has: two splits."""
+    return [
+        {"ann_id": 1, "split": "train", "sentences": [{"sent": "the dog", "raw": "The dog."}]},
+        {"ann_id": 2, "split": "testA", "sentences": [{"sent": "left"}, {"raw": "the cat"}]},
+        {"ann_id": 3, "split": "train", "sentences": [{"sent": "a dog", "sent_id": 5}]},
+    ]
+
+
+def write_references(folder, content, protocol=0):
+    write(folder / "instances.json", instances_content())
+    path = folder / "refs(unc).p"
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+# The published files have protocol 0.
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_files_of_refer(folder, protocol):
+    path = write_references(folder, references_content(), protocol)
+    for data in (folder, path):
+        first, second = open_source("expression_masks", data, "train")
+        assert (first.phrases, second.phrases) == (("the dog",), ("a dog",))
+        assert first.phrase_masks == ((0,),)
+        assert first.masks == (Polygons((tuple(map(float, RING)),)),)
+        (other,) = open_source("expression_masks", data, "testA")
+        assert other.phrases == ("left", "the cat") and other.phrase_masks == ((0,), (0,))
+        assert other.masks == (Rle((0, 24, 168), (12, 16)),)
+        found = {(part.source, part.split) for part in parts_of(data)}
+        assert {("expression_masks", "train"), ("expression_masks", "testA")} <= found
+    with pytest.raises(FileNotFoundError, match=r"for split 'val'; available.*testA, train"):
+        open_source("expression_masks", path, "val")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ((0, "ann_id"), 9, r"refs\(unc\)\.p: .*train name the objects 9, which .*instances\.json"),
+        ((0, "ann_id"), "1", r"references\[0\] has 'ann_id' '1'; expected int"),
+        ((1, "split"), "a/b", r"references\[1\] has split 'a/b'"),
+        ((1, "sentences"), "left", r"references\[1\] has 'sentences' 'left'; expected list"),
+        ((1, "sentences", 0), "left", r"references\[1\] has 'left' in 'sentences'"),
+        ((1, "sentences", 0, "sent"), " ", r"references\[1\] has an empty 'sent'"),
+        ((1, "sentences", 0, "sent"), "a" * 5000, r"'sent' of 5,000 characters"),
+        ((1, "sentences"), [{"sent": "a"}] * 1001, r"1,001 'sentences'"),
+        ((2,), 3, r"references\[2\] must be a JSON object, got 3"),
+    ],
+)
+def test_bad_references(folder, place, value, problem):
+    write_references(folder, change(references_content(), *place, value=value))
+    with pytest.raises(ValueError, match=problem):
+        open_source("expression_masks", folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"cposix\nsystem\n(S'true'\ntR.", "tries to run code when loaded"),
+        (b"(lp0", r"refs\(unc\)\.p is no pickle"),
+        (b"I3\n.", r"refs\(unc\)\.p has 3; expected a list"),
+        (b"(l.", r"refs\(unc\)\.p has \[\]; expected a list"),
+    ],
+)
+def test_pickles_that_are_no_references(folder, content, problem):
+    write_references(folder, []).write_bytes(content)
+    with pytest.raises(ValueError, match=problem):
         open_source("expression_masks", folder, "train")
 
 

@@ -11,6 +11,8 @@ from fiber.data.datasets.vqa_answers import published_answers
 from fiber.data.formats import coco
 from fiber.data.tools.discover import parts_of
 from tests.fuzz.generated.documents import Document, json_document, reads
+from tests.fuzz.generated.encodings import to_json, to_pickle
+from tests.fuzz.generated.trees import tree_of
 
 _KIND = "annotations"
 _SENTENCE = "a red cup on a table"
@@ -55,6 +57,18 @@ def _masks(count: int) -> dict[str, Any]:
         rings = [[1, 2, 30.5, 2, 30.5, 40, 1, 40], [5, 5, 9, 9, 5, 9]]
         entry |= {"segmentation": rings if number % 2 else runs, "iscrowd": number % 4 // 3}
     return found
+
+
+def _references(count: int) -> list[dict[str, Any]]:
+    return [
+        {"ann_id": n % 100, "split": "train", "sentences": [{"sent_id": n, "sent": _SENTENCE}]}
+        for n in range(max(count, 1))
+    ]
+
+
+def _prepare_references(folder: Path) -> None:
+    _images(folder)
+    (folder / "instances.json").write_text(to_json(_masks(100)))
 
 
 def _panoptic(count: int) -> dict[str, Any]:
@@ -229,6 +243,15 @@ def documents() -> list[Document]:
         _document("panoptic", "panoptic_train.json", _panoptic),
         _document("panoptic", "panoptic_train.json", _segments, "segments of one image"),
         _document("expression_masks", "expression_masks_train.json", _masks),
+        Document(
+            _KIND,
+            "refs(unc).p",
+            lambda n: tree_of(_references(n)),
+            lambda tree, folder: (folder / "refs(unc).p").write_bytes(to_pickle(tree)),
+            reads("expression_masks", "refs(unc).p"),
+            _prepare_references,
+            is_pickle=True,
+        ),
         _document("phrases", "flickr_train.json", _phrases),
         _document("phrases", "flickr_train.json", _many_phrases, "phrases of one image"),
         _document("phrases", "flickr_train.json", _phrases, "skipped errors", on_error="skip"),

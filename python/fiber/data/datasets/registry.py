@@ -373,10 +373,20 @@ SOURCES = {
                 "RefCOCOg with masks",
                 ("refcocog_umd_{split}.json", "annotations/refcocog_umd_{split}.json"),
             ),
+            Layout(
+                _EXPRESSION_MASKS,
+                "RefCOCO, REFER's files",
+                ("refs(unc).p", "refs(umd).p", "refs(google).p"),
+                companion="instances.json",
+                recognize="fiber.data.masks.refer:find",
+            ),
         ),
         marks=(("json.images", "json.annotations.sentences"),),
         has_classes=True,
-        where={"RefCOCOg with masks": "the prepared annotations of Zou et al. (CVPR 2023)"},
+        where={
+            "RefCOCOg with masks": "the prepared annotations of Zou et al. (CVPR 2023)",
+            "RefCOCO, REFER's files": "https://github.com/lichengunc/refer",
+        },
     ),
     "swapped": Source(
         standard=Layout(

@@ -1,4 +1,4 @@
-"""Masks of phrases: COCO annotations that have `sentences`, as the prepared files of RefCOCO.
+"""Masks of phrases: COCO annotations with `sentences`, as prepared files of RefCOCO; or REFER's.
 
 {"images": [...], "annotations": [
     {"id": 1, "image_id": 7, "segmentation": [[...]], "category_id": 3,
@@ -18,6 +18,7 @@ from fiber.data.formats.annotation_file import (
     without_garbage_collection,
 )
 from fiber.data.formats.json_values import id_key
+from fiber.data.masks.refer import is_references, read_refer
 from fiber.data.masks.segmentation import by_image, image_root, masks_of
 from fiber.data.record import AnyPath
 
@@ -39,7 +40,8 @@ def expression_masks(
     of its own. `text` is empty.
 
     Arguments are as in `fiber.data.masks.panoptic.panoptic`; the default file is
-    "expression_masks_<split>.json".
+    "expression_masks_<split>.json". `annotations` may also be REFER's refs(*).p; see
+    `fiber.data.masks.refer`.
 
     Raises:
         FileNotFoundError: if the file or the image folder is missing.
@@ -50,7 +52,10 @@ def expression_masks(
         if annotations is None
         else Path(annotations)
     )
-    file = read_json(path, KIND).require_list("images")
+    if is_references(path):
+        file = read_refer(path, split)
+    else:
+        file = read_json(path, KIND).require_list("images")
     categories = sorted_categories(file)
     label_index = {id_key(entry["id"]): index for index, entry in enumerate(categories)}
     classes = tuple(entry["name"] for entry in categories)

@@ -20,6 +20,8 @@ from fiber.data.masks.mask import Mask, Polygons, Rle
 from fiber.data.record import AnyPath
 from fiber.messages import shown
 
+#: Folders of the images of COCO beside other files: MDETR's, and REFER's.
+_COCO = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 _EXPECTED = "polygons [[x, y, ...], ...], or run lengths {'counts': ..., 'size': [height, width]}"
 
 
@@ -143,7 +145,7 @@ def image_root(file: AnnotationFile, folder: AnyPath, images: AnyPath | None) ->
     last = re.sub(r"^[a-z+_]*_(?=[a-z0-9]+$)", "", file.path.stem)
     split = last.rstrip("0123456789")
     bases = dict.fromkeys([Path(folder), parent, parent.parent])
-    parts = ("images", last, f"images/{last}", split, f"images/{split}", f"{split}2014", "")
+    parts = ("images", last, f"images/{last}", split, f"images/{split}", f"{split}2014", "", *_COCO)
     found = find_images_folder(names, [base / part for base in bases for part in parts])
     return str(found) if found is not None else images_folder(folder, images)
 
