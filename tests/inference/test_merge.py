@@ -35,6 +35,8 @@ def changed(model, **options):
     with torch.no_grad():
         for parameter in list(network.parameters())[1:]:
             parameter.add_(torch.randn_like(parameter) * 0.1)
+            # A new bias of the base is 0, of which the sign is a bit, too.
+            parameter.view(-1)[0] = -0.0
     fields = {"tokenizer": model.tokenizer, "answers": model.answers, **options}
     return Model(network, **fields)
 
