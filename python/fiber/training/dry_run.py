@@ -23,11 +23,10 @@ from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
 from fiber.progress import say
 from fiber.training.config.run import RunConfig
-from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
 from fiber.training.run_dir import RunFolder
-from fiber.training.tracking.kept import check_keep, open_kept_data
-from fiber.training.train import resolve_config, resolve_inputs
+from fiber.training.tracking.kept import open_kept_data
+from fiber.training.train import open_run_data, resolve_config, resolve_inputs
 from fiber.training.trainer import Trainer
 from fiber.training.training_data import TrainingData
 from fiber.training.validation import open_validation
@@ -138,13 +137,12 @@ def _fit(
     """Open the data and the initial weights of a new run, as `fiber.train` does."""
     config = resolve_config(recipe, changes)
     start, options = resolve_inputs(RunFolder(path=Path()), init, tokenizer, answers, resume=False)
-    check_keep(config, keep, start)
-    data = remote_pack(data) if is_url(data) else data
-    keep = remote_pack(keep) if is_url(keep) else keep
-    source = open_data(config, data, holds_out=validation is None, keep=keep, **options)
+    data, keep = (remote_pack(each) if is_url(each) else each for each in (data, keep))
+    held_out = validation is None
+    config, source = open_run_data(config, data, keep, start, options, holds_out=held_out)
     with tempfile.TemporaryDirectory() as made:
         open_kept_data(config, source, keep, RunFolder(path=Path(made)), start, threads=1)
-    return source.fit_model(config).with_length(source.longest(config)), start, source
+    return config, start, source
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -20,6 +20,7 @@ from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary
 from fiber.data.datasets.resolve import Data, is_readable
 from fiber.evaluation.tasks import needed_head
 from fiber.messages import shown, shown_names
+from fiber.progress import say
 from fiber.tasks import find_evaluation
 from fiber.training.checkpoint.folder import newest_checkpoint
 from fiber.training.config.run import KEEP_SHARE, RunConfig
@@ -86,19 +87,21 @@ class KeptData:
         if processes.is_first:
             write_json(self.file, dict(facts))
 
-    def finish(
-        self, facts: Mapping[str, Any], folder: RunFolder, processes: Processes
-    ) -> dict[str, Any]:
-        """Evaluate the finished model, and add its metrics to kept.json, unless they are there.
+    def finish(self, folder: RunFolder, processes: Processes, *, quiet: bool) -> dict[str, Any]:
+        """Evaluate the finished model, add its metrics to kept.json, and print them.
+
+        Nothing is evaluated if they are there already.
 
         Returns:
             Contents of kept.json.
         """
-        if "after" in facts:
-            return dict(facts)
-        found = {**facts, "after": self._evaluate(load_model(folder.path), processes)}
-        self.write(found, processes)
-        return found
+        facts = self.start(folder, processes)
+        if "after" not in facts:
+            facts = {**facts, "after": self._evaluate(load_model(folder.path), processes)}
+            self.write(facts, processes)
+        if not quiet:
+            say(describe_kept(facts))
+        return facts
 
     def _evaluate(self, model: StoredModel, processes: Processes) -> dict[str, float]:
         """Evaluate a model on the device of the run; it returns to the CPU."""
