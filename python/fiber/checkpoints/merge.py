@@ -47,6 +47,8 @@ def merge_stored(base: StoredModel, tuned: StoredModel, weight: float) -> Stored
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             tensor.copy_(_between(name, states[0][name], states[1][name], weight))
+    # Weights between both are exact in float32 only.
+    stored = base.stored_dtype if weight == 0 else tuned.stored_dtype if weight == 1 else None
     classes = (tuned.classes,) * (weight > 0) + (base.classes,) * (weight < 1)
     return StoredModel(
         network=network.eval(),
@@ -55,7 +57,7 @@ def merge_stored(base: StoredModel, tuned: StoredModel, weight: float) -> Stored
         classes=tuple(dict.fromkeys(name for each in classes for name in each)),
         trained_on=tuned.trained_on or base.trained_on,
         dtype=base.dtype,
-        stored_dtype={0: base.stored_dtype, 1: tuned.stored_dtype}.get(weight),
+        stored_dtype=stored,
         kept=_kept(base, tuned, states, weight),
     )
 

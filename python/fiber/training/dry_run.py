@@ -137,7 +137,8 @@ def _fit(
     """Open the data and the initial weights of a new run, as `fiber.train` does."""
     config = resolve_config(recipe, changes)
     start, options = resolve_inputs(RunFolder(path=Path()), init, tokenizer, answers, resume=False)
-    data, keep = (remote_pack(each) if is_url(each) else each for each in (data, keep))
+    data = remote_pack(data) if is_url(data) else data
+    keep = remote_pack(keep) if is_url(keep) else keep
     held_out = validation is None
     config, source = open_run_data(config, data, keep, start, options, holds_out=held_out)
     with tempfile.TemporaryDirectory() as made:

@@ -131,7 +131,8 @@ def train(
         monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
         start, options = resolve_inputs(folder, init, tokenizer, answers, resume=resume)
-        data, keep = (remote_pack(each) if is_url(each) else each for each in (data, keep))
+        data = remote_pack(data) if is_url(data) else data
+        keep = remote_pack(keep) if is_url(keep) else keep
         divides = validation is None
         config, source = open_run_data(config, data, keep, start, options, holds_out=divides)
         folder.check(config, resume=resume)
