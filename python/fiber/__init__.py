@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fiber.bulk.map import map  # noqa: A004 (the name that users know from other libraries)
     from fiber.config import FiberConfig
     from fiber.evaluation.evaluate import evaluate
-    from fiber.inference.load import load
+    from fiber.inference.load import load, merge
     from fiber.inference.masks.class_vectors import ClassVectors
     from fiber.models.fiber.backbone import FiberBackbone
     from fiber.models.fiber.detector import FiberDetector
@@ -40,6 +40,7 @@ __all__ = [
     "evaluate",
     "load",
     "map",
+    "merge",
     "train",
 ]
 
@@ -57,6 +58,7 @@ _HOMES = {
     "evaluate": "fiber.evaluation.evaluate",
     "load": "fiber.inference.load",
     "map": "fiber.bulk.map",
+    "merge": "fiber.inference.load",
     "train": "fiber.training.train",
 }
 _SUBMODULES = {"data", "kernels", "config", "runtime"}

@@ -19,7 +19,7 @@ from fiber.cli import main, parser
 TABLE = """
 demo train recipes eval plan data
 ground detect segment answer caption match reason entail search
-map index serve web convert export bench tune doctor
+map index serve web convert merge export bench tune doctor
 """
 COMMANDS = TABLE.split()
 

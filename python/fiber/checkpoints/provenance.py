@@ -18,6 +18,8 @@ from fiber.messages import shown
 DATA_PATH = "data_path"
 #: Field of config.json of a saved model with the config of the run that trained it.
 TRAINING = "training"
+#: Field of that config with the two models of which a merged one is made; see `fiber.merge`.
+MERGED = "merged"
 
 
 class TrainedOn(NamedTuple):

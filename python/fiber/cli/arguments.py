@@ -204,12 +204,21 @@ def positive_float(text: str) -> float:
 
 def score(text: str) -> float:
     """Parse a score from 0 to 1."""
+    return _up_to_1(text, "a score from 0 to 1, such as 0.3")
+
+
+def weight(text: str) -> float:
+    """Parse the weight of one of two models, from 0 to 1."""
+    return _up_to_1(text, "a weight from 0 to 1, such as 0.5")
+
+
+def _up_to_1(text: str, expected: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a score from 0 to 1, such as 0.3, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return number
 
 
@@ -290,7 +299,8 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "FILE": _path,
     # Some of these may be a URL, or the name of a model.
     **dict.fromkeys(
-        ("IMAGE", "LEFT", "RIGHT", "MODEL", "SOURCE", "DATA", "IN", "INDEX"), path_text
+        ("IMAGE", "LEFT", "RIGHT", "MODEL", "BASE", "TUNED", "SOURCE", "DATA", "IN", "INDEX"),
+        path_text,
     ),
 }
 

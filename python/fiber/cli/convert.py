@@ -1,11 +1,20 @@
-"""`fiber convert`: write a checkpoint in a different format."""
+"""`fiber convert` and `fiber merge`: write a checkpoint in a different format, or two as one."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from fiber.cli.arguments import VOCABULARIES, add_options, path_text, pick
+from fiber.cli.arguments import (
+    VOCABULARIES,
+    add_options,
+    naming_option,
+    path_text,
+    pick,
+    weight,
+)
+from fiber.messages import shown_names
 
 _DESCRIPTION = """
 Read a model (a fiber model folder, a checkpoint of a run, a published .ckpt, .pt, .pth or
@@ -15,10 +24,14 @@ folder like that of the finished run, with the moving average of the weights if 
 report lists every skipped tensor with the reason, and every tensor missing from the file with its
 initial value.
 """
+_MERGE = """
+Interpolate between the weights of a model and of one that was trained from it (WiSE-FT), and write
+the result as a model folder. Models with other tensors, tokenizers or answers are refused.
+"""
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add `convert` to the table of commands."""
+    """Add `convert` and `merge` to the table of commands."""
     convert = commands.add_parser(
         "convert",
         help="convert checkpoints between formats, or export the encoders alone",
@@ -53,6 +66,25 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     example = "`fiber convert runs/fine fine.pt --to published`"
     convert.set_defaults(run=_convert, example=example)
 
+    merge = commands.add_parser(
+        "merge",
+        help="interpolate between a model and what was trained from it",
+        description=_MERGE,
+    )
+    add_options(
+        merge,
+        {
+            "base BASE": "model that training started from: what --model of other commands takes",
+            "tuned TUNED": "trained model",
+            "--weight W": "share of TUNED in the weights, from 0 to 1 (default: 0.5)",
+            "--output DIR": "new folder for the model",
+        },
+        weight={"type": weight, "default": 0.5},
+        output={"required": True},
+    )
+    example = "`fiber merge scenes/fine runs/own --weight 0.5 --output runs/merged`"
+    merge.set_defaults(run=_merge, example=example)
+
 
 def _convert(options: argparse.Namespace) -> int:
     from fiber.checkpoints.convert import convert
@@ -65,4 +97,20 @@ def _convert(options: argparse.Namespace) -> int:
         source, weights = read_checkpoint_model(source, weights, options.image_size)
     settings = pick(options, "tokenizer", "answers", "image_size", "layout", "merge", "base")
     print(convert(source, options.target, options.to, weights=weights or "raw", **settings))
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    import fiber
+    from fiber.cli.models import load_quietly
+
+    base, tuned = (load_quietly(path, device="cpu") for path in (options.base, options.tuned))
+    model = fiber.merge(base, tuned, options.weight)
+    with naming_option("--output", options.output):
+        model.save(options.output)
+    shares = f"{1 - options.weight:g} of {options.base}, {options.weight:g} of {options.tuned}"
+    print(f"wrote {options.output}: {shares}")
+    if set(base.classes) != set(tuned.classes):
+        classes = shown_names(model.classes)
+        print(f"fiber: the classes of both differ; the result has {classes}", file=sys.stderr)
     return 0

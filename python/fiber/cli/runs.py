@@ -88,6 +88,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
             "--data DATA": _DATA,
             "--validation DATA": "data for selecting the best checkpoint, if the recipe selects one"
             " (default: the validation.split split of --data, or a part that is held out)",
+            "--keep DATA": "old data that the model of --init should still know: it is evaluated"
+            " before and after training, and mixed in (a quarter of the samples; --set"
+            " data.keep_share=0 only evaluates)",
             "--init MODEL": "initial weights: a model folder, a published checkpoint, a file of"
             " a Swin, CLIP, RoBERTa or BERT encoder, or a folder of such files",
             "--tokenizer DIR": "tokenizer.json, a folder that contains it, vocab.json and"
@@ -215,7 +218,7 @@ def _train(options: argparse.Namespace) -> int:
 
     trackers = open_trackers(options.track)
     settings = pick(
-        options, "data", "validation", "init", "tokenizer", "answers", "resume", "device"
+        options, "data", "validation", "keep", "init", "tokenizer", "answers", "resume", "device"
     )
     settings |= {"threads": options.workers or 0, "callbacks": trackers, **_cached(options)}
     with naming_option("--output", output):
@@ -234,7 +237,7 @@ def _try(options: argparse.Namespace) -> int:
     from fiber.config_io import to_dict
     from fiber.training.dry_run import dry_run, fitted_config
 
-    settings = pick(options, "data", "validation", "init", "tokenizer", "answers")
+    settings = pick(options, "data", "validation", "keep", "init", "tokenizer", "answers")
     settings |= {**_cached(options), "set": _changes(options)}
     if options.print_config:
         print(json.dumps(to_dict(fitted_config(options.recipe, **settings)), indent=2))
@@ -280,11 +283,11 @@ def _lora(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _cached(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the local folders of `data` and `validation` that are URLs."""
+    """Return the local folders of `data`, `validation` and `keep` that are URLs."""
     from fiber.data.storage.remote import is_url
     from fiber.data.storage.remote_pack import remote_pack
 
-    given = pick(options, "data", "validation")
+    given = pick(options, "data", "validation", "keep")
     urls = {name: value for name, value in given.items() if is_url(value)}
     if not urls and (options.cache or options.cache_gb):
         raise ValueError(f"--cache and --cache-gb need --data at a URL, got {options.data}")

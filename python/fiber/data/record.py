@@ -6,6 +6,7 @@ A dataset is any map-style collection of `Record` (`__len__` and `__getitem__`),
 from __future__ import annotations
 
 import operator
+import random
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -385,3 +386,54 @@ class ConcatRecords(RecordSequence):
         """Return the index of the part that contains a record, and the record's index in it."""
         part = bisect_right(self._starts, index) - 1
         return part, index - self._starts[part]
+
+
+class MixedRecords(RecordSequence):
+    """New records with a share of old ones, of which there may be far more or far fewer.
+
+    If the old ones suffice for `times` passes over the new ones, an epoch has that many passes, and
+    different old records beside each. Otherwise it has one pass, and old records are repeated.
+    Which old records there are depends only on the numbers of records and `seed`.
+
+    Args:
+        new: records of which each is in the epoch `times` times.
+        old: records of which a sample is in the epoch; at least one.
+        share: part of the epoch that is old, in (0, 1).
+        seed: seed of the sample.
+    """
+
+    def __init__(self, new: RecordSet, old: RecordSet, share: float, seed: int = 0) -> None:
+        self.new, self.old = new, old
+        #: Old records beside one pass over the new ones.
+        wanted = share / (1 - share) * len(new)
+        self.times = max(1, int(len(old) / wanted))
+        count = max(1, round(self.times * wanted))
+        passes, rest = divmod(count, len(old))
+        sample = random.Random(seed).sample(range(len(old)), rest)
+        self.indices = [*range(len(old))] * passes + sorted(sample)
+
+    def __len__(self) -> int:
+        return self.times * len(self.new) + len(self.indices)
+
+    @property
+    def pass_length(self) -> int:
+        """Number of records of one pass over the new ones, with the old ones beside them."""
+        return round(len(self) / self.times)
+
+    def _record(self, index: int) -> Record:
+        return self.in_epoch(0, index)
+
+    def in_epoch(self, epoch: int, index: int) -> Record:
+        """Return the version of a record used in the given epoch."""
+        number, place = divmod(self._wrap(index), len(self.new))
+        if number < self.times:
+            return record_in_epoch(self.new, epoch * self.times + number, place)
+        place += (number - self.times) * len(self.new)
+        return record_in_epoch(self.old, epoch, self.indices[place])
+
+    def shard_map(self) -> ShardMap:
+        """See `ShardedRecords`; raise ValueError if a part has no shards."""
+        from fiber.data.storage.shard_order import ShardMap, shard_map_of
+
+        new, old = shard_map_of(self.new), shard_map_of(self.old).chosen(self.indices)
+        return ShardMap.concatenated([*(new,) * self.times, old])

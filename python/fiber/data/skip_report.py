@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fiber.data.prompts.absent import AbsentPhrases
 from fiber.data.prompts.sampling import SampledPrompts
-from fiber.data.record import ConcatRecords, RecordSet
+from fiber.data.record import ConcatRecords, MixedRecords, RecordSet
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _NOUN = re.compile(r"\b\w+s\b")
@@ -53,6 +53,8 @@ def _parts(records: RecordSet) -> list[RecordSet]:
     """Return the record sets, as created by readers, that make up `records`; each once."""
     if isinstance(records, SampledPrompts | AbsentPhrases):
         return _parts(records.records)
+    if isinstance(records, MixedRecords):
+        records = ConcatRecords([records.new, records.old])
     if not isinstance(records, ConcatRecords):
         return [records]
     parts = [part for each in records.parts for part in _parts(each)]

@@ -1,4 +1,4 @@
-"""`fiber.load`: load a trained model for inference."""
+"""`fiber.load`: load a trained model for inference; `fiber.merge`: interpolate between two."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from fiber.checkpoints.kept import read_kept
 from fiber.checkpoints.load import load_stored
+from fiber.checkpoints.merge import merge_stored
 from fiber.checkpoints.model_dir import StoredModel
 from fiber.checkpoints.stages import (
     PACKAGED,
@@ -27,7 +28,7 @@ from fiber.data.loader_config import check_arguments
 from fiber.inference.model import Model, Origin
 from fiber.inference.stages import StagedModel
 from fiber.inference.suggestions import suggest_keywords
-from fiber.messages import caller_level, shown
+from fiber.messages import caller_level, shown, shown_names
 
 #: Names that may be given as the second argument, the tokenizer.
 _DEVICES = ("cpu", "gpu", "mps", "cuda", "cuda:0")
@@ -113,6 +114,69 @@ def load(
             load_stored(folder, tokenizer, device=device, dtype=dtype, **options), limits
         )
     return StagedModel(loaded, read_kept(found))
+
+
+@suggest_keywords
+def merge(
+    base: Model | str | os.PathLike[str],
+    tuned: Model | str | os.PathLike[str],
+    weight: float = 0.5,
+) -> Model:
+    """Interpolate between the weights of a model and of one that was trained from it.
+
+    This is WiSE-FT (Wortsman et al. 2022): on the line between both sets of weights there are
+    models that keep most of what the first knew and most of what the second learned.
+
+    Weights are `(1 - weight) * base + weight * tuned` in float32. Those that are equal stay as they
+    are. With weight 0 and 1 they are those of `base` and `tuned` to the bit.
+
+    The result has the classes of both, those of `tuned` first; with weight 0 and 1, those of one.
+    `Model.save` writes a card that names both models and the weight, and `merged` in the training
+    config has their names and fingerprints. Numbers that were measured on either are not kept.
+
+    Args:
+        base: a model, or anything that `fiber.load` accepts: what training started from.
+        tuned: the trained model, with the same tensors.
+        weight: share of `tuned`, from 0 to 1.
+
+    Raises:
+        FileNotFoundError: if a model is missing.
+        TypeError: if a model is neither a path nor a `Model`, or `weight` is no number.
+        ValueError: if `weight` is out of range, or the models differ in family, stage, shapes or
+            names of tensors, config, tokenizer or answers; the message names what differs.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected a number from 0 to 1, got {shown(weight)}")
+    first, second = _to_merge("base", base), _to_merge("tuned", tuned)
+    return _model(merge_stored(first, second, weight), {})
+
+
+def _to_merge(argument: str, model: Model | str | os.PathLike[str]) -> StoredModel:
+    if not isinstance(model, (Model, str, os.PathLike)):
+        raise TypeError(
+            f"{argument}: expected a model or the path of one, got {type(model).__name__}"
+            f" {shown(model)}"
+        )
+    found = model if isinstance(model, Model) else load(model)
+    if isinstance(found, StagedModel):
+        raise ValueError(
+            f"{argument}: expected a model of one stage, got one of the stages"
+            f" {shown_names(found.stages)}; pass one of its folders, such as scenes/fine, or"
+            " model.stages[NAME]"
+        )
+    return StoredModel(
+        network=found.network,
+        path=found.origin.path,
+        tokenizer=found.tokenizer,
+        answers=found.answers,
+        classes=found.classes,
+        trained_on=found.trained_on,
+        dtype=found.dtype,
+        stored_dtype=found.origin.dtype,
+        kept=found.origin.kept,
+    )
 
 
 def _check_types(path: object, tokenizer: object, dtype: object, image_size: object) -> None:

@@ -33,7 +33,7 @@ from fiber.data.datasets.resolve import (
 from fiber.data.fingerprint import fingerprint_of
 from fiber.data.prompts.absent import AbsentPhrases
 from fiber.data.prompts.sampling import SampledPrompts
-from fiber.data.record import ConcatRecords, RecordSet
+from fiber.data.record import ConcatRecords, MixedRecords, RecordSet
 from fiber.data.skip_report import skip_lines
 from fiber.data.storage.held_out import ChosenRecords, divided, is_divisible
 from fiber.messages import shown, shown_names
@@ -41,7 +41,7 @@ from fiber.tasks.fields import first_part, split_source, task_of
 from fiber.training.config.run import RunConfig
 from fiber.training.task_training import TaskTraining, trainings_of
 from fiber.training.training_data import TrainingData
-from fiber.training.validation import lacks_held_out
+from fiber.training.validation import kept_evaluation, lacks_held_out
 
 
 def open_data(
@@ -53,6 +53,7 @@ def open_data(
     known: Vocabulary | None = None,
     from_scratch: bool = True,
     holds_out: bool = False,
+    keep: Data | None = None,
 ) -> TrainingData:
     """Open the records of every active task, the tokenizer and the answers.
 
@@ -69,6 +70,7 @@ def open_data(
         known: vocabulary of the initial model or of the resumed run.
         from_scratch: True if the run has no initial model; `data.train_tokenizer` then applies.
         holds_out: True to hold out a part of data without splits, if the run is validated.
+        keep: old data of the same tasks, of which `data.keep_share` of the records are.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
@@ -88,16 +90,13 @@ def open_data(
         records = _read_records(config, data, holds_out)
     else:
         records = _given_records(config, data)
+    old = _read_old(config, keep)
     trainings = trainings_of(config.tasks.active())
-    for name, found in records.items():
-        if len(found) == 0:
-            raise ValueError(f"data for task {name!r}: expected at least one record, got none")
-        trainings[task_of(name)].check_records(name, found)
-    lines = [f"{name}: {line}" for name, found in records.items() for line in skip_lines(found)]
-    choice = _choose_answers(config, records, trainings, fixed, known)
-    for name, found in records.items():
-        records[name], line = trainings[task_of(name)].usable_records(found, choice)
-        lines += [f"{name}: {line}"] if line else []
+    lines = [*_check_records(trainings, records), *_check_records(trainings, old, "--keep, ")]
+    both = _joined(records, old)
+    choice = _choose_answers(config, both, trainings, fixed, known)
+    lines += _drop_unusable(trainings, records, choice)
+    lines += _drop_unusable(trainings, old, choice, "--keep, ")
     if tokenizer is None:
         tokenizer = known.tokenizer if known else folder_tokenizer
         lacks_one = not known and not (folder_tokenizer and folder_tokenizer.is_file())
@@ -106,12 +105,16 @@ def open_data(
     if isinstance(tokenizer, str) and tokenizer == TRAIN_ONE:
         tokenizer = train_tokenizer(records)
         lines.append(f"trained a tokenizer with {tokenizer.vocab_size} tokens on the texts")
-    classes = next(filter(None, (t.classes(records[name]) for name, t in trainings.items())), ())
+    classes = next(filter(None, (t.classes(both[name]) for name, t in trainings.items())), ())
     classes = classes or (known.classes if known else ())
     vocabulary = Vocabulary(open_tokenizer(tokenizer, config.model), choice, classes)
     words = vocabulary.tokenizer
     if is_readable(data):
         _sample_prompts(config, trainings, records, words)
+    _sample_prompts(config, trainings, old, words)
+    for name, found in old.items():
+        new = records[name]
+        records[name] = MixedRecords(new, found, config.data.keep_share, config.train.seed)
     return TrainingData(
         records=records,
         vocabulary=vocabulary,
@@ -119,6 +122,63 @@ def open_data(
         skipped=tuple(lines),
         path=None if path is None else absolute(path),
     )
+
+
+def _read_old(config: RunConfig, keep: Data | None) -> dict[str, RecordSet]:
+    """Read the old data of a run's tasks; none if they are only evaluated."""
+    if keep is None or config.data.keep_share == 0:
+        return {}
+    try:
+        path = existing_data(keep) if isinstance(keep, (str, os.PathLike)) else keep
+        return _read_records(config, path, True, kept_evaluation(config))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--keep (keep=...): {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"--keep (keep=...): {error}; old data needs what the run trains on, or else"
+            " data.keep_share=0, which only evaluates it"
+        ) from error
+
+
+def _check_records(
+    trainings: Mapping[str, TaskTraining], records: Mapping[str, RecordSet], what: str = ""
+) -> list[str]:
+    """Check the records of each task; return what their readers report. `what` begins messages."""
+    for name, found in records.items():
+        if len(found) == 0:
+            raise ValueError(
+                f"{what}data for task {name!r}: expected at least one record, got none"
+            )
+        trainings[task_of(name)].check_records(name, found)
+    return [
+        f"{what}{name}: {line}" for name, found in records.items() for line in skip_lines(found)
+    ]
+
+
+def _joined(
+    records: Mapping[str, RecordSet], old: Mapping[str, RecordSet]
+) -> Mapping[str, RecordSet]:
+    """Return all records of each task, new ones first."""
+    return {
+        name: ConcatRecords([found, old[name]]) if name in old else found
+        for name, found in records.items()
+    }
+
+
+def _drop_unusable(
+    trainings: Mapping[str, TaskTraining],
+    records: dict[str, RecordSet],
+    answers: tuple[str, ...],
+    what: str = "",
+) -> list[str]:
+    """Drop the records that cannot be trained with some answers; return a line for each task."""
+    lines = []
+    for name, found in records.items():
+        records[name], line = trainings[task_of(name)].usable_records(found, answers)
+        lines += [f"{what}{name}: {line}"] if line else []
+        if what and not len(records[name]):
+            raise ValueError(f"{what}data for task {name!r}: no record can be trained; {line}")
+    return lines
 
 
 def _sample_prompts(
@@ -131,7 +191,7 @@ def _sample_prompts(
     for name, task in config.tasks.active().items():
         listed = {name: task.sources, first_part(name): task.first_sources}
         for part, sources in listed.items():
-            if sources:
+            if sources and part in records:
                 records[part] = trainings[name].sampled_records(
                     records[part], sources, config, tokenizer
                 )
@@ -167,6 +227,9 @@ def fingerprint(records: RecordSet) -> str:
         different = {id(part): part for part in records.parts}
         found_in = {key: fingerprint(part) for key, part in different.items()}
         parts = [found_in[id(part)] for part in records.parts]
+    elif isinstance(records, MixedRecords):
+        own = [fingerprint(records.new), fingerprint(records.old)]
+        parts = [*own, records.times, records.indices]
     elif isinstance(records, ChosenRecords):
         parts = [fingerprint(records.records), list(records.indices)]
     else:
@@ -181,8 +244,15 @@ def fingerprint(records: RecordSet) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def _read_records(config: RunConfig, data: Any, holds_out: bool) -> dict[str, RecordSet]:
-    """Read every active task's sources from a folder, an annotation file or rows in memory."""
+def _read_records(
+    config: RunConfig, data: Any, holds_out: bool, evaluation: str | None = None
+) -> dict[str, RecordSet]:
+    """Read every active task's sources from a folder, an annotation file or rows in memory.
+
+    With `holds_out`, a part of data without splits is held out for `evaluation`, by default that of
+    the run, if it is validated.
+    """
+    evaluation = (evaluation or config.validation.task) if holds_out else None
     records: dict[str, RecordSet] = {}
     for name, task in config.tasks.active().items():
         try:
@@ -191,7 +261,7 @@ def _read_records(config: RunConfig, data: Any, holds_out: bool) -> dict[str, Re
             for source in (*task.sources, *task.first_sources):
                 known, group = split_source(source)
                 if known not in read:
-                    read[known] = _read_source(config, known, data, task.reads_masks, holds_out)
+                    read[known] = _read_source(config, known, data, task.reads_masks, evaluation)
                 if source not in read:
                     read[source] = _of_group(read[known], known, group)
         except AmbiguousLayoutError as error:
@@ -296,13 +366,14 @@ def _of_group(records: RecordSet, source: str, group: str) -> RecordSet:
 
 
 def _read_source(
-    config: RunConfig, source: str, data: Any, masks: bool, holds_out: bool
+    config: RunConfig, source: str, data: Any, masks: bool, evaluation: str | None
 ) -> RecordSet:
     # Invalid boxes can only be dropped; "resample" replaces whole records.
     on_error = "raise" if config.data.on_error == "raise" else "skip"
     options = {"on_error": on_error, "shots": config.data.shots, "masks": masks}
     options = {name: value for name, value in options.items() if name in SOURCES[source].options}
     records = open_source(source, data, config.data.split, **options)
-    if holds_out and lacks_held_out(config, data) and is_divisible(records):
+    split = config.validation.split
+    if evaluation and lacks_held_out(evaluation, data, split) and is_divisible(records):
         return divided(records, "train")
     return records

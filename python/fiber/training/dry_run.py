@@ -23,10 +23,10 @@ from fiber.data.storage.remote_pack import remote_pack
 from fiber.env import cores_per_process
 from fiber.progress import say
 from fiber.training.config.run import RunConfig
-from fiber.training.data import open_data
 from fiber.training.distributed.processes import joined
 from fiber.training.run_dir import RunFolder
-from fiber.training.train import resolve_config, resolve_inputs
+from fiber.training.tracking.kept import open_kept_data
+from fiber.training.train import open_run_data, resolve_config, resolve_inputs
 from fiber.training.trainer import Trainer
 from fiber.training.training_data import TrainingData
 from fiber.training.validation import open_validation
@@ -56,6 +56,7 @@ def dry_run(
     data: Data,
     output: str | os.PathLike[str] | None = None,
     validation: Data | None = None,
+    keep: Data | None = None,
     init: str | os.PathLike[str] | None = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as on the command line)
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -72,7 +73,7 @@ def dry_run(
     Raises:
         ValueError, FileExistsError, FloatingPointError, MemoryError: see `fiber.train`.
     """
-    config, start, source = _fit(recipe, set, data, validation, init, tokenizer, answers)
+    config, start, source = _fit(recipe, set, data, validation, keep, init, tokenizer, answers)
     if output is not None:
         RunFolder(path=Path(output)).check(config, resume=False)
     data = remote_pack(data) if is_url(data) else data
@@ -108,6 +109,7 @@ def fitted_config(
     *,
     data: Data,
     validation: Data | None = None,
+    keep: Data | None = None,
     init: str | os.PathLike[str] | None = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as on the command line)
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -119,7 +121,7 @@ def fitted_config(
     those of the data. `fiber.train` takes it, or a file with it, as its recipe. Arguments and
     errors are those of `fiber.train`.
     """
-    return _fit(recipe, set, data, validation, init, tokenizer, answers)[0]
+    return _fit(recipe, set, data, validation, keep, init, tokenizer, answers)[0]
 
 
 def _fit(
@@ -127,6 +129,7 @@ def _fit(
     changes: Mapping[str, Any] | None,
     data: Data,
     validation: Data | None,
+    keep: Data | None,
     init: str | os.PathLike[str] | None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None,
     answers: Answers | None,
@@ -135,8 +138,12 @@ def _fit(
     config = resolve_config(recipe, changes)
     start, options = resolve_inputs(RunFolder(path=Path()), init, tokenizer, answers, resume=False)
     data = remote_pack(data) if is_url(data) else data
-    source = open_data(config, data, holds_out=validation is None, **options)
-    return source.fit_model(config).with_length(source.longest(config)), start, source
+    keep = remote_pack(keep) if is_url(keep) else keep
+    held_out = validation is None
+    config, source = open_run_data(config, data, keep, start, options, holds_out=held_out)
+    with tempfile.TemporaryDirectory() as made:
+        open_kept_data(config, source, keep, RunFolder(path=Path(made)), start, threads=1)
+    return config, start, source
 
 
 def _peak_bytes(device: torch.device) -> int:

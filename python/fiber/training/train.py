@@ -42,8 +42,10 @@ from fiber.training.distributed.processes import Processes, joined
 from fiber.training.metrics_file import read_metrics
 from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.callback import Callback
+from fiber.training.tracking.kept import KeptData, check_keep, open_kept_data
 from fiber.training.tracking.monitor import RunMonitor
 from fiber.training.trainer import Trainer
+from fiber.training.training_data import TrainingData
 from fiber.training.validation import open_validation
 
 
@@ -57,6 +59,8 @@ class Run:
     config: RunConfig
     #: Entries of metrics.jsonl.
     metrics: list[dict[str, Any]]
+    #: What is left of what the initial model knew, if old data is kept: contents of kept.json.
+    kept: dict[str, Any] | None = None
 
 
 @suggest_keywords
@@ -66,6 +70,7 @@ def train(
     data: Data,
     output: str | os.PathLike[str],
     validation: Data | None = None,
+    keep: Data | None = None,
     init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as on the command line)
@@ -87,6 +92,8 @@ def train(
         output: folder for config.json, metrics.jsonl, curves.png, checkpoints and the model.
         validation: data for selecting the best checkpoint, if the recipe sets `validation.task`.
             Default: the split `validation.split` of `data`, or a part that is held out.
+        keep: old data (no records) that the initial model should still know: mixed in by
+            `data.keep_share`, and evaluated before and after training (kept.json).
         init: path of the initial weights, which may be the folder of a finished model, a published
             checkpoint (only the backbone is loaded from the other stage), or a file or folder of
             encoder weights: Swin (Microsoft or timm keys), CLIP (OpenAI or transformers keys),
@@ -121,25 +128,78 @@ def train(
     with _all_ranks(folder, device, config.train.timeout_seconds) as processes:
         resume = resume or broadcast_object(folder.is_restart(), processes)
         quiet = quiet or not processes.is_first
-        log = (lambda message: None) if quiet else say
         monitor = RunMonitor(processes, callbacks)
         _fail_if_locked(folder, processes)
         start, options = resolve_inputs(folder, init, tokenizer, answers, resume=resume)
         data = remote_pack(data) if is_url(data) else data
-        source = open_data(config, data, holds_out=validation is None, **options)
-        config = source.fit_model(config).with_length(source.longest(config))
+        keep = remote_pack(keep) if is_url(keep) else keep
+        divides = validation is None
+        config, source = open_run_data(config, data, keep, start, options, holds_out=divides)
         folder.check(config, resume=resume)
+        threads = threads or cores_per_process()
+        old = open_kept_data(config, source, keep, folder, start, threads)
         wait_for_all(processes)  # Rank 0 next writes what other ranks' checks must not see.
-        if resume and folder.is_finished:
-            log(f"{folder.path}: the run is already finished; nothing was trained")
-        else:
-            chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
-            if reason:
-                log(reason)
-            own = {"init": start, "validation": chooser, "threads": threads or cores_per_process()}
-            with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
-                Trainer(config, source, folder, processes, monitor, quiet=quiet, **own).run()
-    return Run(folder=folder.path, config=config, metrics=read_metrics(folder.metrics_file))
+        how: dict[str, Any] = {"init": start, "threads": threads, "quiet": quiet, "resume": resume}
+        _train(config, source, folder, processes, monitor, old, data, validation, **how)
+        kept = None if old is None else old.finish(folder, processes, quiet=quiet)
+    metrics = read_metrics(folder.metrics_file)
+    return Run(folder=folder.path, config=config, metrics=metrics, kept=kept)
+
+
+def open_run_data(
+    config: RunConfig,
+    data: Data,
+    keep: Data | None,
+    start: StoredModel | EncoderStates | None,
+    options: dict[str, Any],
+    *,
+    holds_out: bool,
+) -> tuple[RunConfig, TrainingData]:
+    """Open the data of a run, and fit its configuration to them.
+
+    Args:
+        config: configuration that is not fitted.
+        data: as for `train`, but no URL.
+        keep: old data, as for `train`, but no URL.
+        start: initial weights, from `resolve_inputs`.
+        options: options of `open_data`, from `resolve_inputs`.
+        holds_out: see `open_data`.
+    """
+    check_keep(config, keep, start)
+    source = open_data(config, data, holds_out=holds_out, keep=keep, **options)
+    return source.fit_model(config).with_length(source.longest(config)), source
+
+
+def _train(
+    config: RunConfig,
+    source: TrainingData,
+    folder: RunFolder,
+    processes: Processes,
+    monitor: RunMonitor,
+    old: KeptData | None,
+    data: Data,
+    validation: Data | None,
+    *,
+    init: StoredModel | EncoderStates | None,
+    threads: int,
+    quiet: bool,
+    resume: bool,
+) -> None:
+    """Train a run that is not finished, after its initial model was evaluated on old data."""
+    log = (lambda message: None) if quiet else say
+    if resume and folder.is_finished:
+        log(f"{folder.path}: the run is already finished; nothing was trained")
+        return
+    chooser, reason = open_validation(config, source, data, validation, folder.checkpoints)
+    if reason:
+        log(reason)
+    own: dict[str, Any] = {"init": init, "validation": chooser, "threads": threads}
+    with _surroundings(folder, config, processes, resume=resume, quiet=quiet):
+        facts = {} if old is None else old.start(folder, processes)
+        trainer = Trainer(config, source, folder, processes, monitor, quiet=quiet, **own)
+        if old is not None:
+            old.write(facts, processes)
+        trainer.run()
 
 
 def resolve_config(recipe: str | RunConfig, changes: Mapping[str, Any] | None) -> RunConfig:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fiber.checkpoints.vocabulary.files import Vocabulary
-from fiber.data.record import RecordSet
+from fiber.data.record import MixedRecords, RecordSet
 from fiber.training.config.run import RunConfig
 
 
@@ -38,9 +38,10 @@ class TrainingData:
     def longest(self, config: RunConfig) -> int:
         """Return the largest number of records of an active task's own sources.
 
-        Those of `first_sources` are not counted: epochs are of a task's own sources.
+        Those of `first_sources` are not counted: epochs are of a task's own sources. With old
+        records beside new ones, an epoch is one pass over the new ones.
         """
-        return max(len(self.records[name]) for name in config.tasks.active())
+        return max(map(_pass_length, (self.records[name] for name in config.tasks.active())))
 
     @cached_property
     def answer_priors(self) -> tuple[float, ...]:
@@ -57,3 +58,7 @@ class TrainingData:
     def counts(self) -> dict[str, int]:
         """Return the number of records of each task."""
         return {name: len(records) for name, records in self.records.items()}
+
+
+def _pass_length(records: RecordSet) -> int:
+    return records.pass_length if isinstance(records, MixedRecords) else len(records)

@@ -28,10 +28,11 @@ from fiber.evaluation.processes import EvalProcesses
 from fiber.evaluation.tasks import needed_head, open_records
 from fiber.messages import shown, shown_names
 from fiber.models.registry import Network
-from fiber.tasks import all_evaluations, find_evaluation
+from fiber.tasks import all_evaluations, find_evaluation, find_task
+from fiber.tasks.fields import split_source
 from fiber.training.checkpoint.folder import best_file
 from fiber.training.checkpoint.layout import BEST
-from fiber.training.config.run import RunConfig
+from fiber.training.config.run import RunConfig, ValidationConfig
 from fiber.training.distributed.collectives import gather_results
 from fiber.training.distributed.processes import Processes
 from fiber.training.training_data import TrainingData
@@ -157,7 +158,7 @@ def open_validation(
             " only has"
             f" {', '.join(config.model.heads)}"
         )
-    divides = held_out is None and lacks_held_out(config, data)
+    divides = held_out is None and lacks_held_out(settings.task, data, settings.split)
     reason = (
         f"validation.task is {shown(settings.task)}, but the data has no held-out split; the model"
         f" of the last step is kept. {find_evaluation(settings.task).split_hint}, or pass"
@@ -174,12 +175,9 @@ def open_validation(
             f"{error} (needed for validation.task {shown(settings.task)}, validation.split"
             f" {shown(settings.split)}; disable it with --set validation.task=none)"
         ) from error
-    if divides:
-        if not is_divisible(records):
-            return None, reason
-        records = divided(records, "val")
-    if settings.pictures:
-        records = _of_some_images(records, settings.pictures)
+    if divides and not is_divisible(records):
+        return None, reason
+    records = _evaluated(records, settings, divides=divides)
     validation = Validation(
         task=settings.task,
         records=records,
@@ -190,15 +188,70 @@ def open_validation(
     return validation, ""
 
 
-def lacks_held_out(config: RunConfig, data: Data) -> bool:
-    """Return whether a validated run must divide its data: a file or rows without splits.
+def open_kept(config: RunConfig, source: TrainingData, keep: Data, checkpoints: Path) -> Validation:
+    """Open the held-out records of old data (`--keep`), which show what a model still knows.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if no records can be held out, or those that are evaluated are trained on.
+    """
+    task, settings = kept_evaluation(config), config.validation
+    trained = {*config.data.split.split("+")}
+    if config.data.keep_share and trained & {*settings.split.split("+")}:
+        raise ValueError(
+            f"--keep (keep=...) evaluates validation.split {shown(settings.split)} of the old data,"
+            f" which is trained on (data.split {shown(config.data.split)}); expected another split"
+        )
+    divides = lacks_held_out(task, keep, settings.split)
+    try:
+        records = open_records(keep, task, settings.split)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--keep (keep=...): {error}") from error
+    if divides and not is_divisible(records):
+        raise ValueError(
+            f"--keep (keep=...): {shown(str(keep))} has no split {shown(settings.split)}, and too"
+            " few images to hold out a part"
+        )
+    return Validation(
+        task=task,
+        records=_evaluated(records, settings, divides=divides),
+        vocabulary=source.vocabulary,
+        checkpoints=checkpoints,
+        limits=DecodeLimits(config.data.max_pixels, config.data.max_decode_bytes),
+    )
+
+
+def kept_evaluation(config: RunConfig) -> str:
+    """Return the evaluation of old data: that of the run's validation, or else of its first task.
+
+    Of the evaluations of a task, it is the first one whose source the task is trained on.
+    """
+    if config.validation.task is not None:
+        return config.validation.task
+    for name, options in config.tasks.active().items():
+        trained = {split_source(source)[0] for source in options.sources}
+        evaluations = find_task(name).evaluations
+        for evaluation, about in evaluations.items():
+            if about.source in trained:
+                return evaluation
+    raise ValueError(
+        "--keep (keep=...): no task of the run has an evaluation of its sources; choose one with"
+        " --set validation.task=TASK"
+    )
+
+
+def lacks_held_out(task: str, data: Data, split: str) -> bool:
+    """Return whether data must be divided to be evaluated: a file or rows without splits.
 
     Arguments must be those of a successful call to `open_source`.
     """
-    task = config.validation.task
-    if task is None or not is_readable(data):
-        return False
-    return not has_splits(find_evaluation(task).source, data, config.validation.split)
+    return is_readable(data) and not has_splits(find_evaluation(task).source, data, split)
+
+
+def _evaluated(records: RecordSet, settings: ValidationConfig, *, divides: bool) -> RecordSet:
+    """Return the records that are held out, of at most `settings.pictures` images."""
+    records = divided(records, "val") if divides else records
+    return _of_some_images(records, settings.pictures) if settings.pictures else records
 
 
 def _of_some_images(records: RecordSet, limit: int) -> RecordSet:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fiber.atomic_io import read_json, write_json, write_text
 from fiber.checkpoints.kept import CARD, METRICS, Kept
-from fiber.checkpoints.provenance import DATA_PATH, TRAINING
+from fiber.checkpoints.provenance import DATA_PATH, MERGED, TRAINING
 from fiber.messages import printable, shown
 
 #: The Hub's name of the task of a head; the first head of a model that has one decides.
@@ -185,6 +185,13 @@ def _without_paths(training: Mapping[str, Any]) -> dict[str, Any]:
     for name in (DATA_PATH, "init"):
         if isinstance(values.get(name), str):
             values[name] = PurePath(values[name]).name
+    if isinstance(merged := values.get(MERGED), Mapping):
+        values[MERGED] = {
+            part: {**each, "model": PurePath(str(each.get("model"))).name, "trained_on": None}
+            if isinstance(each, Mapping)
+            else each
+            for part, each in merged.items()
+        }
     return values
 
 

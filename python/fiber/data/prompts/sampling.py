@@ -26,7 +26,7 @@ from fiber.data.prompts.classes import (
 )
 from fiber.data.prompts.published import BACKGROUND, keep_positives, optimized_order
 from fiber.data.prompts.rules import PromptRules
-from fiber.data.record import ConcatRecords, Record, RecordSet
+from fiber.data.record import ConcatRecords, MixedRecords, Record, RecordSet
 from fiber.data.rng import MAX_RECORDS, Rng
 from fiber.data.storage.shard_order import ShardMap, shard_map_of
 from fiber.messages import shown
@@ -255,4 +255,6 @@ def dropped_boxes(records: RecordSet) -> int:
     """Return the number of boxes dropped by the `SampledPrompts` in a record set."""
     if isinstance(records, ConcatRecords):
         return sum(dropped_boxes(part) for part in records.parts)
+    if isinstance(records, MixedRecords):
+        return dropped_boxes(records.new) + dropped_boxes(records.old)
     return records.dropped_boxes if isinstance(records, SampledPrompts) else 0

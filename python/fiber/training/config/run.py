@@ -23,6 +23,13 @@ from fiber.tasks.transform import TransformConfig
 from fiber.training.config.lora import LoraConfig
 from fiber.training.config.tasks import TasksConfig, read_tasks
 
+#: Default of `DataConfig.keep_share`.
+KEEP_SHARE = 0.25
+
+
+def _is_own_share(value: float) -> bool:
+    return value != KEEP_SHARE
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -33,6 +40,9 @@ class DataConfig:
     #: Images per class for the source "detection", chosen as in the published few-shot training; 0
     #: uses all images.
     shots: int = 0
+    #: Share of old samples beside new ones, in [0, 1), if a run keeps old data (`--keep`); 0 only
+    #: measures what is left of what the initial model knew.
+    keep_share: float = field(default=KEEP_SHARE, metadata={IS_STORED: _is_own_share})
     #: Samples per optimizer step, over all ranks and accumulated micro-batches.
     batch_size: int = 64
     #: Order of the samples in an epoch, for any number of ranks: "uniform" is a random permutation;
@@ -70,6 +80,7 @@ class DataConfig:
             f"data.max_decode_bytes must be None or 1 or more, got {self.max_decode_bytes}",
         )
         _check_range(self, "data", ["shots"], 0)
+        _check_range(self, "data", ["keep_share"], 0, below=1)
         require(
             0 <= self.mlm_probability <= 1,
             f"data.mlm_probability must be in [0, 1], got {self.mlm_probability}",
