@@ -1,6 +1,7 @@
 """What several tests need: small models, a scenes dataset, an image; made once for a whole run."""
 
 import dataclasses
+import gc
 import os
 import shutil
 import signal
@@ -66,6 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # Where several processes run tests, the one that starts them sees every warning.
     if not config.getoption("--allow-warnings") and "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(NoWarnings())
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests and the modules that they import stay to the end; each full collection of
+    # garbage would look at all of them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

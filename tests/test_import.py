@@ -59,7 +59,8 @@ def test_a_first_answer_loads_no_compiler():
         "before = {*sys.modules}\n"
         "from PIL import Image\n"
         "image = Image.new('RGB', (64, 64), 'red')\n"
-        "assert fiber.load('scenes').ground(image, ['a red square', 'a circle'])\n"
+        "phrases = ['a red square', 'a circle']\n"
+        "assert fiber.load('scenes').ground(image, phrases, score_threshold=0)\n"
         "print({'torch._dynamo', 'torchvision', 'sympy'} & ({*sys.modules} - before))"
     )
     done = run(code)

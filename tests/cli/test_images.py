@@ -15,7 +15,7 @@ from fiber.checkpoints.model_dir import save_model
 from fiber.cli import main
 from fiber.config_io import replace_fields
 from fiber.data import load_image
-from fiber.inference.boxes import SCORE_THRESHOLD
+from fiber.inference.boxes import PHRASE_THRESHOLD, SCORE_THRESHOLD
 from fiber.inference.model import Model
 from fiber.models.fiber.image_text import FiberImageText
 
@@ -25,7 +25,7 @@ from .output import error_line, lines
 def test_help_tells_the_lowest_score(capsys):
     with pytest.raises(SystemExit):
         main(["detect", "--help"])
-    said = f"(default: {SCORE_THRESHOLD} for detect, 0 for ground)"
+    said = f"or without one {SCORE_THRESHOLD} for detect and {PHRASE_THRESHOLD:g} for ground)"
     assert said in " ".join(capsys.readouterr().out.split())
 
 

@@ -18,7 +18,7 @@ from fiber.cli import main, parser
 
 TABLE = """
 demo train recipes eval plan data
-ground detect segment answer caption match reason entail search
+ground detect segment answer caption match reason entail search calibrate
 map index serve web convert merge export bench tune doctor
 """
 COMMANDS = TABLE.split()

@@ -59,6 +59,7 @@ class TestTrain:
             "data": "d",
             "output": Path("runs/scenes_fine"),
             "validation": "v.jsonl",
+            "keep": None,
             "set": {"train.steps": "5", "optim.lr": "1e-3"},
             "init": "runs/demo/coarse",
             "tokenizer": None,

@@ -278,7 +278,7 @@ READERS = (
     Mistake(
         "run: errors of its config without the file",
         _RUN,
-        'raise ValueError(f"{self.config_file}: {error}") from error',
+        'raise ValueError(f"{path}: {error}") from error',
         "raise",
         _CONFIGS,
     ),

@@ -28,6 +28,7 @@ from fiber.training.config.tasks import QuestionTask, TasksConfig
 from fiber.training.metrics_file import draw_curves, read_metrics
 from fiber.training.run_dir import RunFolder, read_run_config
 from fiber.training.tracking.goodput import ATTEMPTS_FILE, Goodput, begin_attempt
+from fiber.training.tracking.kept import read_kept
 from tests.fuzz import seeds
 from tests.fuzz.generated.documents import Document, json_document
 from tests.fuzz.generated.verdict import complaint
@@ -95,6 +96,12 @@ def _read_config(folder: Path) -> None:
     run = RunFolder(folder)
     run.stored_config()
     run.stored_init()
+
+
+def _kept(count: int) -> dict[str, Any]:
+    metrics = {f"metric {number}": 0.5 for number in range(count + 1)}
+    own = {"data": "old", "task": "coco", "split": "val", "fingerprint": "0" * 64}
+    return {**own, "records": 9, "share": 0.25, "before": metrics, "after": {"ap": 0.5}}
 
 
 #: Metrics files of more bytes are not drawn, which would take long where work is counted.
@@ -191,6 +198,7 @@ def documents() -> list[Document]:
             "config.json of an encoder",
         ),
         run("data.json", _position, _read_position),
+        run("kept.json", _kept, lambda f: read_kept(RunFolder(f))),
         run("metrics.jsonl", _metrics, _read_metrics, _import_matplotlib),
         run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
         run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),

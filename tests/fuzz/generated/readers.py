@@ -158,6 +158,7 @@ READERS: dict[str, str | Reason] = {
     "training/run_dir.py:RunFolder.is_restart": Reason("compares bytes"),
     "training/tracking/goodput.py:_last_attempt": "metrics.jsonl",
     "training/tracking/goodput.py:begin_attempt": "metrics.jsonl",
+    "training/tracking/kept.py:read_kept": "kept.json",
     "training/tracking/tracker.py:stored_id": Reason("reads a line: tests/training/tracking"),
 }
 

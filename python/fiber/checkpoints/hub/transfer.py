@@ -20,12 +20,13 @@ from fiber.checkpoints.hub.names import PICKLES, SCHEME, HubModel, check_repo
 from fiber.checkpoints.kept import CARD, METRICS
 from fiber.checkpoints.model_dir import MODEL_FILES, STAGES
 from fiber.messages import shown, shown_names
+from fiber.metrics.presence import PRESENCE_FILE
 from fiber.terminal import unescaped
 
 #: Files of which a model, or an adapter, has both.
 _PAIRS = (("config.json", "model.safetensors"), (adapter.CONFIG, adapter.WEIGHTS))
 #: Names of the files that are downloaded and uploaded.
-_FILES = (*MODEL_FILES, CARD, METRICS, *_PAIRS[1], adapter.ABOUT)
+_FILES = (*MODEL_FILES, CARD, METRICS, PRESENCE_FILE, *_PAIRS[1], adapter.ABOUT)
 _ALL_FILES = [*_FILES, *(f"{stage}/{file}" for stage in STAGES for file in _FILES)]
 
 

@@ -18,8 +18,9 @@ from fiber.checkpoints.model_dir import StoredModel, load_model
 from fiber.checkpoints.provenance import absolute
 from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary
 from fiber.data.datasets.resolve import Data, is_readable
+from fiber.data.formats.json_values import is_number
 from fiber.evaluation.tasks import needed_head
-from fiber.messages import shown, shown_names
+from fiber.messages import printable, shown, shown_names
 from fiber.progress import say
 from fiber.tasks import find_evaluation
 from fiber.training.checkpoint.folder import newest_checkpoint
@@ -31,8 +32,15 @@ from fiber.training.run_dir import RunFolder
 from fiber.training.training_data import TrainingData
 from fiber.training.validation import Validation, open_kept
 
-#: File of the numbers in the folder of a run.
+#: File of the numbers in the folder of a run, and types of its fields, besides the metrics.
 KEPT = "kept.json"
+_FIELDS = {
+    **dict.fromkeys(("data", "task", "split", "fingerprint"), str),
+    "records": int,
+    "share": int | float,
+}
+#: Maximum number of characters of a path in a message.
+_MAX_PATH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +175,7 @@ def open_kept_data(
         if (stored := read_kept(folder)) is not None:
             raise ValueError(
                 f"the run in {folder.path} was started with old data; pass it again (--keep"
-                f" {stored.get('data') or 'DATA'}, keep=...)"
+                f" {printable(stored['data'], _MAX_PATH) or 'DATA'}, keep=...)"
             )
         return None
     assert isinstance(initial, StoredModel), "see check_keep"
@@ -198,7 +206,7 @@ def read_kept(folder: RunFolder) -> dict[str, Any] | None:
     """Read kept.json of a run; None if there is none.
 
     Raises:
-        ValueError: if it is no JSON object.
+        ValueError: if a field has the wrong type; the message names the file and the field.
     """
     file = folder.path / KEPT
     if not file.is_file():
@@ -206,6 +214,16 @@ def read_kept(folder: RunFolder) -> dict[str, Any] | None:
     found = read_json(file, MAX_JSON_BYTES)
     if not isinstance(found, dict):
         raise ValueError(f"{file}: expected a JSON object, got {shown(found)}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(found.get(name), kind):
+            raise ValueError(f"{file}: {name} is {shown(found.get(name))}; expected {kind}")
+    for name in ("before", "after"):
+        metrics = found.get(name, {})
+        # A metric without samples is NaN.
+        if not isinstance(metrics, dict) or not all(
+            is_number(value) or value != value for value in metrics.values()
+        ):
+            raise ValueError(f"{file}: {name} is {shown(metrics)}; expected numbers by metric")
     return found
 
 
