@@ -165,7 +165,11 @@ def test_what_is_wrong_is_shown(page, drawing, tmp_path):
 def test_an_example_is_asked(page):
     page.get_by_role("tab", name="Caption").click()
     panel = page.get_by_role("tabpanel").filter(has=page.locator("#run-caption"))
+    images = panel.locator("img")
+    shown = images.count()
     panel.locator("table img, .gallery img, .gallery-item img").first.click()
+    # The preview is shown when the example is there.
+    expect(images).to_have_count(shown + 1)
     page.locator("#run-caption").click()
     lines = page.locator("#lines-caption textarea")
     expect(lines).not_to_have_value("", timeout=60_000)
