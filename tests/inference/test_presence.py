@@ -56,9 +56,9 @@ class TestPresence:
         assert len(found) == 0 and found.asked == PHRASES
         order = np.argsort(plain.indices)
         expected = PRESENCE.phrase.presence(plain.scores[order])
-        np.testing.assert_allclose(found.presence, expected, atol=1e-6)
+        np.testing.assert_array_equal(found.presence, expected)
         again = fine.ground(pictures[0], PHRASES, boxes_per_phrase=3, score_threshold=0.0)
-        np.testing.assert_allclose(again.presence, expected, atol=1e-6)
+        np.testing.assert_array_equal(again.presence, expected)
 
     def test_classes_of_a_longer_prompt_have_another_map(self, calibrated, pictures):
         names = ["circle", "star", "ring"]
@@ -68,7 +68,7 @@ class TestPresence:
         best = [every.scores[every.indices == label].max() for label in range(3)]
         expected = PRESENCE.classes.presence(np.array(best), 3)
         # Also of classes whose boxes are beyond the limit.
-        np.testing.assert_allclose(together.presence, expected, atol=1e-6)
+        np.testing.assert_array_equal(together.presence, expected)
         assert len(together) == 1
 
     def test_default_thresholds_are_those_of_the_kind_of_prompt(self, fine, pictures, monkeypatch):

@@ -11,7 +11,8 @@ from fiber.data.record import MixedRecords
 from fiber.synthetic.scenes import generate
 from fiber.training.data import fingerprint, open_data
 from fiber.training.dry_run import dry_run, fitted_config
-from fiber.training.tracking.kept import KEPT
+from fiber.training.run_dir import RunFolder
+from fiber.training.tracking.kept import KEPT, read_kept
 from fiber.training.train import train
 from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
@@ -205,6 +206,29 @@ def test_a_run_goes_on_with_its_old_data(new, small_scenes, start, finished, tmp
     assert rejected("expected a JSON object", **own, output=folder, keep=small_scenes)
     (folder / KEPT).unlink()
     assert rejected("started without old data", **own, output=folder, keep=small_scenes)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"data": 3}, "data is 3"),
+        ({"task": None}, "task is None"),
+        ({"records": "12"}, "records is '12'"),
+        ({"share": []}, r"share is \[\]"),
+        ({"before": [0.5]}, r"before is \[0\.5\]; expected numbers by metric"),
+        ({"after": {"ap": "high"}}, "after is .*'high'.*; expected numbers by metric"),
+        ({"after": {"ap": 10**400}}, "after is .*; expected numbers by metric"),
+    ],
+)
+def test_damaged_numbers_are_named(tmp_path, change, problem):
+    whole = {"data": "old", "task": "coco", "split": "val", "records": 12, "share": 0.25}
+    whole |= {"fingerprint": "0" * 64, "before": {"ap": 0.5, "novel": float("nan")}}
+    folder = RunFolder(tmp_path)
+    (tmp_path / KEPT).write_text(json.dumps(whole))
+    assert read_kept(folder)["before"]["ap"] == 0.5
+    (tmp_path / KEPT).write_text(json.dumps(whole | change))
+    with pytest.raises(ValueError, match=rf"kept\.json: {problem}"):
+        read_kept(folder)
 
 
 def test_a_dry_run_and_the_command(new, small_scenes, start, tmp_path, monkeypatch, capsys):

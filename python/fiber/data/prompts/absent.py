@@ -109,7 +109,7 @@ class ObjectWords:
 
 
 class AbsentPhrases:
-    """Records of which some, chosen anew every epoch, ask for a phrase that is not in the image.
+    """Records of which some, drawn again each epoch, ask for a phrase that is not in the image.
 
     Such a record has the image of the original, a phrase of another record and no boxes. Of some
     phrases, the absent one that shares most words with the objects of the image is taken. Where
