@@ -192,7 +192,8 @@ $(HF)/.installed: $(VENV)/.installed-dev .ci/oldest-requirements
 	$(BIN)/python -m venv $(HF)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(PURELIB)')')" \
 	  > "$$($(HF)/bin/python -c '$(PURELIB)')/layer.pth"
-	$(HF)/bin/python -m pip install --quiet $$(.ci/oldest-requirements hf)
+	# Newer versions bring the package kernels, of which 5.0 needs its own version (its extra hub-kernels).
+	$(HF)/bin/python -m pip install --quiet $$(.ci/oldest-requirements hf | sed 's/^transformers/&[hub-kernels]/')
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/oldest-requirements $(RUST_FILES)
