@@ -197,10 +197,7 @@ class Trainer:
         self.strategy.prepare(self.step)
         self.compiled = CompiledBackbone(self.model.backbone) if config.train.compile else None
         self.writer = CheckpointWriter(
-            self.folder.checkpoints,
-            self.processes,
-            keep=config.train.keep_checkpoints,
-            timeout_seconds=config.train.timeout_seconds,
+            self.folder.checkpoints, self.processes, keep=config.train.keep_checkpoints
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, config.optim, config.lora)

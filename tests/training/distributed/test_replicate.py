@@ -1,5 +1,6 @@
 """Gradients that are averaged while backward runs: the mean over ranks, whatever a step reaches."""
 
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -42,12 +43,18 @@ def backward(model, names, scale):
         sum((p * scale * torch.arange(1.0, len(p) + 1)).sum() for p in parameters).backward()
 
 
+def timeout_of(group):
+    return group._get_backend(CPU).options._timeout
+
+
 def reduced(steps, bucket_elements):
     """Gradients of each step on a rank, None as an empty tensor."""
     replicate.BUCKET_ELEMENTS = bucket_elements
     rank, model = dist.get_rank(), Toy()
-    strategy = Replicate(Processes(rank=rank, world_size=2, device=CPU))
+    processes = Processes(rank=rank, world_size=2, device=CPU, timeout_seconds=77)
+    strategy = Replicate(processes)
     strategy.prepare(SimpleNamespace(model=model))
+    assert timeout_of(strategy._group) == timedelta(seconds=77)
     found = []
     for passes in steps:
         model.zero_grad(set_to_none=True)

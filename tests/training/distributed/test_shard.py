@@ -1,5 +1,6 @@
 """Sharded weights, gradients and optimizer state: sizes, files, and whole copies."""
 
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,9 @@ def sharded_step(strategy="shard", size=0):
     run = config_of("coarse")
     torch.manual_seed(0)
     step = TrainStep(build_model(run.model), run.tasks)
-    processes = Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=CPU)
+    processes = Processes(
+        rank=dist.get_rank(), world_size=dist.get_world_size(), device=CPU, timeout_seconds=77
+    )
     settings = TrainConfig(strategy=strategy, shard_size=size)
     chosen = choose_strategy(settings, processes)
     chosen.prepare(step)
@@ -212,6 +215,12 @@ def whole_models(strategy, size):
     expected = build_model(run.model).state_dict()
     # As an EMA of the weights: sharded where they are.
     own = step.model.state_dict()
+    if strategy == "hybrid":
+        mesh = next(iter(own.values())).device_mesh
+        assert mesh.mesh.tolist() == [[0, 1], [2, 3]]
+        for dim in range(2):
+            backend = mesh.get_group(dim)._get_backend(CPU)
+            assert backend.options._timeout == timedelta(seconds=77)
     weights = {name: 2 * tensor for name, tensor in own.items()}
     before, versions = torch.get_rng_state(), {n: local(t).clone() for n, t in own.items()}
     with chosen.whole_model(step.model, weights) as whole:

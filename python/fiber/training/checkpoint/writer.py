@@ -7,10 +7,9 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 import torch.distributed as dist
 from torch import Tensor
@@ -40,12 +39,9 @@ class CheckpointWriter:
         checkpoints: folder of the run's checkpoints.
         processes: all ranks must make the same calls.
         keep: number of checkpoints to keep.
-        timeout_seconds: longest time that a rank waits for the others.
     """
 
-    def __init__(
-        self, checkpoints: Path, processes: Processes, *, keep: int, timeout_seconds: float = 600.0
-    ) -> None:
+    def __init__(self, checkpoints: Path, processes: Processes, *, keep: int) -> None:
         self.checkpoints, self.processes, self.keep = checkpoints, processes, keep
         self._staging = Staging()
         self._thread: threading.Thread | None = None
@@ -57,10 +53,7 @@ class CheckpointWriter:
             # The thread's collectives go beside those of the training steps, so they need a group
             # of their own, and on the CPU. It is created before the first step, since a rank that
             # waits for a new group does not notice that another one has died.
-            timeout = timedelta(seconds=timeout_seconds)
-            backend = "gloo" if dist.get_backend() == "nccl" else None
-            group = dist.new_group(backend=backend, timeout=timeout)
-            self._group = cast(dist.ProcessGroup, group)
+            self._group = processes.new_group("gloo" if dist.get_backend() == "nccl" else None)
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    #: Longest time that a rank waits for the others in a collective.
+    timeout_seconds: float = 600.0
     #: Life signs of all ranks; None on a single process and in a process group of the caller.
     heartbeat: Heartbeat | None = field(default=None, repr=False, compare=False)
 
@@ -41,6 +43,14 @@ class Processes:
     def is_first(self) -> bool:
         """True on rank 0, which writes files and messages."""
         return self.rank == 0
+
+    def new_group(self, backend: str | None = None) -> dist.ProcessGroup:
+        """Return another process group of all ranks, with the same timeout.
+
+        PyTorch's own default is that of its backends, not that of the first group.
+        """
+        timeout = timedelta(seconds=self.timeout_seconds)
+        return cast(dist.ProcessGroup, dist.new_group(backend=backend, timeout=timeout))
 
 
 @contextmanager
@@ -71,7 +81,9 @@ def joined(
         torch.cuda.set_device(kind)
     # The caller's process group, if any, is used but not destroyed.
     if world_size == 1 or dist.is_initialized():
-        yield Processes(rank=rank, world_size=world_size, device=kind)
+        yield Processes(
+            rank=rank, world_size=world_size, device=kind, timeout_seconds=timeout_seconds
+        )
         return
     _initialize(rank, world_size, kind, timeout_seconds)
     # A store of the agents outlives the processes: keys of an earlier start must not be read.
@@ -83,7 +95,13 @@ def joined(
     heartbeat = Heartbeat(keys, rank, world_size, timeout_seconds=timeout_seconds)
     try:
         with heartbeat:
-            yield Processes(rank=rank, world_size=world_size, device=kind, heartbeat=heartbeat)
+            yield Processes(
+                rank=rank,
+                world_size=world_size,
+                device=kind,
+                timeout_seconds=timeout_seconds,
+                heartbeat=heartbeat,
+            )
     finally:
         destroy_group()
 

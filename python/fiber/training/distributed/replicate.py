@@ -86,7 +86,7 @@ class Replicate:
             return
         # Ranks may start a bucket and the collectives of a loss in different orders, if their
         # batches have different graphs, so they must not share a group.
-        self._group = cast(dist.ProcessGroup, dist.new_group())
+        self._group = self.processes.new_group()
         self.parameters = [p for p in step.model.parameters() if p.requires_grad]
         for index, parameter in enumerate(self.parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._accumulated, index))

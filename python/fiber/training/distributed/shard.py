@@ -6,9 +6,11 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fiber.config_io import require
@@ -134,12 +136,22 @@ class Shard:
         yield whole
 
     def _mesh(self) -> DeviceMesh:
-        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
         device, groups = self.processes.device.type, self.processes.world_size // self.size
         if groups == 1:
             return init_device_mesh(device, (self.size,))
-        return init_device_mesh(device, (groups, self.size), mesh_dim_names=("replicate", "shard"))
+        # A mesh would make the same groups, without our timeout.
+        ranks = torch.arange(self.processes.world_size).view(groups, self.size)
+        timeout = timedelta(seconds=self.processes.timeout_seconds)
+        own = [
+            cast(
+                dist.ProcessGroup,
+                dist.new_subgroups_by_enumeration(lists.tolist(), timeout=timeout)[0],
+            )
+            for lists in (ranks.T, ranks)
+        ]
+        return DeviceMesh.from_group(own, device, ranks, mesh_dim_names=("replicate", "shard"))
 
     def _policy(self, model: nn.Module) -> MixedPrecisionPolicy:
         from torch.distributed.fsdp import MixedPrecisionPolicy
