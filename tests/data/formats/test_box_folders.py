@@ -1,14 +1,17 @@
 """YOLO and Pascal VOC: the same boxes as in COCO format, and what is wrong with a folder."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fiber.data.datasets.resolve import open_source
-from fiber.data.formats.folders.voc import read_xml
-from fiber.data.formats.folders.yolo import read_yaml
+from fiber.data.formats.folders import rows, yaml_file, yolo
+from fiber.data.formats.folders.rows import images_in
+from fiber.data.formats.folders.voc import read_xml, voc
+from fiber.data.formats.folders.yaml_file import read_yaml
 from fiber.data.skip_report import classes_of, skip_lines
 from fiber.data.tools.discover import parts_of
 
@@ -263,6 +266,12 @@ def test_a_wrong_line_is_named(line, tmp_path):
         ("nc: 3\nnames: [a, b]\n", "nc '3', but 2 names"),
         ("names: &x [a, *x]\n", "alias"),
         ("names: " + "[" * 5000 + "\n", "not valid YAML"),
+        ("names: " + "[" * 40 + "]" * 40 + "\n", "line 1 has more than 32 levels"),
+        ("names: [a, b]\nnames: [a, b]\n", "line 2 has the key 'names' twice"),
+        ("names: [a, b]\n[c]: d\n", "line 2 has the key .* is no text"),
+        (NAMES + "train: {a: b}\n", r"'train' \{'a': 'b'\}; expected a folder of images"),
+        (NAMES + 'val: "a\\0b"\n', "'val'.*; expected a folder of images"),
+        (NAMES + "val:\n" + "- images\n" * 1001, "1,001 places of images in 'val'"),
     ],
 )
 def test_a_wrong_description_is_named(text, said, tmp_path):
@@ -271,6 +280,54 @@ def test_a_wrong_description_is_named(text, said, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"data.yaml.*{said}"):
         open_source("detection", path, "train")
+
+
+def test_a_place_of_many_names_is_read_once(tmp_path, monkeypatch):
+    listed = []
+    monkeypatch.setattr(yolo, "images_in", lambda path: listed.append(path) or images_in(path))
+    counts = []
+    for count in (1, 1000):
+        root = tmp_path / str(count)
+        places = "".join(f"- {'./' * number}images\n" for number in range(count))
+        write_yolo(root, "flat", data_yaml=f"{NAMES}train:\n{places}")
+        listed.clear()
+        assert len(open_source("detection", root / "data.yaml", "train+val")) == 10
+        counts.append(len(listed))
+    assert counts[0] == counts[1]
+
+
+def test_an_image_of_many_files_is_measured_once(tmp_path, monkeypatch):
+    write_voc(tmp_path, "Annotations", "images")
+    for number in range(10):
+        path = tmp_path / "Annotations" / f"{number}.xml"
+        path.write_text(re.sub("<size>.*</size>", "", voc_xml(f"{number % 2}.jpg", [])))
+    measured = []
+    monkeypatch.setattr(rows, "size_of", lambda path: measured.append(path) or (HEIGHT, WIDTH))
+    voc(tmp_path, "train", annotations=tmp_path / "Annotations")
+    assert sorted(path.name for path in measured) == ["0.jpg", "1.jpg"]
+
+
+def test_a_list_that_names_an_image_twice(tmp_path):
+    write_voc(tmp_path, "Annotations", "JPEGImages")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("1\n\n2\n../Annotations/1\n2\n")
+    with pytest.raises(ValueError, match=r"train\.txt: line 4 names '\.\./Annotations/1' again"):
+        open_source("detection", tmp_path, "train")
+    records = open_source("detection", tmp_path, "train+val", on_error="skip")
+    assert sorted(found(records)) == ["1.jpg", "2.jpg"] and len(records) == 2
+    assert any("names of images that are listed again" in line for line in skip_lines(records))
+
+
+def test_a_yaml_of_too_many_values_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "data.yaml"
+    path.write_text("names:\n- a\n- b\n")
+    # Two names, the list, its key and the whole.
+    monkeypatch.setattr(yaml_file, "_MAX_VALUES", 5)
+    assert read_yaml(path) == {"names": ["a", "b"]}
+    monkeypatch.setattr(yaml_file, "_MAX_VALUES", 4)
+    with pytest.raises(ValueError, match=r"data\.yaml: line 4 has more than 4 values"):
+        read_yaml(path)
 
 
 def test_a_yaml_of_another_tool_is_no_dataset(tmp_path):
@@ -343,6 +400,9 @@ HOSTILE = {
     "open": "<annotation>",
     "other": "<html/>",
     "entity": "<annotation>&a;</annotation>",
+    # Codecs of Python's, of which expat asks for every byte.
+    "multi-byte": '<?xml version="1.0" encoding="utf-7"?><annotation/>',
+    "no text": '<?xml version="1.0" encoding="rot13"?><annotation/>',
     "long": "<annotation>" + " " * (1 << 22) + "</annotation>",
 }
 

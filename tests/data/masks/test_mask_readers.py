@@ -340,6 +340,7 @@ def test_ade20k(ade):
     [
         ("", "begins with ''"),
         ("Idx\tRatio\n", "expected columns Idx and Name"),
+        ("Name\tIdx\nwall\n", "line 2 has Idx '' and Name 'wall'"),
         ("Idx\tName\n0\ta\n", "line 2 has Idx '0'"),
         ("Idx\tName\n256\ta\n", "line 2 has Idx '256'"),
         ("Idx\tName\n1\t \n", "Name ''"),

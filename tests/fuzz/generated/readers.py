@@ -76,7 +76,7 @@ READERS: dict[str, str | Reason] = {
     "data/formats/folders/yolo.py:_Labels._read": _FOLDER_FORMATS,
     "data/formats/folders/yolo.py:_listed": _FOLDER_FORMATS,
     "data/formats/folders/yolo.py:_names_of": _FOLDER_FORMATS,
-    "data/formats/folders/yolo.py:read_yaml": _FOLDER_FORMATS,
+    "data/formats/folders/yaml_file.py:read_yaml": _FOLDER_FORMATS,
     "data/formats/generated.py:other_version": "dataset.json",
     "data/formats/json_values.py:parse_json": "own.jsonl",
     "data/formats/line_reader.py:LineReader._cells": "train.csv",

@@ -85,7 +85,7 @@ def _read_classes(path: Path) -> list[_Class]:
     found: dict[int, _Class] = {}
     for number, line in enumerate(lines[1:], 2):
         values = dict(zip(columns, (value.strip() for value in line.split("\t")), strict=False))
-        index, name = values["Idx"], values.get("Name", "").split(",")[0].strip()
+        index, name = values.get("Idx", ""), values.get("Name", "").split(",")[0].strip()
         if not (index.isdecimal() and len(index) < 4 and 0 < int(index) <= _MAX_CLASSES and name):
             raise ValueError(
                 f"{path}: line {number} has Idx {shown(index)} and Name {shown(name)}; expected a"

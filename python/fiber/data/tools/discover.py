@@ -31,7 +31,7 @@ from fiber.data.formats import jsonl, line_reader, rows
 from fiber.data.formats.annotation_file import read_json
 from fiber.data.formats.arrow import IMAGES
 from fiber.data.formats.arrow_table import open_table
-from fiber.data.formats.folders import yolo
+from fiber.data.formats.folders.yaml_file import read_yaml
 from fiber.data.formats.json_values import split_problem
 from fiber.data.formats.layout import LINES, PART_SUFFIXES, TABLES, Layout
 from fiber.data.formats.line_reader import LineReader
@@ -315,7 +315,7 @@ def _keys_of(path: Path) -> tuple[str, Mapping[str, Collection[str]]]:
     if path.suffix in (".jsonl", ".csv") or line_reader.is_list(path):
         return "lines", dict.fromkeys(jsonl.fields_in(path), ())
     if path.suffix in (".yaml", ".yml"):
-        return "yaml", dict.fromkeys(yolo.read_yaml(path), ())
+        return "yaml", dict.fromkeys(read_yaml(path), ())
     if path.suffix != ".json":
         return "", {}
     keys = {}

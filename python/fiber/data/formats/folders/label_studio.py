@@ -26,7 +26,6 @@ from fiber.data.formats.folders.rows import (
     BoxFiles,
     class_list,
     files_in,
-    size_of,
     tried,
 )
 from fiber.data.formats.json_values import file_name_problem, is_integer, is_number
@@ -139,7 +138,7 @@ class _Tasks(BoxFiles):
 
     def _size_of(self, image: Path) -> tuple[int, int]:
         try:
-            return size_of(image)
+            return self.size_of(image)
         except ValueError as problem:
             raise ValueError(f"{self._file.where}: {problem}") from None
 

@@ -43,6 +43,7 @@ class BoxFiles(RowSource):
     def __init__(self, on_error: str) -> None:
         super().__init__()
         self.skips_errors = on_error == "skip"
+        self._sizes: dict[Path, tuple[int, int] | str] = {}
 
     def rows(self, kind: str) -> Iterator[DataRow]:
         """Yield the rows; see `RowSource`."""
@@ -51,6 +52,18 @@ class BoxFiles(RowSource):
     @abstractmethod
     def boxes(self) -> Iterator[DataRow]:
         """Yield a row for each image."""
+
+    def size_of(self, image: Path) -> tuple[int, int]:
+        """Return the (height, width) of an image, which is read once; see `size_of`."""
+        if image not in self._sizes:
+            try:
+                self._sizes[image] = size_of(image)
+            except ValueError as problem:
+                self._sizes[image] = str(problem)
+        found = self._sizes[image]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
 
     def refuse(self, error: Exception, counted: str) -> None:
         """Raise an error, or count it if errors are skipped."""

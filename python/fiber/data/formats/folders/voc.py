@@ -12,6 +12,7 @@ note says so. `classes.json` may list the names of all classes.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,6 @@ from fiber.data.formats.folders.rows import (
     first_folder,
     images_in,
     read_small,
-    size_of,
 )
 from fiber.data.formats.json_values import file_name_problem, is_number
 from fiber.data.formats.row_records import DataRow, RowRecords, box_records
@@ -106,13 +106,23 @@ class _Annotations(BoxFiles):
             self._files = files_in(annotations, _XML)
         else:
             root = first_folder(folder / name for name in ("Annotations", "annotations")) or folder
-            names = [
-                line.split()[0] for line in read_small(annotations).splitlines() if line.split()
-            ]
-            for name in names:
+            files: dict[str, Path] = {}
+            for number, line in enumerate(read_small(annotations).split("\n"), 1):
+                if not line.split():
+                    continue
+                name = line.split()[0]
                 if (problem := file_name_problem(name)) is not None:
-                    raise ValueError(f"{annotations} has {problem}")
-            self._files = [root / f"{name}{_XML}" for name in names]
+                    raise ValueError(f"{annotations}: line {number} has {problem}")
+                file = root / f"{name}{_XML}"
+                # One file may be called by any number of names.
+                if (place := os.path.realpath(file)) in files:
+                    error = ValueError(
+                        f"{annotations}: line {number} names {shown(name)} again; expected each"
+                        " image once"
+                    )
+                    self.refuse(error, "names of images that are listed again")
+                files.setdefault(place, file)
+            self._files = list(files.values())
         self._images: dict[Path, dict[str, Path]] = {}
         self._names = class_list(folder)
 
@@ -128,7 +138,7 @@ class _Annotations(BoxFiles):
             try:
                 tree = read_xml(file)
                 image = self._image(file, tree)
-                size = _size(file, tree) or size_of(image)
+                size = _size(file, tree) or self.size_of(image)
                 found.append((file, image, size, *self._objects(file, tree)))
             except (OSError, ValueError) as error:
                 self.refuse(error, "annotations that cannot be read")
@@ -225,6 +235,12 @@ def read_xml(path: Path) -> ElementTree.Element:
         tree = ElementTree.fromstring(content)
     except (expat.ExpatError, ElementTree.ParseError, LookupError) as problem:
         raise ValueError(f"{path} is not valid XML: {problem}") from None
+    except ValueError as problem:
+        # From above, or from a codec of Python's that expat asks for an encoding.
+        said = str(problem)
+        raise ValueError(
+            said if str(path) in said else f"{path} is not valid XML: {said}"
+        ) from None
     if tree.tag != "annotation":
         raise ValueError(f"{path} has the element {shown(tree.tag)}; expected <annotation>")
     return tree

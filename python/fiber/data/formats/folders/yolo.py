@@ -12,11 +12,10 @@ size of the stored image. An image without such a file, or with an empty one, ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from fiber.data.formats.annotation_boxes import Box
 from fiber.data.formats.folders.rows import (
@@ -26,9 +25,9 @@ from fiber.data.formats.folders.rows import (
     files_in,
     images_in,
     read_small,
-    size_of,
     tried,
 )
+from fiber.data.formats.folders.yaml_file import read_yaml
 from fiber.data.formats.json_values import file_name_problem
 from fiber.data.formats.row_records import DataRow, RowRecords, box_records
 from fiber.data.prompts.classes import clean_class_name
@@ -41,32 +40,8 @@ _YAML = (".yaml", ".yml")
 _COLUMNS = "expected class, x and y of the center, width, height"
 #: Fractions are out of [0, 1] by at most this much, which rounding explains.
 _SLACK = 0.01
-
-
-class _Loader(yaml.BaseLoader):
-    """Loader of texts, lists and mappings without aliases, which could repeat a part endlessly."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name); expected plain values")
-        return super().compose_node(parent, index)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file with a mapping, whose values are texts, lists and mappings.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no such file.
-    """
-    try:
-        found = yaml.load(read_small(path), _Loader)
-    except (yaml.YAMLError, RecursionError) as problem:
-        said = " ".join(str(problem).split())[:300]
-        raise ValueError(f"{path} is not valid YAML: {said}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must have names of fields, such as names; got {shown(found)}")
-    return found
+#: Maximum number of folders and lists of a split.
+_MAX_PLACES = 1000
 
 
 def find(path: Path) -> dict[str, Path]:
@@ -130,6 +105,7 @@ class _Labels(BoxFiles):
         is_yaml = description.suffix in _YAML
         content = read_yaml(description) if is_yaml else {}
         self._names = _names_of(description, content)
+        _check_places(description, content)
         self._keypoints = "kpt_shape" in content
         self._images = _images_of(description, content, split)
         if not self._images:
@@ -147,14 +123,16 @@ class _Labels(BoxFiles):
 
     def boxes(self) -> Iterator[DataRow]:
         """Yield a row for each image."""
-        labels: dict[Path, Path] = {}
+        labels, stems = dict[Path, Path](), dict[Path, set[str]]()
+        for path in self._images:
+            stems.setdefault(path.parent, set()).add(path.stem)
         for path in self._images:
             folder = path.parent
             if folder not in labels:
                 labels[folder] = _labels_folder(folder)
-                self._check_images(folder, labels[folder])
+                self._check_images(folder, labels[folder], stems[folder])
             try:
-                height, width = size_of(path)
+                height, width = self.size_of(path)
             except (OSError, ValueError) as error:
                 self.refuse(_with_name(path, error), "images that cannot be read")
                 continue
@@ -164,9 +142,8 @@ class _Labels(BoxFiles):
             values["image_id"] = str(path)
             yield DataRow(str(file), f"{folder.name}/{path.name}", values, (str(path),))
 
-    def _check_images(self, images: Path, labels: Path) -> None:
+    def _check_images(self, images: Path, labels: Path, here: set[str]) -> None:
         """Check that each label file has an image, if the whole folder is of this split."""
-        here = {path.stem for path in self._images if path.parent == images}
         if here != {path.stem for path in images_in(images)}:
             return
         for file in files_in(labels, ".txt"):
@@ -261,13 +238,36 @@ def _names_of(path: Path, content: dict[str, Any]) -> list[str]:
     return names
 
 
+def _given(content: dict[str, Any], split: str) -> Any:
+    """Return what a description says about the images of a split, or None."""
+    return next((content[n] for n in SPLIT_NAMES.get(split, (split,)) if content.get(n)), None)
+
+
+def _check_places(description: Path, content: dict[str, Any]) -> None:
+    """Check what a description says about the images of its splits."""
+    for split in SPLIT_NAMES:
+        given = _given(content, split)
+        values = given if isinstance(given, list) else [given] * (given is not None)
+        if len(values) > _MAX_PLACES:
+            raise ValueError(
+                f"{description} has {len(values):,} places of images in {split!r}; expected at most"
+                f" {_MAX_PLACES:,} folders and lists"
+            )
+        for value in values:
+            if not isinstance(value, str) or file_name_problem(value) is not None:
+                raise ValueError(
+                    f"{description} has {split!r} {shown(value)}; expected a folder of images, a"
+                    " file (.txt) that lists images, or a list of these"
+                )
+
+
 def _places(description: Path, content: dict[str, Any], split: str) -> list[Path]:
     """Return the places where the images of a split may be, likely ones first."""
     root, aliases = description.parent, SPLIT_NAMES.get(split, (split,))
     if description.parent.name == "labels":
         root = root.parent
-    given = next((content[name] for name in aliases if content.get(name)), None)
-    values = given if isinstance(given, list) else [given]
+    given = _given(content, split)
+    values = given[:_MAX_PLACES] if isinstance(given, list) else [given]
     base = content.get("path")
     places = []
     for value in values:
@@ -287,7 +287,11 @@ def _places(description: Path, content: dict[str, Any], split: str) -> list[Path
             (root / "images" / name).is_dir() for names in SPLIT_NAMES.values() for name in names
         ):
             places.append(root / "images")
-    return list(dict.fromkeys(places))
+    # One place may be called by any number of names.
+    found = dict[str, Path]()
+    for place in places:
+        found.setdefault(os.path.realpath(place), place)
+    return list(found.values())
 
 
 def _images_of(description: Path, content: dict[str, Any], split: str) -> list[Path]:
