@@ -226,7 +226,7 @@ def test_results_of_another_task_are_refused(coarse, mixed_images, tmp_path, mon
     with pytest.raises(ValueError, match=r"caption.*embed"):
         Index.create(tmp_path / "new", tmp_path / "captions")
     fiber.map(mixed_images, "embed", tmp_path / "half", model=coarse, rank=0, ranks=2)
-    with pytest.raises(ValueError, match="units 1 of 3"):
+    with pytest.raises(ValueError, match="1 of 3 units are missing"):
         index.add(tmp_path / "half")
     with pytest.raises(FileNotFoundError):
         index.add(tmp_path / "nothing")

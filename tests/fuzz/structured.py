@@ -23,7 +23,7 @@ KINDS = {
     "pickle_programs": ("programs",),
     "stored_configs": ("stored_configs",),
     "run_indexes": ("runs",),
-    "json_files": ("configs", "headers", "packs"),
+    "json_files": ("configs", "headers", "packs", "bulk"),
     "annotations": ("annotations",),
     "text_tables": ("tables",),
     "model_folders": ("graphs", "adapters"),

@@ -14,12 +14,15 @@ from fiber.atomic_io import write_file
 from fiber.bulk.annotator import Annotator
 from fiber.bulk.duplicates import similar_groups
 from fiber.bulk.map import model_fingerprint
-from fiber.bulk.output import read_complete, require_arrow, unit_file
+from fiber.bulk.output import read_complete, unit_file
+from fiber.bulk.parquet import read_rows, read_table_of, require_arrow, vectors_in
 from fiber.bulk.sources import reopen
 from fiber.bulk.store import (
     FILE,
+    SOURCE_FIELDS,
     Store,
     nearest_rows,
+    next_deleted,
     remove_unused,
     write_index,
     write_segment,
@@ -153,8 +156,7 @@ class Index:
             )
         with writing(self.folder):
             self._store = Store(self.folder)
-            names = ("data", "source", "splits", "fingerprint")
-            source = {name: about["source"][name] for name in names}
+            source = {name: about["source"][name] for name in SOURCE_FIELDS}
             sources = list(self._store.about["sources"])
             if source not in sources:
                 sources.append(source)
@@ -172,23 +174,23 @@ class Index:
         self, folder: Path, about: Mapping[str, Any], source: int
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield vectors and columns of each unit, without rows that are in the index."""
-        arrow, parquet = require_arrow("fiber.Index")
+        arrow, _ = require_arrow("fiber.Index")
         known = set[tuple[str, str]]()
         if self._store.count:
             alive = self._store.columns.filter(arrow.array(self._store.alive()))
             known.update(zip(alive["key"].to_pylist(), alive["image"].to_pylist(), strict=True))
         for unit in range(about["source"]["units"]):
-            table = parquet.read_table(str(unit_file(folder, unit)))
+            path = unit_file(folder, unit)
+            table = read_rows(path)
             if known:
                 pairs = zip(table["key"].to_pylist(), table["image"].to_pylist(), strict=True)
                 table = table.filter(
                     arrow.array([pair not in known for pair in pairs], arrow.bool_())
                 )
-            vectors = table["embedding"].combine_chunks()
-            flat = vectors.flatten().to_numpy(zero_copy_only=False)
+            vectors = vectors_in(table, "embedding", path)
             numbers = arrow.array(np.full(len(table), source, np.int32))
             columns = table.drop_columns(["embedding"]).append_column("source", numbers)
-            yield flat.reshape(len(table), self._store.width), columns
+            yield vectors, columns
 
     def search(
         self,
@@ -316,14 +318,20 @@ class Index:
             FileNotFoundError, ValueError: if the source has moved or changed; the message names it.
         """
         number, record = hit.columns["source"], hit.columns["record"]
-        about = self._store.about["sources"][number]
-        if number not in self._sources:
-            self._sources[number] = reopen(about["data"], about["source"], about["splits"])
-        records = self._sources[number]
-        if record >= len(records) or (found := records[record]).key != hit.key:
+        sources = self._store.about["sources"]
+        if not 0 <= number < len(sources):
             raise ValueError(
-                f"{about['data']} has changed since it was embedded: record {record} is no longer"
-                f" {shown(hit.key)}; embed it again"
+                f"{self.folder / FILE} has {len(sources)} sources; row {hit.row} is of number"
+                f" {number}"
+            )
+        about = sources[number]
+        if number not in self._sources:
+            self._sources[number] = reopen(about, f"{self.folder / FILE}: sources.{number}")
+        records = self._sources[number]
+        if not 0 <= record < len(records) or (found := records[record]).key != hit.key:
+            raise ValueError(
+                f"{self.folder}: {about['data']} has changed since it was embedded: record {record}"
+                f" is no longer {shown(hit.key)}; embed it again"
             )
         return found.images[0]
 
@@ -355,8 +363,7 @@ class Index:
         return count
 
     def _write_deleted(self, deleted: np.ndarray) -> None:
-        before = self._store.about.get("deleted") or "deleted-000000.npy"
-        name = f"deleted-{int(before[8:14]) + 1:06d}.npy"
+        name = next_deleted(self._store.about.get("deleted"))
 
         def write(part: Path) -> None:
             with part.open("wb") as file:
@@ -425,8 +432,7 @@ class Index:
 
 
 def _width(folder: Path, about: Mapping[str, Any]) -> int:
-    _, parquet = require_arrow("fiber.Index")
     if not about["source"]["units"]:
         raise ValueError(f"{folder} has no records; expected embeddings of images")
-    schema = parquet.read_schema(str(unit_file(folder, 0)))
-    return int(schema.field("embedding").type.list_size)
+    path = unit_file(folder, 0)
+    return vectors_in(read_table_of(path, ["embedding"]), "embedding", path).shape[1]

@@ -21,10 +21,10 @@ from fiber.bulk.output import (
     done_units,
     join_errors,
     read_description,
-    require_arrow,
     row_schema,
     write_description,
 )
+from fiber.bulk.parquet import require_arrow
 from fiber.bulk.ranks import Rank, is_orphan
 from fiber.bulk.sources import BulkRecords, name_of_image, open_records
 from fiber.config_io import to_dict

@@ -10,12 +10,11 @@ Files are written under another name, flushed to the disk and renamed.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,9 +30,17 @@ from fiber.atomic_io import (
     read_json,
     write_file,
 )
+from fiber.bulk.parquet import (
+    check_columns,
+    parquet_errors,
+    read_rows,
+    read_table_of,
+    require_arrow,
+    types_of,
+)
 from fiber.bulk.tasks import BulkTask, find_bulk_task
-from fiber.data.formats.json_values import is_integer
-from fiber.messages import shown, shown_names
+from fiber.data.formats.json_values import MAX_ID, is_integer, is_utf8
+from fiber.messages import printable, shown, shown_names
 
 #: Version of the schema of `map.json` and of the Parquet files.
 VERSION = 1
@@ -41,24 +48,24 @@ VERSION = 1
 DESCRIPTION, ROWS, ERRORS = "map.json", "rows", "errors"
 #: Maximum size of `map.json` in bytes.
 _MAX_JSON_BYTES = 1 << 24
+#: Length in characters of the name of a field in messages.
+_MAX_KEY = 60
 #: Least number of rows that are written at once.
 _ROW_GROUP = 1024
+#: Fields of the objects `source` and `model` of `map.json`, and their types.
+SOURCE_FIELDS: dict[str, type] = {
+    "data": str,
+    "source": str,
+    "splits": list,
+    "records": int,
+    "units": int,
+    "fingerprint": str,
+}
+MODEL_FIELDS: dict[str, type] = {"name": str, "fingerprint": str}
+#: Where the texts of the records come from.
+_TEXTS_FROM = ("none", "option", "records", "model")
 #: Fields of `map.json` that say where things are, which may change between two runs.
 _PLACES = {"model.name", "source.data"}
-
-
-def require_arrow(what: str) -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet.
-
-    Raises:
-        ModuleNotFoundError: if pyarrow is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{what} needs pyarrow: pip install 'fiber-vl[arrow]'", name="pyarrow"
-        ) from None
 
 
 def row_schema(task: BulkTask, width: int | None = None) -> Any:
@@ -283,9 +290,63 @@ def read_description(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is not one that this version of fiber reads.
     """
-    found = read_format(folder / DESCRIPTION, "fiber.map", VERSION)
-    find_bulk_task(str(found.get("task")))
+    path = folder / DESCRIPTION
+    found = read_format(path, "fiber.map", VERSION)
+    check_fields(path, found, {"task": str, "source": dict, "texts": dict})
+    try:
+        task = find_bulk_task(found["task"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    check_fields(path, found["source"], SOURCE_FIELDS, "source")
+    if task.method is not None:
+        check_fields(path, found, {"model": dict})
+        check_fields(path, found["model"], MODEL_FIELDS, "model")
+    if found["texts"].get("from") not in _TEXTS_FROM:
+        raise ValueError(
+            f"{path}: texts.from is {shown(found['texts'].get('from'))}; expected one of"
+            f" {shown_names(_TEXTS_FROM)}"
+        )
     return found
+
+
+def check_fields(
+    path: Path, found: Mapping[str, Any], fields: Mapping[str, type], name: str = ""
+) -> None:
+    """Check the types of fields of an object in a JSON file.
+
+    Args:
+        path: the file.
+        found: the object.
+        fields: type of each field. Integers are 0 or more, and lists are of strings.
+        name: name of the object in the file.
+
+    Raises:
+        ValueError: if a field is missing or has another type; the message names it.
+    """
+    for field, kind in fields.items():
+        value = found.get(field)
+        if kind is int:
+            is_fit = is_integer(value)
+        elif kind is list:
+            is_fit = isinstance(value, list) and all(map(_is_text, value))
+        else:
+            is_fit = _is_text(value) if kind is str else isinstance(value, kind)
+        if not is_fit:
+            full = f"{name}.{field}" if name else field
+            raise ValueError(f"{path}: {full} is {shown(value)}; expected {_EXPECTED[kind]}")
+
+
+#: Types of fields in messages.
+_EXPECTED = {
+    str: "a string",
+    int: f"an integer of 0 to {MAX_ID}",
+    list: "a list of strings",
+    dict: "an object",
+}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and is_utf8(value)
 
 
 def read_format(path: Path, form: str, version: int) -> dict[str, Any]:
@@ -319,33 +380,34 @@ def read_complete(folder: Path, task: str | None = None) -> dict[str, Any]:
             f"{folder} has results of {shown(about['task'])}; expected those of {task!r}"
         )
     units, done = about["source"]["units"], done_units(folder)
-    if missing := [str(unit) for unit in range(units) if unit not in done]:
+    # A damaged file may name any number of units.
+    if missing := units - sum(unit < units for unit in done):
+        first = next(unit for unit in range(units) if unit not in done)
         raise ValueError(
-            f"{folder} is not complete: units {shown_names(missing)} of {units} are missing; run"
-            " `fiber map` again"
+            f"{folder} is not complete: {missing:,} of {units:,} units are missing, the first one"
+            f" is {first}; run `fiber map` again"
         )
     return about
 
 
 def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    stored, own = _flat(found), _flat(json.loads(json.dumps(expected)))
-    for name in own | stored:
-        if name not in _PLACES and stored.get(name) != own.get(name):
-            raise ValueError(
-                f"{path}: the results there are of another run: {name} is"
-                f" {shown(stored.get(name))}, now {shown(own.get(name))}; pass a new folder, or"
-                " delete this one"
-            )
+    for name, stored, own in _differences(found, json.loads(json.dumps(expected))):
+        raise ValueError(
+            f"{path}: the results there are of another run: {name} is {shown(stored)}, now"
+            f" {shown(own)}; pass a new folder, or delete this one"
+        )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{before}{name}.")
-        else:
-            out[before + name] = value
-    return out
+def _differences(
+    stored: Mapping[str, Any], own: Mapping[str, Any], before: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the names and both values of fields that differ, no deeper than `own` goes."""
+    for key in {**own, **stored}:
+        name, there, here = f"{before}{printable(key, _MAX_KEY)}", stored.get(key), own.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            yield from _differences(there, here, f"{name}.")
+        elif name not in _PLACES and there != here:
+            yield name, there, here
 
 
 def join_errors(folder: Path, units: int) -> dict[str, int] | None:
@@ -356,20 +418,23 @@ def join_errors(folder: Path, units: int) -> dict[str, int] | None:
         "truncated".
     """
     arrow, parquet = require_arrow("fiber map")
-    if len(done_units(folder) & set(range(units))) < units:
+    if sum(unit < units for unit in done_units(folder)) < units:
         return None
     rows = truncated = 0
     tables = [error_schema().empty_table()]
     for unit in range(units):
-        file = parquet.ParquetFile(str(unit_file(folder, unit)))
+        path, errors = unit_file(folder, unit), unit_file(folder, unit, ERRORS)
+        with parquet_errors(path):
+            file = parquet.ParquetFile(str(path))
         rows += file.metadata.num_rows
-        if "truncated" in file.schema_arrow.names:
-            values = file.read(["truncated"])["truncated"].to_pylist()
-            truncated += sum(values)
+        has_cut = "truncated" in file.schema_arrow.names
         file.close()
-        errors = unit_file(folder, unit, ERRORS)
+        if has_cut:
+            column = read_table_of(path, ["truncated"])
+            check_columns(path, column, {"truncated": "bool"})
+            truncated += sum(column["truncated"].to_pylist())
         if errors.exists():
-            tables.append(parquet.read_table(str(errors)))
+            tables.append(read_rows(errors, types_of(error_schema())).select(error_schema().names))
     joined = arrow.concat_tables(tables)
     remove_parts_of(folder, range(units))
     write_table(folder / "errors.parquet", joined)

@@ -9,7 +9,8 @@ from typing import Any
 
 from fiber.bulk.annotator import Annotator
 from fiber.bulk.map import BATCH_SIZE, compute_batches
-from fiber.bulk.output import columns_table, require_arrow, row_schema
+from fiber.bulk.output import columns_table, row_schema
+from fiber.bulk.parquet import require_arrow
 from fiber.bulk.sources import open_records
 from fiber.data.record import AnyPath
 

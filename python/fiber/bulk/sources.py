@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from fiber.data.storage.remote_pack import local_path
 from fiber.data.storage.shard_order import ShardedRecords
 from fiber.data.storage.tar import TarFile
 from fiber.data.tools.discover import Part, parts_of
-from fiber.messages import shown_names
+from fiber.messages import printable, shown, shown_names
 
 #: Name of the source of images without texts.
 IMAGES = "images"
+#: Length in characters of the part of an error of the data that is shown.
+_MAX_REASON = 1000
 #: Number of records of a unit of a source without shards.
 UNIT_RECORDS = 1024
 #: Sources whose records have the texts of a kind, best first.
@@ -187,18 +189,31 @@ def open_records(
     return BulkRecords(where, chosen, tuple(own), records, fingerprint_of(records), kind)
 
 
-def reopen(data: str, source: str, splits: Sequence[str]) -> RecordSet:
-    """Open the records that `open_records` chose, from the fields of `map.json`.
+def reopen(about: Mapping[str, Any], where: str) -> RecordSet:
+    """Open the records that `open_records` chose.
+
+    Args:
+        about: fields "data", "source" and "splits", as in `map.json`.
+        where: the place of these fields, which errors name.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_records`.
+        FileNotFoundError: if the data do not exist.
+        ValueError: if they cannot be read, or have no such records any more.
     """
-    if source == IMAGES:
-        found = _bare_images(local_path(data))
-        if found is None:
-            raise ValueError(f"{data} has no images any more")
-        return found
-    return _concatenated(source, local_path(data), splits)
+    data, source = about["data"], about["source"]
+    try:
+        path = local_path(data)
+        if source != IMAGES:
+            if not about["splits"]:
+                raise ValueError(f"expected one or more splits of {shown(source)}, got none")
+            return _concatenated(source, path, about["splits"])
+        found = _bare_images(path)
+    except (OSError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{where}: {printable(str(error), _MAX_REASON)}") from error
+    if found is None:
+        raise ValueError(f"{where}: {shown(data)} has no images any more")
+    return found
 
 
 def name_of_image(record: Record) -> str:

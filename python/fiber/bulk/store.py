@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,9 +25,17 @@ import numpy as np
 
 from fiber import _core
 from fiber.atomic_io import PART, explain_write_errors, flush_to_disk, write_file
-from fiber.bulk.output import read_format, require_arrow, write_table
+from fiber.bulk.output import (
+    MODEL_FIELDS,
+    check_fields,
+    read_format,
+    write_table,
+)
+from fiber.bulk.output import SOURCE_FIELDS as MAP_SOURCE_FIELDS
+from fiber.bulk.parquet import OF_RECORDS, parquet_errors, read_rows, require_arrow
+from fiber.data.formats.json_values import is_integer
 from fiber.env import usable_cores
-from fiber.messages import shown
+from fiber.messages import printable, shown
 
 #: Version of the format.
 VERSION = 1
@@ -34,8 +43,16 @@ VERSION = 1
 FILE, VECTORS, COLUMNS = "index.json", "vectors", "columns"
 #: Rows of a block, of which a thread does one at a time.
 BLOCK_ROWS = 32_768
-#: Fields of index.json, and their types.
-_FIELDS = {"model": dict, "width": int, "sources": list, "segments": list}
+#: Fields of a source in index.json.
+SOURCE_FIELDS = {
+    name: kind for name, kind in MAP_SOURCE_FIELDS.items() if name not in ("records", "units")
+}
+#: Length in characters of the part of an error of NumPy that is shown.
+_MAX_REASON = 240
+#: Maximum number of components of an embedding.
+_MAX_WIDTH = 1 << 20
+#: Names of segments and of files of deletions, which are parts of paths.
+_SEGMENT, _DELETED = re.compile(r"[0-9]{6,18}"), re.compile(r"deleted-([0-9]{6,18})\.npy")
 
 
 class Store:
@@ -82,15 +99,16 @@ class Store:
     def columns(self) -> Any:
         """The columns of all rows, a pyarrow table."""
         if self._columns is None:
-            arrow, parquet = require_arrow("fiber.Index")
+            arrow, _ = require_arrow("fiber.Index")
             tables = []
             for segment in self.about["segments"]:
                 path = self.folder / COLUMNS / f"{segment['name']}.parquet"
-                table = parquet.read_table(str(path))
+                table = read_rows(path, OF_RECORDS | {"source": "int32"})
                 if len(table) != segment["rows"]:
                     raise ValueError(f"{path} has {len(table)} rows; expected {segment['rows']}")
                 tables.append(table)
-            self._columns = arrow.concat_tables(tables, promote_options="default")
+            with parquet_errors(self.folder / COLUMNS):
+                self._columns = arrow.concat_tables(tables, promote_options="default")
         return self._columns
 
     def alive(self) -> np.ndarray:
@@ -99,10 +117,16 @@ class Store:
         if name is None:
             return np.ones(self.count, bool)
         path = self.folder / name
-        deleted = np.load(path, allow_pickle=False)
+        try:
+            # Mapped, so that a header cannot ask for more than the file has.
+            deleted = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OverflowError) as error:
+            reason = printable(str(error), _MAX_REASON)
+            raise ValueError(f"{path} cannot be read: {reason}") from None
         # Rows that were added since are not deleted.
         if deleted.dtype != bool or deleted.ndim != 1 or len(deleted) > self.count:
-            raise ValueError(f"{path} has {deleted.dtype} {deleted.shape}; expected one bool a row")
+            found = printable(f"{deleted.dtype} {deleted.shape}", _MAX_REASON)
+            raise ValueError(f"{path} has {found}; expected one bool a row")
         return np.concatenate([~deleted, np.ones(self.count - len(deleted), bool)])
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -128,22 +152,35 @@ class Store:
 
 def _read_index(path: Path) -> dict[str, Any]:
     about = read_format(path, "fiber.index", VERSION)
-    for name, kind in _FIELDS.items():
-        if not isinstance(about.get(name), kind):
-            raise ValueError(
-                f"{path}: {name} is {shown(about.get(name))}; expected {kind.__name__}"
-            )
+    check_fields(path, about, {"model": dict, "width": int})
+    check_fields(path, about["model"], MODEL_FIELDS, "model")
+    if not 0 < about["width"] <= _MAX_WIDTH:
+        raise ValueError(f"{path}: width is {about['width']}; expected 1 to {_MAX_WIDTH}")
+    for field in ("sources", "segments"):
+        entries = about.get(field)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise ValueError(f"{path}: {field} is {shown(entries)}; expected a list of objects")
+    for number, source in enumerate(about["sources"]):
+        check_fields(path, source, SOURCE_FIELDS, f"sources.{number}")
     for segment in about["segments"]:
-        name = segment.get("name") if isinstance(segment, dict) else None
-        rows = segment.get("rows") if isinstance(segment, dict) else None
-        # A name is part of a path.
-        is_name = isinstance(name, str) and name.isdecimal()
-        if not is_name or not isinstance(rows, int) or rows < 0:
+        name = segment.get("name")
+        is_name = isinstance(name, str) and _SEGMENT.fullmatch(name)
+        if not is_name or not is_integer(segment.get("rows")):
             raise ValueError(f"{path}: a segment is {shown(segment)}; expected a name and its rows")
     deleted = about.get("deleted")
-    if deleted is not None and (not isinstance(deleted, str) or Path(deleted).name != deleted):
-        raise ValueError(f"{path}: deleted is {shown(deleted)}; expected the name of a file")
+    is_name = isinstance(deleted, str) and _DELETED.fullmatch(deleted)
+    if deleted is not None and not is_name:
+        raise ValueError(
+            f"{path}: deleted is {shown(deleted)}; expected the name of a file, such as"
+            " 'deleted-000001.npy'"
+        )
     return about
+
+
+def next_deleted(before: str | None) -> str:
+    """Return the name of the file of deletions that follows another one."""
+    found = None if before is None else _DELETED.fullmatch(before)
+    return f"deleted-{int(found[1]) + 1 if found else 1:06d}.npy"
 
 
 def write_index(folder: Path, about: Mapping[str, Any]) -> None:

@@ -187,7 +187,8 @@ def test_data_that_changed(small_scenes, coarse, tmp_path):
         ({"format": "other"}, "fiber.cleaning"),
         ({"version": 7}, "version 7"),
         ({"source": {"data": 3}}, "source.data"),
-        ({"source": None}, "source.data"),
+        ({"source": None}, "source is None"),
+        ({"kind": "other"}, "kind is 'other'"),
     ],
 )
 def test_damaged_tables(tables, tmp_path, changes, named):

@@ -12,6 +12,7 @@ from typing import Any
 from tests.fuzz.generated import (
     annotations,
     archives,
+    bulk_folders,
     checkpoints,
     json_files,
     mask_files,
@@ -56,6 +57,7 @@ def documents() -> tuple[Document, ...]:
     found = [*checkpoints.documents(), *runs.documents(), *json_files.documents()]
     found += [*annotations.documents(), *text_tables.documents(), *archives.documents()]
     found += [*archives.packs(), *mask_files.documents(), *model_folders.documents()]
+    found += bulk_folders.documents()
     return tuple(found)
 
 

@@ -94,6 +94,22 @@ SMALL = {
         "detector.strides.0 = 10^400",
     ),
     "fiber.json": ("model.max_tokens = 10^400", "model.key swin = escape"),
+    "map.json of embeddings": (
+        "source.units = 2^62",
+        "key model = None",
+        "model = None",
+        "source = path",
+        "task = list of null",
+        "texts = letter",
+    ),
+    "index.json": (
+        "sources.0.source = letter",
+        "segments.0.rows = 2^62",
+        "deleted = path",
+        "model = 10^400",
+        "sources.0.key splits = empty object",
+    ),
+    "clean.json": ("source.splits = letter", "source = None", "key kind = None"),
     "index/train-detection.jsonl": (
         "0.key image_id = lone surrogate",
         "1.boxes_xyxy.0.2 = 10^400",

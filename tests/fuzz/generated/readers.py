@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[3] / "python" / "fiber"
 #: Folders of the package that read files which others may have written.
 _FOLDERS = (
     *("data", "checkpoints", "inference", "metrics", "models", "runtime", "training"),
-    *("hf", "tasks", "evaluation"),
+    *("hf", "tasks", "evaluation", "bulk"),
 )
 #: Functions and methods that parse, or return the content of a file.
 _PARSERS = frozenset(
@@ -23,7 +23,7 @@ _PARSERS = frozenset(
         *("read_json", "read_text", "read_bytes", "read_pickle", "read_integers", "read_small"),
         *("loads", "parse_json", "reader", "fromstring", "ZipFile", "open_file", "open_stream"),
         *("frombuf", "safe_open", "unpack", "iter_unpack", "frombuffer", "from_file", "from_json"),
-        *("b64decode", "fromfile", "literal_eval"),
+        *("b64decode", "fromfile", "literal_eval", "ParquetFile", "read_table", "read_schema"),
     }
 )
 
@@ -112,6 +112,13 @@ READERS: dict[str, str | Reason] = {
     "data/tools/pack.py:_Packer.finish": _OWN,
     "data/tools/pack.py:_members": _IMAGES,
     "data/collate.py:_to_tensor": _OWN,
+    # Folders of `fiber map`, `fiber index` and `fiber data score`.
+    "bulk/cleaning/filter.py:_copy_images": _IMAGES,
+    "bulk/output.py:_compare": _OWN,
+    "bulk/output.py:join_errors": "map.json of embeddings",
+    "bulk/output.py:read_format": "map.json of embeddings",
+    "bulk/parquet.py:read_table_of": "index.json",
+    "data/formats/arrow_table.py:_open_parquet": Reason("tests.fuzz has a target of such files"),
     # Models.
     "checkpoints/adapters/files.py:read_about": "fiber.json",
     "checkpoints/adapters/files.py:read_adapter_config": "adapter_config.json",

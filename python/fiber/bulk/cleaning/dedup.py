@@ -24,14 +24,15 @@ from fiber.bulk.cleaning.tables import (
     RecordTable,
     check_output,
     image_rows,
-    read_table,
+    read_record_table,
     vectors_of,
     write_cleaned,
 )
 from fiber.bulk.duplicates import connected, similar_pairs
 from fiber.bulk.map import Progress, summary
 from fiber.bulk.map import map as bulk_map
-from fiber.bulk.output import DESCRIPTION, read_complete, require_arrow
+from fiber.bulk.output import DESCRIPTION, read_complete
+from fiber.bulk.parquet import require_arrow
 from fiber.bulk.perceptual_hash import MAX_DISTANCE, near_pairs
 from fiber.data.record import AnyPath, RecordSet
 from fiber.messages import shown
@@ -123,7 +124,7 @@ def find_duplicates(
         own = {name: value for name, value in options.items() if name in _LIMITS}
         bulk_map(data, "hash", hashes, source=source, split=split, **settings, **own)
     about = read_complete(hashes, "hash")["source"]
-    table = read_table(hashes)
+    table = read_record_table(hashes)
     records = table.opened()
     images = _Images(table, records)
     near: _Pairs = {}
@@ -133,7 +134,7 @@ def find_duplicates(
         settings |= {"source": about["source"], "split": "+".join(about["splits"]) or None}
         embedded = folder / _EMBEDDINGS
         bulk_map(about["data"], "embed", embedded, model=model, **settings, **options)
-        _add_embeddings(near, images, read_table(embedded), similarity)
+        _add_embeddings(near, images, read_record_table(embedded), similarity)
     rows = _rows(images, near)
     counts = {
         "images": len(rows["record"]),

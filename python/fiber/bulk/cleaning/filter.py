@@ -16,9 +16,9 @@ from fiber.bulk.cleaning.tables import (
     RecordTable,
     image_names,
     image_rows,
-    read_table,
+    read_record_table,
 )
-from fiber.bulk.output import require_arrow
+from fiber.bulk.parquet import require_arrow
 from fiber.bulk.sources import IMAGES, BareImages, name_of_image
 from fiber.bulk.where import Condition, column_kinds, parse_where
 from fiber.data.fingerprint import fingerprint_of
@@ -123,7 +123,7 @@ def filter_records(
     require_arrow("fiber data filter")
     if not tables:
         raise ValueError("filter: expected one or more folders, got none")
-    read = [read_table(each) for each in tables]
+    read = [read_record_table(each) for each in tables]
     _check_same_data(read)
     # A row of each record, if there is such a table.
     read.sort(key=lambda table: not table.is_of_records)

@@ -15,13 +15,14 @@ from fiber.bulk.cleaning.tables import (
     check_output,
     image_names,
     image_rows,
-    read_table,
+    read_record_table,
     vectors_of,
     write_cleaned,
 )
 from fiber.bulk.map import Progress, summary
 from fiber.bulk.map import map as bulk_map
-from fiber.bulk.output import read_complete, require_arrow
+from fiber.bulk.output import read_complete
+from fiber.bulk.parquet import require_arrow
 from fiber.bulk.store import nearest_rows
 from fiber.data.record import AnyPath, RecordSet
 
@@ -89,7 +90,7 @@ def score_texts(
     about = read_complete(matches, "match")["source"]
     own_split = "+".join(about["splits"]) or None
     bulk_map(data, "embed", embeddings, source=about["source"], split=own_split, **settings)
-    table, embedded = read_table(matches), read_table(embeddings)
+    table, embedded = read_record_table(matches), read_record_table(embeddings)
     records = table.opened()
     rows = _rows(table, embedded, records, embedder.stage)
     counts = {

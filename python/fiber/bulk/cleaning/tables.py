@@ -19,22 +19,26 @@ import numpy as np
 from fiber.atomic_io import PART, write_file
 from fiber.bulk.output import (
     DESCRIPTION,
+    SOURCE_FIELDS,
+    check_fields,
     read_complete,
     read_format,
-    require_arrow,
+    row_schema,
     unit_file,
     write_table,
 )
+from fiber.bulk.parquet import parquet_errors, read_rows, require_arrow, types_of, vectors_in
 from fiber.bulk.sources import reopen
+from fiber.bulk.tasks import find_bulk_task
 from fiber.data.record import AnyPath, ConcatRecords, RecordSet
-from fiber.messages import shown
+from fiber.messages import shown, shown_names
 
 #: Version of `clean.json` and of the tables.
 VERSION = 1
 #: Names in a folder.
 FILE, TABLE, SHEET = "clean.json", "rows.parquet", "sheet.png"
-#: Fields of `source`, and their types.
-_SOURCE = {"data": str, "source": str, "splits": list, "records": int, "fingerprint": str}
+#: Kinds of tables; rows of "scores" are of records.
+_KINDS = ("duplicates", "scores")
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,16 @@ class RecordTable:
             ValueError: if their number is another one.
         """
         where = self.source["data"] if data is None else data
-        records = reopen(str(where), self.source["source"], self.source["splits"])
+        records = reopen({**self.source, "data": str(where)}, str(self.folder))
         if len(records) != self.source["records"]:
             raise ValueError(
                 f"{where} has {len(records)} records of {self.source['source']}; expected"
                 f" {self.source['records']}, as when {self.folder} was written"
+            )
+        numbers = np.asarray(self.rows["record"])
+        if len(numbers) and numbers.max() >= len(records):
+            raise ValueError(
+                f"{self.folder} has a row of record {numbers.max()}; {where} has {len(records)}"
             )
         return records
 
@@ -94,12 +103,10 @@ def image_names(table: RecordTable, records: RecordSet) -> list[ImageName]:
 
 def vectors_of(table: RecordTable, column: str, rows: Sequence[int]) -> np.ndarray:
     """Return the (n, D) float32 vectors of some rows."""
-    vectors = table.rows[column].combine_chunks()
-    flat = vectors.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, vectors.type.list_size)[np.asarray(rows, np.int64)]
+    return vectors_in(table.rows, column, table.folder)[np.asarray(rows, np.int64)]
 
 
-def read_table(folder: AnyPath) -> RecordTable:
+def read_record_table(folder: AnyPath) -> RecordTable:
     """Read what `fiber data dedup`, `fiber data score` or `fiber map` wrote.
 
     Raises:
@@ -108,7 +115,7 @@ def read_table(folder: AnyPath) -> RecordTable:
         ValueError: if it is damaged, of another version, or not complete.
     """
     path = Path(folder)
-    arrow, parquet = require_arrow("fiber data filter")
+    require_arrow("fiber data filter")
     if (path / DESCRIPTION).exists():
         return _map_table(path)
     if not (path / FILE).exists():
@@ -117,27 +124,26 @@ def read_table(folder: AnyPath) -> RecordTable:
             " score`, `fiber data dedup` or `fiber map` wrote"
         )
     about = read_format(path / FILE, "fiber.cleaning", VERSION)
-    source = about.get("source")
-    for name, kind in _SOURCE.items():
-        value = source.get(name) if isinstance(source, dict) else None
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"{path / FILE}: source.{name} is {shown(value)}; expected {kind.__name__}"
-            )
-    try:
-        rows = parquet.read_table(str(path / TABLE))
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path / TABLE} cannot be read: {error}") from None
-    return RecordTable(path, dict(source or {}), about.get("kind") == "scores", rows)
+    check_fields(path / FILE, about, {"kind": str, "source": dict})
+    if about["kind"] not in _KINDS:
+        raise ValueError(
+            f"{path / FILE}: kind is {shown(about['kind'])}; expected one of {shown_names(_KINDS)}"
+        )
+    check_fields(path / FILE, about["source"], SOURCE_FIELDS, "source")
+    rows = read_rows(path / TABLE)
+    return RecordTable(path, about["source"], about["kind"] == "scores", rows)
 
 
 def _map_table(folder: Path) -> RecordTable:
-    arrow, parquet = require_arrow("fiber data filter")
+    arrow, _ = require_arrow("fiber data filter")
     about = read_complete(folder)
     source = about["source"]
-    rows = arrow.concat_tables(
-        [parquet.read_table(str(unit_file(folder, unit))) for unit in range(source["units"])]
-    )
+    types = types_of(row_schema(find_bulk_task(about["task"])))
+    units = [read_rows(unit_file(folder, unit), types) for unit in range(source["units"])]
+    if not units:
+        raise ValueError(f"{folder} has no records")
+    with parquet_errors(folder):
+        rows = arrow.concat_tables(units)
     return RecordTable(folder, source, about["texts"]["from"] == "records", rows)
 
 
