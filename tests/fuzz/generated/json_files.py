@@ -17,6 +17,7 @@ from fiber.checkpoints.load import load_stored, read_init
 from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.vocabulary.files import read_tokenizer
 from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
+from fiber.cli.data.inspect import _parameters
 from fiber.config_io import to_dict
 from fiber.data import Tokenizer
 from fiber.data.formats.generated import DESCRIPTION, other_version
@@ -52,6 +53,12 @@ def _run_config() -> dict[str, Any]:
 
 #: Of a generated folder.
 _DESCRIPTION = {"parameters": {"generator": "scenes", "version": 5, "seed": 0}}
+
+
+def _read_description(folder: Path) -> None:
+    """Read a description as training and as `fiber data inspect` do."""
+    other_version(folder)
+    _parameters(folder / DESCRIPTION)
 
 
 def _words(count: int) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def documents() -> list[Document]:
         run("kept.json", _kept, lambda f: read_kept(RunFolder(f))),
         run("metrics.jsonl", _metrics, _read_metrics, _import_matplotlib),
         run("classes.json", classes, lambda f: read_classes(f / "classes.json")),
-        run(DESCRIPTION, lambda _: _DESCRIPTION, other_version),
+        run(DESCRIPTION, lambda _: _DESCRIPTION, _read_description),
         json_document("configs", "tokenizer_config.json", _words, _read_words, _write_words),
         run("tokenizer.json", lambda _: _tokenizer(), _read_tokenizer),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[3] / "python" / "fiber"
 #: Folders of the package that read files which others may have written.
 _FOLDERS = (
     *("data", "checkpoints", "inference", "metrics", "models", "runtime", "training"),
-    *("hf", "tasks", "evaluation", "bulk"),
+    *("hf", "tasks", "evaluation", "bulk", "cli", "serve", "web"),
 )
 #: Functions and methods that parse, or return the content of a file.
 _PARSERS = frozenset(
@@ -38,6 +38,7 @@ _OWN = Reason("reads what this process or another one of the same run has writte
 _IMAGES = Reason("reads an encoded image, of which `tests.fuzz` has targets")
 _OWN_FOLDERS = Reason("tests/data/formats/test_hostile_values.py has hostile files of own folders")
 _FOLDER_FORMATS = Reason("tests/data/formats/test_box_folders.py has hostile YOLO and VOC files")
+_REQUESTS = Reason("tests/serve and tests/web send hostile requests")
 
 #: Readers by file and name.
 READERS: dict[str, str | Reason] = {
@@ -119,6 +120,13 @@ READERS: dict[str, str | Reason] = {
     "bulk/output.py:read_format": "map.json of embeddings",
     "bulk/parquet.py:read_table_of": "index.json",
     "data/formats/arrow_table.py:_open_parquet": Reason("tests.fuzz has a target of such files"),
+    # Requests.
+    "serve/body.py:_from_base64": _REQUESTS,
+    "serve/body.py:_read_json": _REQUESTS,
+    "serve/requests.py:_from_json": _REQUESTS,
+    "web/page.py:_foreign_path": _REQUESTS,
+    "web/tabs.py:_compute": _REQUESTS,
+    "cli/data/inspect.py:_parameters": "dataset.json",
     # Models.
     "checkpoints/adapters/files.py:read_about": "fiber.json",
     "checkpoints/adapters/files.py:read_adapter_config": "adapter_config.json",

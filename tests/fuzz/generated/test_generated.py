@@ -155,6 +155,11 @@ def test_changes_of_a_tree():
     ]
     assert trees.filled(tree, ((1, 1), 0), [7, 8]) == tree
     assert trees.is_in_list(rows, (0, (1, 1), 0)) and not trees.is_in_list(tree, ((1, 1), 0))
+    for changed_before in ([], ["a"], "a"):
+        with pytest.raises(TypeError, match="has no place"):
+            trees.repeated([changed_before, 1], (0, (0, 1)), 7, 2)
+    with pytest.raises(TypeError, match="has no place"):
+        trees.repeated(Pairs([("a", 1)]), (0,), 7, 2)
     popped = trees.dropped([[1, 2]], (0, 1), 7, 3)
     assert pickle.loads(to_pickle(popped)) == [[1, 2]]
     assert to_pickle(popped).count(b"0") == 3

@@ -176,6 +176,7 @@ def _filled(
     else:
         return tree
     step, rest = path[length], path[length + 1 :]
+    _check_step(container, step)
     index = step[0] if isinstance(step, tuple) else step
     new: list[Any] = []
     for value in values:
