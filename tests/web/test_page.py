@@ -130,6 +130,7 @@ def test_the_boxes_are_those_of_the_command(page, drawing, capsys):
         assert line == f"{found['score']:.2f}  {box}  {found['label']}"
     drawn = page.locator("#drawn-ground img")
     expect(drawn).to_be_visible()
+    page.locator("#options-ground").get_by_text("Options").click()
     expect(page.get_by_label("Minimum score").first).to_have_value("")
     # No score is that good.
     page.get_by_label("Minimum score").first.fill("1")
@@ -138,6 +139,19 @@ def test_the_boxes_are_those_of_the_command(page, drawing, capsys):
     # Small images are enlarged by a whole number.
     width, height = drawn.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert (width % 480, width * 360) == (0, height * 480)
+
+
+def test_what_is_not_wanted_is_dropped(page, drawing):
+    page.get_by_role("tab", name="Detect").click()
+    upload(page, "detect", drawing)
+    panel = page.get_by_role("tabpanel").filter(has=page.locator("#run-detect"))
+    panel.get_by_label("Classes").fill("a large circle")
+    panel.get_by_text("Options").click()
+    lines = page.locator("#lines-detect textarea")
+    for negatives, label in (("", "a large circle"), ("circle", "nothing found")):
+        panel.get_by_label("not wanted").fill(negatives)
+        page.locator("#run-detect").click()
+        expect(lines).to_have_value(re.compile(rf"{label}$"), timeout=60_000)
 
 
 def test_a_question_is_answered(page, drawing):

@@ -25,19 +25,28 @@ log = logging.getLogger("fiber")
 
 
 @dataclass(frozen=True)
+class _Text:
+    """A text that a tab asks for."""
+
+    #: Field of the request.
+    field: str
+    label: str
+    placeholder: str
+
+
+@dataclass(frozen=True)
 class _Tab:
     """What the tab of a method shows."""
 
     title: str
     #: Lines that describe a result, as the command prints them.
     lines: Callable[[Any], list[str]]
-    #: Field of the request that the text is, its label, and an example of it; none if empty.
-    field: str = ""
-    text: str = ""
-    placeholder: str = ""
-    #: Whether there is a field for the minimum score.
-    has_threshold: bool = False
-    #: Image with the result drawn on it, if there is one.
+    #: Texts to fill in, the first of which the examples have.
+    texts: tuple[_Text, ...] = ()
+    #: Texts that are out of sight until they are asked for. Numbers, too, since an empty number
+    #: of Gradio would be 0; the request parses and checks them.
+    options: tuple[_Text, ...] = ()
+    #: Whether an image with the result on it is shown.
     draws: bool = False
 
 
@@ -58,34 +67,46 @@ def _entailment(found: Entailment) -> list[str]:
     return [f"{score:.2f}  {name}" for name, score in scores.items()]
 
 
-_PHRASES = ("phrases", "Phrases, separated by semicolons", "a red circle; the square")
-_CLASSES = ("classes", "Classes, separated by semicolons", "circle; square")
+_PHRASES = _Text("phrases", "Phrases, separated by semicolons", "a red circle; the square")
+_CLASSES = _Text("classes", "Classes, separated by semicolons", "circle; square")
+_STUFF = _Text("stuff", "Classes without instances, such as sky", "sky")
+_DEFAULT = "as of the command"
+_THRESHOLD = _Text("threshold", "Minimum score, from 0 to 1", _DEFAULT)
+_OF_BOXES = (
+    _THRESHOLD,
+    _Text("presence", "Minimum presence, from 0 to 1", _DEFAULT),
+    _Text("negatives", "What is not wanted, separated by semicolons", "a blue circle"),
+)
 _TABS = {
-    "ground": _Tab("Ground", _boxes, *_PHRASES, has_threshold=True, draws=True),
-    "detect": _Tab("Detect", _boxes, *_CLASSES, has_threshold=True, draws=True),
-    "segment": _Tab("Segment", _segments, *_PHRASES, draws=True),
+    "ground": _Tab("Ground", _boxes, (_PHRASES,), _OF_BOXES, draws=True),
+    "detect": _Tab("Detect", _boxes, (_CLASSES,), _OF_BOXES, draws=True),
+    "segment": _Tab("Segment", _segments, (_PHRASES, _CLASSES, _STUFF), (_THRESHOLD,), draws=True),
     "answer": _Tab(
         "Ask",
         lambda found: [f"{score:.2f}  {answer}" for answer, score in found],
-        *("question", "Question", "what color is the square?"),
+        (_Text("question", "Question", "what color is the square?"),),
     ),
     "caption": _Tab("Caption", lambda found: [found]),
     "match": _Tab(
-        "Match", lambda found: [f"{found:.2f}"], *("text", "Text", "a red circle on a square")
+        "Match",
+        lambda found: [f"{found:.2f}"],
+        (_Text("text", "Text", "a red circle on a square"),),
     ),
     "search": _Tab(
         "Search",
         lambda found: [f"{rank}. {hit.score:.3f}" for rank, hit in enumerate(found, start=1)],
-        *("text", "Text", "a red circle"),
+        (_Text("text", "Text", "a red circle"),),
         draws=True,
     ),
     "reason": _Tab(
         "Reason",
         lambda found: [str(found).lower()],
-        *("statement", "Statement about both images", "both show a circle"),
+        (_Text("statement", "Statement about both images", "both show a circle"),),
     ),
     "entail": _Tab(
-        "Entail", _entailment, *("hypothesis", "Hypothesis", "there is a red circle on a square")
+        "Entail",
+        _entailment,
+        (_Text("hypothesis", "Hypothesis", "there is a red circle on a square"),),
     ),
 }
 
@@ -106,23 +127,21 @@ def add_tab(
     with gr.Tab(tab.title, id=method):
         with gr.Row():
             with gr.Column():
-                inputs = [_image_input(field) for field in kind.image_fields]
-                if tab.text:
-                    inputs.append(_text_input(tab, method, model))
-                of_examples = list(inputs)
-                if tab.has_threshold:
-                    inputs.append(_threshold_input())
+                images = [_image_input(field) for field in kind.image_fields]
+                texts = [_text_input(text, method, model) for text in tab.texts]
+                options = []
+                if tab.options:
+                    with gr.Accordion("Options", open=False, elem_id=f"options-{method}"):
+                        options = [_text_input(text, method, model) for text in tab.options]
                 button = gr.Button("Run", variant="primary", elem_id=f"run-{method}")
             with gr.Column():
                 outputs = _outputs(tab, method)
         if found := examples.of(method):
-            rows = [[*images, *([text] if tab.text else [])] for images, text in found]
-            gr.Examples(rows, of_examples)
+            rows = [[*paths, text][: len(images) + len(texts)] for paths, text in found]
+            gr.Examples(rows, [*images, *texts[:1]])
     ask = _asker(model, name, kind, tab, limits)
-    events = [button.click]
-    if isinstance(text := of_examples[-1], gr.Textbox):
-        events.append(text.submit)
-    for number, event in enumerate(events):
+    inputs = [*images, *texts, *options]
+    for number, event in enumerate([button.click, *(text.submit for text in texts)]):
         # One at a time, whatever the tab: the model has all cores.
         shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         event(ask, inputs, outputs, api_name=f"{method}_{number}" if number else method, **shared)
@@ -137,16 +156,10 @@ def _image_input(field: str) -> Any:
     )
 
 
-def _text_input(tab: _Tab, method: str, model: Any) -> Any:
-    classes = getattr(model, "classes", ()) if method == "detect" else ()
-    return gr.Textbox(
-        label=tab.text, value="; ".join(classes), placeholder=tab.placeholder, max_lines=4
-    )
-
-
-def _threshold_input() -> Any:
-    # Not a number, of which an empty one would be 0. The request checks it.
-    return gr.Textbox(label="Minimum score, from 0 to 1", placeholder="as of the command")
+def _text_input(text: _Text, method: str, model: Any) -> Any:
+    of_model = getattr(model, "classes", ()) if method == "detect" else ()
+    value = "; ".join(of_model) if text is _CLASSES else ""
+    return gr.Textbox(label=text.label, value=value, placeholder=text.placeholder, max_lines=4)
 
 
 def _outputs(tab: _Tab, method: str) -> list[Any]:
@@ -168,13 +181,10 @@ def _asker(
     """Return the function from the values of a tab to its outputs."""
 
     def ask(*values: Any) -> list[Any]:
-        given = list(values)
-        fields: dict[str, Any] = {}
-        if tab.has_threshold and (threshold := (given.pop() or "").strip()):
-            fields["threshold"] = threshold
-        if tab.text and (text := (given.pop() or "").strip()):
-            fields[tab.field] = text
-        paths = given[0] or [] if kind.image_fields == ("images",) else given
+        count = len(kind.image_fields)
+        asked = zip((*tab.texts, *tab.options), values[count:], strict=True)
+        fields = {text.field: value.strip() for text, value in asked if (value or "").strip()}
+        paths = values[0] or [] if kind.image_fields == ("images",) else values[:count]
         if not paths or not all(paths):
             raise gr.Error("Upload an image first.", print_exception=False)
         try:
