@@ -1,10 +1,10 @@
-"""Fill the marked blocks of docs/evidence.md, and the sentences on fusion of the demo's page.
+"""Fill the marked blocks of docs/evidence.md, and the table on fusion of the demo's page.
 
 Command: python benches/evidence_page.py
 Input: the rows of `evidence.py`, `evidence_guesses.py`, `evidence_binding.py`, `fusion.py`,
 `evidence_stages.py` and `starts.py` in results/.
-Output: docs/evidence.md with its chart, and python/fiber/demo/evidence.json. A test compares page
-and sentences with the rows.
+Output: docs/evidence.md with its chart, and python/fiber/demo/evidence.json. A test compares both
+with the rows.
 
 Differences are claimed by the rule of `page_tables.differs`, on val and, where it is measured
 there, on novel.
@@ -66,7 +66,7 @@ METRICS = {
 }
 #: Metrics of the table on binding, without the split.
 BINDING_METRICS = {f"vqa/{metric}": METRICS[f"vqa/{metric}"] for metric in evidence_binding.METRICS}
-#: Metrics that the sentences of the demo's page are about, and their names there.
+#: Metrics of the table of the demo's page, and their names there.
 CLAIMED_METRICS = {
     "refcoco/relation/accuracy_at_1": "Finding the object of a relation",
     "vqa/accuracy": "Answering questions of all kinds",
@@ -98,14 +98,16 @@ COARSE_COLUMNS = {
 #: Results of the coarse stage from which on it counts as learned.
 COARSE_GATES = {"coarse/retrieval": 0.6, "coarse/vqa": 0.45}
 
-#: Sentence on a metric that no arm has learned.
+#: Finding on a metric that no arm has learned.
 AT_CHANCE = "On average, none is above the guess."
 
 
-def fusion_claims(rows: Sequence[Row], metrics: Mapping[str, str] = CLAIMED_METRICS) -> list[str]:
-    """Return a sentence per metric on models trained with and without fusion.
+def fusion_claims(
+    rows: Sequence[Row], metrics: Mapping[str, str] = CLAIMED_METRICS
+) -> list[dict[str, str]]:
+    """Compare models trained with and without fusion; see `fiber.demo.report.Claim`.
 
-    There are none until every arm that they compare has its rows.
+    There is no comparison until every arm has its rows.
     """
     arms = (FUSED, NONE, f"{NONE}{EQUAL_TIME}")
     if len(complete(rows, arms, len(SEEDS))) < len(arms):
@@ -118,16 +120,20 @@ def fusion_claims(rows: Sequence[Row], metrics: Mapping[str, str] = CLAIMED_METR
             mean(values) <= known[metric, split] for split, own in splits.items() for values in own
         )
         found.append(
-            f"{name} (guess {known[metric, 'val']:.0%}): {_percents(fused)} with fusion,"
-            f" {_percents(none)} without it after the same samples, {_percents(longer)} without it"
-            f" after the same time ({len(fused)} seeds)."
-            f" {AT_CHANCE if at_chance else _what_fusion_does([*splits.values()])}"
+            {
+                "what": name,
+                "guess": f"{known[metric, 'val']:.0%}",
+                "fused": _percents(fused),
+                "same_samples": _percents(none),
+                "same_time": _percents(longer),
+                "finding": AT_CHANCE if at_chance else _what_fusion_does([*splits.values()]),
+            }
         )
     return found
 
 
-def claims() -> list[str]:
-    """Return the sentences of the demo's page."""
+def claims() -> list[dict[str, str]]:
+    """Return the rows of the demo's page."""
     longer = read("evidence_binding") if (RESULTS / "evidence_binding.csv").is_file() else []
     return fusion_claims(read("evidence")) + fusion_claims(longer, CLAIMED_OF_BINDING)
 

@@ -1,4 +1,4 @@
-"""The page on evidence and the sentences of the demo's page are what the rows give."""
+"""The page on evidence and the table of the demo's page are what the rows give."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_an_arm_without_all_seeds_is_left_out(bench):
     ],
 )
 def test_a_claim_needs_three_deviations(bench, fused, none, longer, claimed):
-    assert bench.fusion_claims(rows(bench, fused, none, longer))[0].endswith(claimed)
+    assert bench.fusion_claims(rows(bench, fused, none, longer))[0]["finding"].endswith(claimed)
 
 
 def test_what_no_arm_has_learned_is_said(bench, monkeypatch):
@@ -61,13 +61,16 @@ def test_what_no_arm_has_learned_is_said(bench, monkeypatch):
     half["winoground/group", "val"] = half["winoground/group", "novel"] = 1 / 6
     monkeypatch.setattr(bench, "guesses", lambda: half)
     claims = bench.fusion_claims(rows(bench, (0.1, 0.1, 0.11), (0.1, 0.1, 0.1)))
-    assert all(claim.endswith("On average, none is above the guess.") for claim in claims)
+    assert all(
+        claim["finding"].endswith("On average, none is above the guess.") for claim in claims
+    )
     # One arm is above a sixth, though not above a half.
     claims = bench.fusion_claims(rows(bench, (0.1, 0.1, 0.11), (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)))
-    assert [claim.endswith("On average, none is above the guess.") for claim in claims] == [
+    assert [claim["finding"] == bench.AT_CHANCE for claim in claims] == [
         *(True, True, True, True, False)
     ]
-    assert "pictures (guess 17%): 10% (10 to 11) with fusion" in claims[-1]
+    assert "pictures" in claims[-1]["what"]
+    assert [claims[-1][name] for name in ("guess", "fused")] == ["17%", "10% (10 to 11)"]
 
 
 def test_every_arm_and_seed_has_a_row(bench):
@@ -81,11 +84,12 @@ def test_a_claim_needs_both_splits(bench):
     for row in found:
         for metric in bench.METRICS:
             row[f"{metric}/novel"] = "0.5"
-    assert "It was not shown" in bench.fusion_claims(found)[0]
+    assert "It was not shown" in bench.fusion_claims(found)[0]["finding"]
     # A kind that novel does not ask for counts by val alone.
     found = rows(bench, (0.9, 0.9, 0.91), (0.5, 0.51, 0.5), split_of=("val",))
-    assert "90% (90 to 91) with fusion, 50% (50 to 51) without" in bench.fusion_claims(found)[0]
-    assert "Fusion is needed" in bench.fusion_claims(found)[0]
+    claim = bench.fusion_claims(found)[0]
+    assert (claim["fused"], claim["same_samples"]) == ("90% (90 to 91)", "50% (50 to 51)")
+    assert claim["finding"] == "Fusion is needed."
 
 
 def test_a_verdict_lists_what_is_better_and_worse(bench):

@@ -50,6 +50,13 @@ class TestImage:
         assert pixels.shape == (IMAGE_WIDTH // 2, IMAGE_WIDTH, 3)
         assert (pixels == 128).all()
 
+    @pytest.mark.parametrize(("width", "scale"), [(100, 2), (288, 1), (400, 1)])
+    def test_it_is_enlarged_by_a_whole_number(self, example, tmp_path, width, scale):
+        pixels = np.random.default_rng(0).integers(0, 256, (50, width, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        drawn = np.asarray(draw_image(boxed(example), tmp_path))
+        assert np.array_equal(drawn, pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+
     def test_no_box_was_predicted(self, example, tmp_path):
         pixels = np.asarray(draw_image(boxed(example, (None, [])), tmp_path))
         # Only the true box is drawn.

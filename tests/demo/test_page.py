@@ -10,6 +10,7 @@ from fiber.demo.abilities import EXPRESSIONS, PAIRS, QUESTIONS, summarize
 from fiber.demo.examples import Example, PredictedBox, Scored, Twice
 from fiber.demo.floors import MetricRow
 from fiber.demo.page import make_headlines, make_kind_tables, own_commands
+from fiber.demo.report import Claim
 
 from .micro_demo import MICRO
 from .test_abilities import ability
@@ -80,7 +81,13 @@ class TestHeadlines:
     @staticmethod
     def row(split, model, chance, blind):
         return MetricRow(
-            metric="vqa/accuracy", name="x", split=split, model=model, chance=chance, blind=blind
+            metric="vqa/accuracy",
+            name="x",
+            split=split,
+            model=model,
+            chance=chance,
+            blind=blind,
+            count=100,
         )
 
     def test_no_rows(self):
@@ -95,6 +102,16 @@ class TestHeadlines:
             ("new pictures", 0.6, 0.3),
             ("new combinations", 0.5, 0.2),
         ]
+
+    @pytest.mark.parametrize(
+        ("val", "novel", "verdict"),
+        [(0.9, 0.8, "learned"), (0.9, 0.6, "partly learned"), (0.9, 0.44, "not learned")],
+    )
+    def test_the_worse_split_counts(self, val, novel, verdict):
+        # Of 100 questions at 30%, three standard errors are 14%.
+        rows = [self.row("val", val, 0.1, 0.3), self.row("novel", novel, 0.3, None)]
+        (headline,) = make_headlines(rows, NAMES)
+        assert headline.verdict == verdict
 
     def test_without_baselines(self):
         (headline,) = make_headlines([self.row("val", 0.6, None, None)], NAMES)
@@ -193,8 +210,9 @@ class TestOwnPicture:
 def test_claims(tmp_path, monkeypatch):
     assert page.read_claims() == []
     monkeypatch.setattr(page, "EVIDENCE_FILE", tmp_path / "evidence.json")
-    (tmp_path / "evidence.json").write_text('{"claims": ["Fusion helps."]}')
-    assert page.read_claims() == ["Fusion helps."]
+    claim = Claim("Finding", "33%", "96%", "69%", "73%", "Fusion helps.")
+    (tmp_path / "evidence.json").write_text(json.dumps({"claims": [claim._asdict()]}))
+    assert page.read_claims() == [claim]
 
 
 def test_the_legend_of_curves_has_the_losses_that_were_trained(tmp_path):

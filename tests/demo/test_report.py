@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 from fiber.demo.floors import MetricRow
 from fiber.demo.report import (
+    Claim,
     DemoReport,
     Group,
     Headline,
@@ -92,12 +93,13 @@ FULL = {
                 HeadlineBar("chance", 0.357, "chance"),
                 HeadlineBar("new pictures", 0.925, "val", 0.357),
             ],
+            "partly learned",
         )
     ],
     "twice": [("new pictures, both found", [TILE, TILE])],
     "scored": [Group("Hits", [TILE]), Group("Misses", [TILE])],
     "kinds": [KindTable("By words", [("color", "a <red> one", [ability(), ability(model=0.5)])])],
-    "claims": ["Fusion <helps>."],
+    "claims": [Claim("Finding", "33%", "96% (96 to 97)", "69%", "73%", "Fusion <helps>.")],
 }
 
 
@@ -189,6 +191,16 @@ class TestPage:
         assert 'class="fill val" style="width: 92.5%"' in text
         assert text.count('class="mark" style="left: 35.7%"') == 1
 
+    def test_a_verdict_is_beside_its_task(self, tmp_path):
+        write_html(report(**FULL), tmp_path / "report.html")
+        verdict = '<span class="verdict partly-cell">partly learned</span>'
+        assert f"<h3>Finds it {verdict}</h3>" in (tmp_path / "report.html").read_text()
+
+    def test_fusion_is_a_table(self, tmp_path):
+        header, row = parsed(report(**FULL), tmp_path).rows[4:6]
+        assert header[1:3] == ["guess", "with fusion"]
+        assert row == [*FULL["claims"][0]]
+
     def test_kinds_of_words(self, tmp_path):
         page = parsed(report(**FULL), tmp_path)
         assert page.rows[1:4] == [
@@ -213,7 +225,7 @@ class TestPage:
         write_html(report(**FULL), tmp_path / "report.html")
         text = (tmp_path / "report.html").read_text()
         after = text[text.index("<h2>Does fusion matter?</h2>") :]
-        assert after.index("not those of the model") < after.index("<li>Fusion &lt;helps&gt;.</li>")
+        assert after.index("not those of the model") < after.index("Fusion &lt;helps&gt;.</td>")
 
     def test_a_failure_is_at_the_top(self, tmp_path):
         for problems in ([], ["x"]):

@@ -78,24 +78,34 @@ class Ability:
 
     @property
     def margin(self) -> float:
-        """Difference from the better baseline that counts: three binomial standard errors.
-
-        The standard error is the larger of those of the two accuracies.
-        """
-        variance = max(rate * (1 - rate) for rate in (self.model, self.guess))
-        return STANDARD_ERRORS * math.sqrt(max(variance, 0.0) / max(self.count, 1))
+        """Difference from the better baseline that counts; see `margin_of`."""
+        return margin_of(self.model, self.guess, self.count)
 
     @property
     def verdict(self) -> str:
-        """`LEARNED`, `PARTLY` or `NOT_LEARNED`.
+        """`LEARNED`, `PARTLY` or `NOT_LEARNED`; see `judge`."""
+        return judge(self.model, self.guess, self.count)
 
-        Partly learned means above the margin, but less than half of the way from the better
-        baseline to 100%, in percents as shown.
-        """
-        if self.model <= self.guess + self.margin:
-            return NOT_LEARNED
-        model, guess = whole_percents(self.model), whole_percents(self.guess)
-        return LEARNED if 2 * (model - guess) >= 100 - guess else PARTLY
+
+def margin_of(model: float, guess: float, count: int) -> float:
+    """Return three binomial standard errors of `count` predictions.
+
+    The standard error is the larger of those of the two accuracies.
+    """
+    variance = max(rate * (1 - rate) for rate in (model, guess))
+    return STANDARD_ERRORS * math.sqrt(max(variance, 0.0) / max(count, 1))
+
+
+def judge(model: float, guess: float, count: int) -> str:
+    """Return `LEARNED`, `PARTLY` or `NOT_LEARNED`.
+
+    Partly learned means above the margin, but less than half of the way from the better baseline to
+    100%, in percents as shown.
+    """
+    if model <= guess + margin_of(model, guess, count):
+        return NOT_LEARNED
+    model_percents, guess_percents = whole_percents(model), whole_percents(guess)
+    return LEARNED if 2 * (model_percents - guess_percents) >= 100 - guess_percents else PARTLY
 
 
 def kind_name(task: str, group: str, data: str) -> str:

@@ -17,7 +17,7 @@ from fiber.metrics.boxes import pairwise_iou
 from fiber.metrics.grounding import FOUND_AT
 from fiber.visualize import Color, add_caption, draw_boxes, draw_dashed_box, make_sheet
 
-#: Image width in pixels, and images per row of the sheet.
+#: Width in pixels that enlarged images have at most, and images per row of the sheet.
 IMAGE_WIDTH, COLUMNS = 288, 4
 #: Indices into `COLORS` that are no colors of scenes, so that a box is not taken for an object.
 BOX_COLORS = (3, 6, 7, 9)
@@ -57,11 +57,13 @@ def one_box_each(twice: Sequence[Twice]) -> list[Example]:
 
 
 def draw_image(example: Example, data: Path) -> Image.Image:
-    """Draw an image of the dataset `data` with its boxes."""
+    """Draw an image of the dataset `data` with its boxes, enlarged by a whole number."""
     with Image.open(data / example.image) as file:
         image = file.convert("RGB")
-    scale = IMAGE_WIDTH / image.width
-    image = image.resize((IMAGE_WIDTH, round(image.height * scale)), Image.Resampling.BICUBIC)
+    # Without interpolation, so that the pixels are those that the model sees.
+    scale = max(1, IMAGE_WIDTH // image.width)
+    size = (image.width * scale, image.height * scale)
+    image = image.resize(size, Image.Resampling.NEAREST)
     boxes: list[Sequence[float]] = []
     scaled, numbers = [], []
     for number, found in enumerate(example.boxes):

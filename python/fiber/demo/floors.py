@@ -67,6 +67,8 @@ class MetricRow:
     floor: float | None = None
     #: "ok" or "FELL"; without a floor, "not learned", `TEXT_ALONE` or `UNRECORDED`.
     verdict: str = ""
+    #: Number of records that were scored; for matching, of pairs.
+    count: int = 0
 
     @property
     def key(self) -> str:

@@ -243,7 +243,13 @@ class Measures:
             chance=baselines["chance"][shown.key],
             blind=baselines["blind"][shown.key],
             permuted=values["permuted"],
+            count=self._count(shown, split),
         )
+
+    def _count(self, shown: Shown, split: str) -> int:
+        # Matching has one matching and one mismatched pair per caption.
+        per_record = 2 if shown.group == "matching" else 1
+        return per_record * len(self.evaluator.records(shown.task, split))
 
     def abilities(self) -> list[Ability]:
         """Return the accuracy on each kind of word, and on pairs of images and texts."""
@@ -258,10 +264,9 @@ class Measures:
                     self._ability(shown, split, task, group, counts[group], texts[group])
                     for group in sorted_groups(task, list(counts))
                 ]
-            # Matching has one matching and one mismatched pair per caption.
-            for group, per_caption in (("retrieval", 1), ("matching", 2)):
+            for group in ("retrieval", "matching"):
                 shown = next(shown for shown in SHOWN if shown.group == group)
-                count = per_caption * len(self.evaluator.records(shown.task, split))
+                count = self._count(shown, split)
                 found.append(self._ability(shown, split, PAIRS, group, count))
         return found
 

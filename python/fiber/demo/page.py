@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.atomic_io import read_json
-from fiber.demo.abilities import EXPRESSIONS, QUESTIONS, Ability, summarize
+from fiber.demo.abilities import EXPRESSIONS, QUESTIONS, VERDICTS, Ability, judge, summarize
 from fiber.demo.contact_sheet import draw_image
 from fiber.demo.examples import Example, Examples, Scored, Twice
 from fiber.demo.floors import MetricRow
@@ -19,6 +19,7 @@ from fiber.demo.folder import DemoFolder
 from fiber.demo.measures import SHOWN
 from fiber.demo.plan import STAGES, Plan
 from fiber.demo.report import (
+    Claim,
     DemoReport,
     Group,
     Headline,
@@ -33,7 +34,7 @@ from fiber.synthetic.scene_graph import COLORS, SHAPES
 from fiber.training.metrics_file import read_metrics
 from fiber.training.run_dir import RunFolder
 
-#: Sentences on fusion, as {"claims": [...]}, written by `benches/evidence_page.py`.
+#: Rows on fusion, as {"claims": [...]}, written by `benches/evidence_page.py`.
 EVIDENCE_FILE = Path(__file__).with_name("evidence.json")
 
 _WHAT = {
@@ -149,9 +150,10 @@ def make_report(
     )
 
 
-def read_claims() -> list[str]:
-    """Read the sentences of the evidence bench; empty if it has not been run."""
-    return read_json(EVIDENCE_FILE)["claims"] if EVIDENCE_FILE.is_file() else []
+def read_claims() -> list[Claim]:
+    """Read the rows of the evidence bench; empty if it has not been run."""
+    known = read_json(EVIDENCE_FILE)["claims"] if EVIDENCE_FILE.is_file() else []
+    return [Claim(**claim) for claim in known]
 
 
 def _lead(
@@ -208,7 +210,11 @@ def untrained_groups(plan: Plan) -> list[str]:
 
 
 def make_headlines(rows: Sequence[MetricRow], names: Mapping[str, str]) -> list[Headline]:
-    """Return the headline metrics with bars for both baselines and both splits."""
+    """Return the headline metrics with bars for both baselines and both splits.
+
+    Errors of an average precision, and of a recall over the phrases of a caption, are taken to be
+    those of as many predictions as records.
+    """
     known = {(row.metric, row.split): row for row in rows}
     headlines = []
     for shown in sorted(SHOWN, key=lambda shown: shown.stage == "coarse"):
@@ -220,11 +226,14 @@ def make_headlines(rows: Sequence[MetricRow], names: Mapping[str, str]) -> list[
             bars.append(HeadlineBar("chance", val.chance, "chance"))
         if val.blind is not None:
             bars.append(HeadlineBar("blind guess", val.blind, "blind"))
+        verdicts = []
         for split, name in names.items():
             if row := known.get((shown.metric, split)):
                 guess = max(row.chance or 0.0, row.blind or 0.0)
                 bars.append(HeadlineBar(name, row.model, split, guess))
-        headlines.append(Headline(shown.headline, shown.how, bars))
+                verdicts.append(judge(row.model, guess, row.count))
+        verdict = max(verdicts, key=VERDICTS.index)
+        headlines.append(Headline(shown.headline, shown.how, bars, verdict))
     return headlines
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fiber.atomic_io import write_file
 from fiber.demo.abilities import STANDARD_ERRORS, Ability, percent
+from fiber.demo.contact_sheet import IMAGE_WIDTH
 from fiber.demo.floors import MetricRow
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -44,6 +45,8 @@ class Headline(NamedTuple):
     #: What is counted.
     how: str
     bars: Sequence[HeadlineBar]
+    #: The worst of the verdicts of `fiber.demo.abilities.judge` on the splits.
+    verdict: str
 
 
 class TileText(NamedTuple):
@@ -84,6 +87,19 @@ class KindTable(NamedTuple):
     kinds: Sequence[tuple[str, str, Sequence[Ability]]]
 
 
+class Claim(NamedTuple):
+    """What fusion does for one metric, in texts such as "96% (96 to 97)"."""
+
+    what: str
+    guess: str
+    fused: str
+    #: Without fusion, after as many samples.
+    same_samples: str
+    #: Without fusion, after as much time.
+    same_time: str
+    finding: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
     """Content of the report."""
@@ -113,8 +129,8 @@ class DemoReport:
     scored_text: str = ""
     scored: Sequence[Group] = ()
     kinds: Sequence[KindTable] = ()
-    #: Sentences of the evidence bench on what fusion is good for.
-    claims: Sequence[str] = ()
+    #: What the evidence bench found on fusion.
+    claims: Sequence[Claim] = ()
     #: Shell commands for images of one's own, and which images the model understands.
     own_commands: Sequence[str] = ()
     own_text: str = ""
@@ -161,6 +177,7 @@ def write_html(report: DemoReport, path: Path) -> None:
     text = template.render(
         report=report,
         standard_errors=STANDARD_ERRORS,
+        tile_width=IMAGE_WIDTH,
         columns=_COLUMNS,
         rows=[(row, _cells(row)) for row in report.rows],
         curves=[(caption, file.read_bytes()) for caption, file in report.curves],
