@@ -4,7 +4,7 @@ Command: fiber data scenes --varied --images 2000 --output runs/varied
          python benches/presence.py runs/varied before=DIR retrained-0=runs/absent-0 ...
          python benches/presence.py --tables
 Rows: results/presence.csv, one per model, split, kind of phrases and metric. A model that has rows
-is skipped. `--tables` prints the table of docs/evidence.md.
+is skipped. `--tables` prints the tables of docs/evidence.md, and draws its reliability diagram.
 
 A model is named ARM-SEED, or ARM. Truth is that of the scene graph, not of the annotations, which
 training and calibration use. "all" are the phrases of the images, as many again of other images of
@@ -48,6 +48,9 @@ from fiber.tasks.grounding.presence import calibrate_model
 KINDS = ("size", "material", "color", "noun")
 #: Evaluated images of each split, and images of train for the blind guess.
 IMAGES, BLIND_IMAGES = 150, 1500
+#: Of the reliability diagram: the model in the package.
+ARM, SEED = "absent", "0"
+CHART = Path(__file__).parents[1] / "docs" / "images" / "reliability.svg"
 PROBES = ("noun", "color", "size", "material", "binding", "landmark", "relation")
 
 
@@ -304,23 +307,57 @@ def tables(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def reliability_table(rows: Sequence[dict[str, str]], arm: str, seed: str) -> str:
-    """Return the bins of a reliability diagram of one model in Markdown."""
+def bins_of(rows: Sequence[dict[str, str]], split: str) -> list[tuple[float, ...] | None]:
+    """Return presence, share and weight of the bins of the packaged model; None for empty ones."""
     own = {
-        (row["split"], row["kind"], row["metric"]): row["value"]
+        (row["kind"], row["metric"]): float(row["value"])
         for row in rows
-        if (row["arm"], row["seed"]) == (arm, seed)
+        if (row["arm"], row["seed"], row["split"]) == (ARM, SEED, split)
     }
+    names = ("presence", "share", "weight")
+    return [
+        tuple(own[f"bin {number}", name] for name in names)
+        if (f"bin {number}", names[0]) in own
+        else None
+        for number in range(BINS)
+    ]
+
+
+def reliability_table(rows: Sequence[dict[str, str]]) -> str:
+    """Return the bins of the reliability diagram in Markdown."""
     lines = [
         "| val: presence | in the image | weight | novel: presence | in the image | weight |",
         "| --- " * 6 + "|",
     ]
-    for number in range(BINS):
-        names = ("presence", "share", "weight")
-        cells = [own.get((s, f"bin {number}", n)) for s in SPLITS for n in names]
-        texts = ["-" if each is None else f"{float(each):.3f}" for each in cells]
+    for bins in zip(*(bins_of(rows, split) for split in SPLITS), strict=True):
+        texts = [f"{value:.3f}" if each else "-" for each in bins for value in each or (0,) * 3]
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, str]]) -> None:
+    """Draw the reliability diagram: the share in the image by presence, and the weight of bins."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    panels = figure.subplots(1, len(SPLITS), sharey=True)
+    for split, axes in zip(SPLITS, panels, strict=True):
+        found = np.array([each for each in bins_of(rows, split) if each])
+        axes.bar(found[:, 0], found[:, 2], 0.05, color="0.8", label="weight of the bin")
+        axes.plot([0, 1], [0, 1], color="0.5", linewidth=1, label="perfect")
+        axes.plot(found[:, 0], found[:, 1], "o-", label="measured")
+        axes.set_title(split)
+        axes.set_xlabel("presence")
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(0, 1.03)
+        axes.set_aspect("equal")
+    panels[0].set_ylabel("share in the image")
+    panels[0].legend(frameon=False, loc="upper left")
+    # The same rows make the same file.
+    with rc_context({"svg.hashsalt": CHART.name}):
+        FigureCanvasSVG(figure).print_svg(CHART, metadata={"Date": None})
 
 
 def main() -> None:
@@ -338,7 +375,8 @@ def main() -> None:
             rows.add([{"arm": arm, "seed": seed, **row} for row in measure(path, options.data)])
             print(name, flush=True)
     if options.tables:
-        print(tables(rows.rows), reliability_table(rows.rows, "absent", "0"), sep="\n\n")
+        print(tables(rows.rows), reliability_table(rows.rows), sep="\n\n")
+        draw(rows.rows)
 
 
 if __name__ == "__main__":
