@@ -10,6 +10,7 @@ EXPORT ?= .venv-export
 RUNTIME ?= .venv-runtime
 WEB ?= .venv-web
 MEDIA ?= .venv-media
+RAY ?= .venv-ray
 DOCS ?= .venv-docs
 RUST_FILES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 ARGS ?=
@@ -22,7 +23,7 @@ SECONDS ?= 60
 # wait would take the cores of the other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test-hf test-export test-runtime test-web test-media test-interpreter test-oldest kernels-aot fuzz \
+.PHONY: demo test test-all test-hf test-export test-runtime test-web test-media test-ray test-interpreter test-oldest kernels-aot fuzz \
   docs package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
@@ -30,7 +31,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/fiber demo $(ARGS)
 
 # Tests with a target of their own, which are in none of the others.
-APART := --ignore=tests/hf --ignore=tests/web
+APART := --ignore=tests/hf --ignore=tests/web --ignore=tests/ray_data
 
 # The tests of every commit: every unit, command and recorded tensor, a short run of each kind.
 test: $(VENV)/.installed-dev
@@ -81,6 +82,11 @@ test-media: $(MEDIA)/.installed
 # Triton interprets or compiles a kernel by an environment variable, read when the kernel is decorated:
 # each needs a pytest run of its own. Without Triton both are skipped.
 NEEDS_TRITON = $(BIN)/python -c 'import triton' 2>/dev/null || { echo 'skipped: no Triton'; exit 0; }
+
+# `fiber map --engine ray` on a cluster of two logical nodes, and the lines with Daft, in an environment
+# with both over that of the other tests. Warnings are those of Ray.
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --allow-warnings tests/ray_data $(ARGS)
 
 # The Triton kernels in Triton's interpreter, against their definitions.
 test-interpreter: $(VENV)/.installed-dev
@@ -172,7 +178,7 @@ bench: $(VENV)/.installed-dev
 	for bench in benches/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) $(DOCS) target dist
+	rm -rf $(VENV) $(OLDEST) $(HF) $(EXPORT) $(RUNTIME) $(WEB) $(MEDIA) $(RAY) $(DOCS) target dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -234,6 +240,13 @@ $(MEDIA)/.installed: $(VENV)/.installed-dev
 	  > $$($(MEDIA)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth
 	$(MEDIA)/bin/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
 	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["video"])') supervision
+	touch $@
+
+$(RAY)/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(PURELIB)')')" \
+	  > "$$($(RAY)/bin/python -c '$(PURELIB)')/dev.pth"
+	$(RAY)/bin/python -m pip install --quiet $$(.ci/oldest-requirements ray | sed 's/==/>=/') 'daft>=0.7.26'
 	touch $@
 
 $(DOCS)/.installed: $(VENV)/.installed-dev

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fiber.bulk.tasks import Columns, find_bulk_task
+from fiber.checkpoints.stages import model_path, packaged_name
 from fiber.config_io import nearest
 from fiber.data import load_image
 from fiber.data.text_lengths import is_longer
@@ -30,6 +32,18 @@ _LIMITS = ("max_pixels", "max_decode_bytes")
 ROW_ERRORS = (OSError, TypeError, ValueError)
 #: Texts of a kind that are lists.
 _LISTS = ("phrases", "classes")
+
+
+def _absolute(value: Any) -> Any:
+    """Return the absolute path of a file or folder that exists, and any other value as it is."""
+    is_path = isinstance(value, (str, os.PathLike)) and os.path.lexists(value)
+    return Path(value).resolve() if is_path else value
+
+
+def _absolute_model(model: Any) -> Any:
+    # A folder may have the name of a model in the package, without being one.
+    is_path = isinstance(model, (str, os.PathLike)) and os.path.lexists(model)
+    return model if is_path and packaged_name(model_path(model)) else _absolute(model)
 
 
 class Annotator:
@@ -91,6 +105,21 @@ class Annotator:
                 " instead: Annotator('runs/demo', task)"
             )
         return {**self.__dict__, "_model": None, "_pool": None}
+
+    def with_absolute_paths(self) -> Annotator:
+        """Return the same annotator for a process with another working directory."""
+        own = object.__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        own._source = _absolute_model(self._source)
+        own._loading = {**self._loading}
+        for name, absolute in (
+            ("base", _absolute_model),
+            ("tokenizer", _absolute),
+            ("answers", _absolute),
+        ):
+            if name in own._loading:
+                own._loading[name] = absolute(own._loading[name])
+        return own
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fiber
 from fiber.bulk.annotator import Annotator, without_truncation_warnings
@@ -48,6 +48,86 @@ class _Job:
     threads: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What `fiber.map` is asked to do. It can be pickled if its annotator can."""
+
+    data: AnyPath
+    output: Path
+    annotator: Annotator
+    source: str | None
+    splits: tuple[str, ...]
+    batch_size: int
+    threads: int
+
+    def open(self) -> OpenWork:
+        """Load the model, open the source, and write or check `map.json`.
+
+        Raises:
+            ValueError: if the output has results of another model, source, task or options.
+        """
+        annotator = self.annotator
+        texts = [*annotator.shared]
+        records = open_records(
+            self.data, annotator.task, texts, source=self.source, splits=self.splits
+        )
+        annotator.check(records.kind)
+        units = records.units()
+        write_description(self.output, describe(annotator, records, len(units), self.batch_size))
+        schema = row_schema(annotator.task, annotator.vector_width)
+        job = _Job(annotator, records, self.batch_size, self.threads)
+        return OpenWork(job, units, self.output, schema)
+
+
+@dataclass(frozen=True)
+class OpenWork:
+    """An open source, and a loaded model."""
+
+    job: _Job
+    units: Sequence[Sequence[int]]
+    output: Path
+    schema: Any
+
+    def finished(self) -> set[int]:
+        """Return the units that are done."""
+        return {unit for unit in done_units(self.output) if unit < len(self.units)}
+
+    def run(self, units: Sequence[int], progress: Progress | None = None) -> tuple[int, int]:
+        """Do those of the units that are not done; return how many rows were written, and units."""
+        finished = done_units(self.output)
+        total = sum(len(self.units[unit]) for unit in units)
+        seen = sum(len(self.units[unit]) for unit in units if unit in finished)
+        rows = done = 0
+        if progress is not None:
+            progress(seen, total)
+        with _Workers(self.job) as workers:
+            for unit in units:
+                if unit in finished:
+                    done += 1
+                    continue
+                with UnitWriter(self.output, unit, self.schema) as writer:
+                    for columns, errors, last in workers.results(self.units[unit]):
+                        writer.add(columns, errors)
+                        if progress is not None:
+                            progress(seen + last, total)
+                seen += len(self.units[unit])
+                rows, done = rows + writer.rows, done + 1
+        return rows, done
+
+
+class Engine(Protocol):
+    """What shares the units among machines, such as `fiber.bulk.ray_engine.RayEngine`."""
+
+    @property
+    def cpus(self) -> float:
+        """Cores of a worker."""
+        ...
+
+    def run(self, work: Work, progress: Progress | None) -> dict[str, Any]:
+        """Do the units that are not done; return counts as of `fiber.map`."""
+        ...
+
+
 def map(  # noqa: A001 (the name that users know from other libraries)
     data: AnyPath,
     task: str,
@@ -60,6 +140,7 @@ def map(  # noqa: A001 (the name that users know from other libraries)
     threads: int | None = None,
     rank: int = 0,
     ranks: int = 1,
+    engine: Engine | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -79,6 +160,8 @@ def map(  # noqa: A001 (the name that users know from other libraries)
             depend on it. Default: the cores of this process.
         rank: number of this process among `ranks` that share the units.
         ranks: number of these processes.
+        engine: `fiber.bulk.ray_engine.RayEngine` to share the units among the workers of Ray.
+            `threads` are then those of a worker.
         progress: called with the number of records done, and of all, of this rank.
         options: texts for all records, and options of the task and of loading, as of `Annotator`.
 
@@ -97,32 +180,37 @@ def map(  # noqa: A001 (the name that users know from other libraries)
     _check_numbers(batch_size=batch_size, threads=threads, ranks=ranks)
     if not isinstance(rank, int) or not 0 <= rank < ranks:
         raise ValueError(f"rank must be from 0 to {ranks - 1}, got {shown(rank)}")
-    annotator = Annotator(model, task, **options)
-    splits = split.split("+") if split else ()
-    records = open_records(data, annotator.task, [*annotator.shared], source=source, splits=splits)
-    annotator.check(records.kind)
-    units = records.units()
-    folder = Path(output)
-    write_description(folder, describe(annotator, records, len(units), batch_size))
-    cores = cores_per_process() if threads is None else threads
-    schema = row_schema(annotator.task, annotator.vector_width)
-    job = _Job(annotator, records, batch_size, cores)
-    own = Rank(rank, ranks)
+    if threads is None:
+        threads = cores_per_process() if engine is None else max(1, int(engine.cpus))
+    work = Work(
+        data=data,
+        output=Path(output),
+        annotator=Annotator(model, task, **options),
+        source=source,
+        splits=tuple(split.split("+")) if split else (),
+        batch_size=batch_size,
+        threads=threads,
+    )
     began = time.monotonic()
-    todo = [unit for unit in range(len(units)) if own.owns(unit)]
-    rows, done = _run(job, units, todo, folder, schema, progress)
-    total = join_errors(folder, len(units))
+    if engine is not None:
+        if ranks != 1:
+            raise ValueError(f"ranks is {ranks}; expected 1, since the engine shares the units")
+        found = engine.run(work, progress)
+    else:
+        found = _run_as(Rank(rank, ranks), work.open(), progress)
+    seconds = round(time.monotonic() - began, 3)
+    return {"output": str(output), "task": task, **found, "seconds": seconds}
+
+
+def _run_as(rank: Rank, work: OpenWork, progress: Progress | None) -> dict[str, Any]:
+    todo = [unit for unit in range(len(work.units)) if rank.owns(unit)]
+    rows, done = work.run(todo, progress)
+    counts = {"units": len(todo), "done": done, "rows": rows}
     return {
-        "output": str(folder),
-        "task": task,
-        "rank": rank,
-        "ranks": ranks,
-        "units": len(todo),
-        "done": done,
-        "rows": rows,
-        "seconds": round(time.monotonic() - began, 3),
-        "complete": total is not None,
-        **({"total": total} if total is not None else {}),
+        "rank": rank.number,
+        "ranks": rank.total,
+        **counts,
+        **completion(work.output, len(work.units)),
     }
 
 
@@ -130,9 +218,14 @@ def summary(output: AnyPath) -> dict[str, Any]:
     """Return whether all units of a folder of `fiber.map` are done, and the counts if they are."""
     folder = Path(output)
     about = read_description(folder)
-    total = join_errors(folder, about["source"]["units"])
-    found = {"output": str(folder), "task": about["task"], "complete": total is not None}
-    return found | ({"total": total} if total is not None else {})
+    found = {"output": str(folder), "task": about["task"]}
+    return found | completion(folder, about["source"]["units"])
+
+
+def completion(output: Path, units: int) -> dict[str, Any]:
+    """Join the errors if all units are done; return "complete", and then the counts as "total"."""
+    total = join_errors(output, units)
+    return {"complete": total is not None, **({} if total is None else {"total": total})}
 
 
 def describe(
@@ -221,36 +314,6 @@ def compute_batches(
     """Yield the columns and the errors of each batch of records, and the records done so far."""
     with _Workers(_Job(annotator, records, batch_size, threads)) as workers:
         yield from workers.results(indices)
-
-
-def _run(
-    job: _Job,
-    units: Sequence[Sequence[int]],
-    todo: Sequence[int],
-    output: Path,
-    schema: Any,
-    progress: Progress | None,
-) -> tuple[int, int]:
-    """Do the units that are not done; return how many rows were written, and units done."""
-    finished = done_units(output)
-    total = sum(len(units[unit]) for unit in todo)
-    seen = sum(len(units[unit]) for unit in todo if unit in finished)
-    rows = done = 0
-    if progress is not None:
-        progress(seen, total)
-    with _Workers(job) as workers:
-        for unit in todo:
-            if unit in finished:
-                done += 1
-                continue
-            with UnitWriter(output, unit, schema) as writer:
-                for columns, errors, last in workers.results(units[unit]):
-                    writer.add(columns, errors)
-                    if progress is not None:
-                        progress(seen + last, total)
-            seen += len(units[unit])
-            rows, done = rows + writer.rows, done + 1
-    return rows, done
 
 
 @dataclass

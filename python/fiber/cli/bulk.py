@@ -31,6 +31,7 @@ from fiber.messages import printable
 
 if TYPE_CHECKING:
     from fiber.bulk.ranks import Rank
+    from fiber.bulk.ray_engine import RayEngine
 
 #: Tasks, as `fiber.bulk.tasks.TASKS`, which imports NumPy.
 TASKS = ("embed", "hash", "caption", "ground", "detect", "answer", "match", "segment")
@@ -140,10 +141,20 @@ def _add_map(commands: argparse._SubParsersAction) -> None:
         {
             **_BATCHES,
             "--processes N": "processes on this machine that share the work (default: 1)",
+            "--engine": "ray: share the work among machines of a Ray cluster, or workers on this"
+            " one (extra ray)",
+            "--address ADDRESS": "of the head of the Ray cluster (default: RAY_ADDRESS, or else"
+            " workers on this machine)",
+            "--workers N": "maximum number of Ray workers (default: as many as there is room for)",
+            "--worker-cpus N": "cores of each of them (default: 1)",
+            "--worker-gpus N": "GPUs of each of them (default: 0)",
             "--plan N": "instead of running, compute the first records and print the time, bytes"
             " and files of N images",
         },
         batch_size={"default": 16},
+        engine={"choices": ("ray",)},
+        worker_cpus={"type": float},
+        worker_gpus={"type": float},
     )
     command.set_defaults(
         run=_map,
@@ -185,7 +196,9 @@ def _map(options: argparse.Namespace) -> int:
     _check_options(options.task, given)
     if options.plan is None and options.output is None:
         raise ValueError("fiber map: expected --output DIR, or --plan N, got neither")
-    rank = rank_of(os.environ)
+    engine = _engine_of(options)
+    # Ray's own workers are the ranks.
+    rank = rank_of(os.environ if engine is None else {})
     is_child = PARENT in os.environ
     if options.processes is not None and not is_child and options.plan is None:
         from fiber.bulk.map import summary
@@ -195,10 +208,28 @@ def _map(options: argparse.Namespace) -> int:
             found = summary(options.output)
             print(json.dumps(found | {"ranks": rank.total * options.processes}))
         return code
-    return _run(options, settings, rank)
+    return _run(options, settings, rank, engine)
 
 
-def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> int:
+def _engine_of(options: argparse.Namespace) -> RayEngine | None:
+    given = pick(options, "address", "workers", "worker_cpus", "worker_gpus")
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.engine is None:
+        if given:
+            option = f"--{min(given).replace('_', '-')}"
+            raise ValueError(f"{option} is for --engine ray, which was not given")
+        return None
+    for option in ("processes", "plan", "runtime"):
+        if getattr(options, option) is not None:
+            raise ValueError(f"--{option} is not for --engine ray")
+    from fiber.bulk.ray_engine import RayEngine
+
+    return RayEngine(**{name.removeprefix("worker_"): value for name, value in given.items()})
+
+
+def _run(
+    options: argparse.Namespace, settings: dict[str, Any], rank: Rank, engine: RayEngine | None
+) -> int:
     """Run, or plan, in this process."""
     from fiber.bulk import map as bulk_map
     from fiber.bulk.tasks import TASKS as KNOWN
@@ -238,6 +269,7 @@ def _run(options: argparse.Namespace, settings: dict[str, Any], rank: Rank) -> i
             threads=options.threads,
             rank=rank.number,
             ranks=rank.total,
+            engine=engine,
             progress=progress,
             **settings,
         )

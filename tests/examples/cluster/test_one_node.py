@@ -18,7 +18,9 @@ SCRIPT = EXAMPLES / "one_node.sh"
 
 
 def test_every_file_is_tested_here():
-    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    here = Path(__file__).parent
+    files_of_tests = [*here.glob("test_*.py"), *(here.parents[1] / "ray_data").glob("test_*.py")]
+    tests = "\n".join(path.read_text() for path in files_of_tests)
     files = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert files == set(re.findall(r'EXAMPLES / "([\w.]+)"', tests))
 
