@@ -27,9 +27,12 @@ def models(tokenizer):
     return new_models(tokenizer)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Small tensors are fastest on one thread, and sums then have one order."""
+    """Small tensors are fastest on one thread, and sums then have one order.
+
+    Also in the runs that a whole module shares, with which others are compared to the bit.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
