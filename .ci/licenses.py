@@ -1,18 +1,14 @@
 #!/usr/bin/env python3
 """Check the licenses of the Python packages that pyproject.toml names, and of what they need.
 
-Without arguments, of the packages that are installed. `--all` asks pip about the others too, which
-needs the package index. Exit code 1 after a package whose license is not allowed or not stated.
+Exit code 1 after a package that is not installed, or whose license is not allowed or not stated.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
-import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -82,20 +78,6 @@ def installed(name: str) -> Metadata | None:
     return {field: found.get_all(field) or [] for field in fields}
 
 
-def asked(requirements: list[str]) -> dict[str, Metadata]:
-    """The metadata of what pip would install for requirements, by name."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-"]
-    report = subprocess.run([*command, *requirements], check=True, stdout=subprocess.PIPE).stdout
-    found = {}
-    for package in json.loads(report)["install"]:
-        metadata = package["metadata"]
-        fields = {name.replace("_", "-").title(): value for name, value in metadata.items()}
-        found[canonicalize_name(metadata["name"])] = {
-            name: value if isinstance(value, list) else [value] for name, value in fields.items()
-        }
-    return found
-
-
 def is_allowed(expression: str) -> bool:
     """True if every license in an expression is allowed, also each of a choice."""
     names = re.split(r"\s+(?:AND|OR)\s+|[()]", expression)
@@ -123,9 +105,7 @@ def stated(name: str, metadata: Metadata) -> str:
     return "none stated"
 
 
-def walk(
-    lines: list[str], reported: Mapping[str, Metadata]
-) -> tuple[dict[str, Metadata], list[str]]:
+def walk(lines: list[str]) -> tuple[dict[str, Metadata], list[str]]:
     """Packages that requirements need, by name, and the requirements without metadata."""
     found: dict[str, Metadata] = {}
     missing, seen, waiting = [], set(), list(lines)
@@ -135,7 +115,7 @@ def walk(
         if (name, extras) in seen:
             continue
         seen.add((name, extras))
-        metadata = installed(name) or reported.get(name)
+        metadata = installed(name)
         if metadata is None:
             missing.append(str(requirement))
             continue
@@ -148,22 +128,17 @@ def walk(
 
 
 def main() -> int:
-    """Print what was checked, what was not, and what is refused."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="ask pip about packages not installed")
-    ask = parser.parse_args().all
+    """Print what was checked and what is refused."""
     project = tomllib.loads(PROJECT.read_text())["project"]
     extras = project["optional-dependencies"].values()
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
     lines = [line for line in lines if not line.startswith(project["name"])]
-    found, missing = walk(lines, {})
-    if missing and ask:
-        found, missing = walk(lines, asked(missing))
+    found, missing = walk(lines)
     print(f"licenses of Python packages: {len(found)} checked")
     if missing:
         names = ", ".join(sorted({Requirement(line).name for line in missing}))
-        print(f"not installed, so not checked{'' if ask else ' without --all'}: {names}")
-    refused = 0
+        print(f"not installed, so not checked: {names}; make .venv/.installed-dev installs them")
+    refused = int(bool(missing))
     for name, metadata in sorted(found.items()):
         expression = stated(name, metadata)
         if not is_allowed(expression) and not any(re.fullmatch(it, name) for it in DECIDED):

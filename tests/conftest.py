@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from pytest import ExitCode
 
 # No test asks the Hugging Face Hub; huggingface_hub reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,6 +26,8 @@ TEXTS = [
     "what color is the wooden ring? red. blue. green. yellow",
 ]
 ANSWERS = ("yes", "no", "red", "blue", "green", "yellow", "1", "2", "3", "circle", "square", "star")
+#: Exit code of pytest after a warning that no test expects.
+UNEXPECTED_WARNINGS = 7
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -54,8 +57,9 @@ class NoWarnings:
         self.found.append(f"{nodeid}: {kind}: {warning_message.message}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.found and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        # Not the code of failed cases, which `.ci/pytest` runs again.
+        if self.found and session.exitstatus in (ExitCode.OK, ExitCode.TESTS_FAILED):
+            session.exitstatus = UNEXPECTED_WARNINGS
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.found:
@@ -63,10 +67,27 @@ class NoWarnings:
             terminalreporter.line("\n".join(self.found))
 
 
+class Unstable:
+    """Lists the cases that pass when they are run again, alone; see `.ci/pytest`."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.found.append(report.nodeid)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for name in self.found:
+            terminalreporter.line(f"unstable: {name}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Where several processes run tests, the one that starts them sees every warning.
     if not config.getoption("--allow-warnings") and "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(NoWarnings())
+    if "FIBER_SECOND_RUN" in os.environ:
+        config.pluginmanager.register(Unstable())
 
 
 def pytest_collection_finish() -> None:

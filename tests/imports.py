@@ -25,7 +25,7 @@ _IMPORTERS = ("import_module", "__import__")
 #: Modules that start other programs: what these import is not known from the source.
 _STARTERS = ("subprocess", "runpy", "tests.processes")
 #: What every test depends on: the extension, versions, and how tests are run.
-_ALWAYS = ("rust/", "Cargo.", "pyproject.toml", "Makefile", ".ci/slow-tests")
+_ALWAYS = ("rust/", "Cargo.", "pyproject.toml", "Makefile", ".ci/pytest")
 
 
 @dataclass(frozen=True)

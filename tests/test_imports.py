@@ -1,4 +1,4 @@
-"""What a test file depends on: `.ci/slow-tests` runs those of which something has changed."""
+"""What a test file depends on: `.ci/groups` runs those of which something has changed."""
 
 import subprocess
 

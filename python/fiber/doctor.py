@@ -47,7 +47,8 @@ EXTRAS = {
     "mlflow": "`fiber train --track mlflow`",
     "bench": "loaders that `fiber bench` and `benches/` compare against",
     "docs": "the site of `make docs`",
-    "dev": "building, testing and linting fiber itself",
+    "test": "what fiber's tests need, at the oldest versions too",
+    "dev": "every extra; building, testing and linting fiber itself",
 }
 
 

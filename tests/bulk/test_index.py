@@ -18,6 +18,8 @@ from fiber.data import open_source
 from fiber.evaluation.evaluate import evaluate
 from fiber.inference import MissingHeadError
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def embedded(made_once, coarse, small_scenes):

@@ -16,6 +16,8 @@ from fiber.bulk.annotator import without_truncation_warnings
 from fiber.bulk.output import PART, read_description, unit_file
 from fiber.data import pack
 
+pytestmark = pytest.mark.oldest
+
 
 def rows_of(folder: Path) -> pyarrow.Table:
     return pyarrow.dataset.dataset(folder / "rows").to_table().sort_by("record")

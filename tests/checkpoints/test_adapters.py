@@ -32,6 +32,8 @@ from fiber.models.lora import (
     merged_state,
 )
 
+pytestmark = pytest.mark.oldest
+
 TARGETS = ["backbone.fusion.*.query", "backbone.fusion.*.output"]
 
 

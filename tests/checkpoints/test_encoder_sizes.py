@@ -17,6 +17,8 @@ from fiber.models.encoders.bert_config import BertConfig
 from fiber.models.meter.config import CrossConfig, MeterConfig
 from fiber.models.registry import build_model
 
+pytestmark = pytest.mark.oldest
+
 TEXT = {"vocab_size": 60, "width": 32, "num_layers": 2, "num_heads": 2, "ffn_width": 48}
 METER = MeterConfig(
     image_size=64,

@@ -15,6 +15,8 @@ from tests.golden import COARSE
 from tests.training.micro_runs import coarse_config, run
 from tests.training.test_trainer import StopError, stop_before
 
+pytestmark = pytest.mark.oldest
+
 EXTRAS = COARSE / "extras.safetensors"
 
 

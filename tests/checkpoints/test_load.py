@@ -27,6 +27,8 @@ from tests.models.encoders.test_swin import randomise
 from tests.published_keys import coarse_keys, fine_keys, small_state
 from tests.training.micro_runs import coarse_config, run
 
+pytestmark = pytest.mark.oldest
+
 VERSIONS = ["coarse", "v2", "v3"]
 
 

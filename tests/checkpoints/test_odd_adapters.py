@@ -10,6 +10,8 @@ from tests.fuzz.generated.model_folders import adapter
 from tests.models import small_networks
 from tests.runtime.test_metadata import mutants, problems
 
+pytestmark = pytest.mark.oldest
+
 pytest.importorskip("peft")
 
 

@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from fiber.checkpoints.torch_file import read_checkpoint
 from tests.hostile_cases import two_directories
 
+pytestmark = pytest.mark.oldest
+
 #: Memory of this process in pages.
 STATM = pathlib.Path("/proc/self/statm")
 

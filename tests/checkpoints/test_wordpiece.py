@@ -8,6 +8,8 @@ from fiber.checkpoints.vocabulary.sources import open_tokenizer
 from fiber.checkpoints.vocabulary.wordpiece import read_vocab_txt
 from fiber.models.meter.config import MeterConfig
 
+pytestmark = pytest.mark.oldest
+
 WORDS = (
     "[PAD] [unused0] [UNK] [CLS] [SEP] [MASK] a red dog cat ##s ##ing walk left of ! ? , . ' é e"
     " 狗 1 ##2"

@@ -1,4 +1,4 @@
-"""`fiber export`: a folder of graphs, and what it refuses. `make test-export` has the rest."""
+"""`fiber export`: a folder of graphs, and what it refuses. tests/export has the rest."""
 
 import json
 import re

@@ -10,6 +10,8 @@ from fiber import DecodeError
 from fiber.data import Collator, ColorJitter, ImageTransform, RandAugment, Tokenizer
 from tests.data.loader_records import CROP, RECORDS, TEXT, make, record, samples
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:

@@ -18,7 +18,10 @@ from fiber.data import (
 from tests.data.loader_records import CROP, RECORDS, TEXT, make, png, record, samples, take
 
 # Records that are broken on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:(skipped|replaced) record:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:(skipped|replaced) record:RuntimeWarning"),
+    pytest.mark.oldest,
+]
 
 
 @pytest.fixture(scope="module")

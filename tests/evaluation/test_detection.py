@@ -30,6 +30,8 @@ from fiber.tasks.grounding.detection import (
     prompts_of,
 )
 
+pytestmark = pytest.mark.oldest
+
 #: Ids as in COCO: with gaps, and not in the order of the file.
 CLASSES = {17: "cat", 3: "car", 88: "teddy bear"}
 

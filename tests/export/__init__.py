@@ -1,1 +1,1 @@
-"""Exported graphs against the network. `make test-export` runs them: they need its packages."""
+"""Exported graphs against the network."""

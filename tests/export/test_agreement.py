@@ -12,7 +12,7 @@ from fiber.runtime.graphs import Graphs
 from tests.export import networks
 from tests.export.chain import Chain
 
-pytestmark = pytest.mark.export
+pytestmark = pytest.mark.slow
 #: Largest difference of a logit.
 TOLERANCE = 1e-4
 #: Format of the folder, and the library that runs it.

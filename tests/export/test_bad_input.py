@@ -16,7 +16,6 @@ from fiber.runtime.graphs import Graphs
 from fiber.runtime.metadata import Dimension, describe_file
 from tests.export import networks
 
-pytestmark = pytest.mark.export
 #: Heads of the exported models.
 HEADS = ("vqa", "itm")
 SIDES = {"batch": Dimension(), "height": Dimension(32, None, 32), "width": Dimension(32, None, 32)}

@@ -68,7 +68,7 @@ def test_configs_of_graphs_have_their_heads(masked, segmenter):
 
 
 def test_the_functions_of_graphs_are_those_of_the_network(segmenter):
-    """In eager mode, at the smallest size; exported graphs are compared by `make test-export`."""
+    """In eager mode, at the smallest size; exported graphs are compared in test_agreement.py."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 64)
     ids, mask = torch.randint(5, 300, (3, 6)), torch.ones(3, 6, dtype=torch.bool)

@@ -20,7 +20,7 @@ from fiber.runtime.graphs import Graphs
 from fiber.synthetic import scenes
 from tests.export import networks
 
-pytestmark = pytest.mark.export
+pytestmark = pytest.mark.slow
 #: Largest difference of an output, as of the graphs themselves.
 TOLERANCE = 1e-4
 

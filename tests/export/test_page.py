@@ -1,5 +1,6 @@
 """docs/export.md, whose blocks need the packages of the extras."""
 
+import re
 import shutil
 
 import pytest
@@ -8,10 +9,9 @@ from fiber.cli import main
 from tests.processes import run_python
 from tests.test_docs import ROOT, blocks_of, commands_of
 
-pytestmark = pytest.mark.export
-PAGE = (
-    (ROOT / "docs" / "export.md").read_text().replace("<!-- skip: run by make test-export -->", "")
-)
+pytestmark = pytest.mark.slow
+#: The page with the blocks that test_docs.py does not run.
+PAGE = re.sub("<!-- skip: run by .* -->", "", (ROOT / "docs" / "export.md").read_text())
 
 
 def test_the_page(tmp_path, monkeypatch, micro_models, scene_picture, small_scenes, exported):

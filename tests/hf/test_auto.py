@@ -31,6 +31,8 @@ from fiber.training.run_dir import RunFolder
 from tests.hf.conftest import NAMES, own_network, same_config
 from tests.models.small_networks import inputs
 
+pytestmark = pytest.mark.oldest
+
 TEXTS = ["a red circle", "  what color is the <mask> ring?", "Émile's \n star!", "left"]
 
 

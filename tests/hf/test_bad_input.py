@@ -21,6 +21,8 @@ import fiber
 from fiber.models.heads import MissingHeadError
 from tests.models.small_networks import inputs
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture
 def copied(folders, tmp_path):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def ground(folders):

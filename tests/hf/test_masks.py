@@ -23,6 +23,8 @@ from fiber.models.fiber.detector import FiberDetector
 from fiber.models.heads import MissingHeadError
 from tests.models.xdecoder.small_model import CLASSES, PHRASES, some_images
 
+pytestmark = pytest.mark.oldest
+
 STUFF = ["grass", "sky"]
 
 

@@ -12,6 +12,8 @@ from fiber.inference.model import Model
 from fiber.models.lora import find_targets, lora_config
 from tests.models.small_networks import NETWORKS, heads, network
 
+pytestmark = pytest.mark.oldest
+
 #: Ratio of the largest difference to the largest logit. W x + B (A x) and (W + B A) x are rounded
 #: differently: by up to 9.4e-6 for the unit vectors of ITC, 7e-7 for logits.
 TOLERANCE = 1e-5

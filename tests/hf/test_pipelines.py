@@ -10,6 +10,8 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 import fiber
 from fiber.hf.pipelines import PIPELINES
 
+pytestmark = pytest.mark.oldest
+
 PHRASES = ["a red circle", "the square", "the star left of the ring"]
 
 

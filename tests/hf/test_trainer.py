@@ -18,6 +18,8 @@ import fiber
 from fiber.data import ImageTransform, Record
 from tests.hf.conftest import BOXES
 
+pytestmark = pytest.mark.oldest
+
 
 def rows_of(head, drawing):
     """Rows of the data for a head, which no model knows yet."""

@@ -10,6 +10,8 @@ from tests.checkpoints.test_adapters import write as write_adapter
 from tests.hub.stub import NEW, OLD, add_to_cache, serve
 from tests.processes import run_python
 
+pytestmark = pytest.mark.oldest
+
 #: A process that loads models, and prints of each where it is from, or its error.
 LOAD = """
 import json, sys

@@ -8,6 +8,8 @@ import fiber
 from fiber.checkpoints import stages
 from fiber.checkpoints.hub.names import HubModel, hub_name, parse_hub_name, short_hub_name
 
+pytestmark = pytest.mark.oldest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -15,6 +15,8 @@ from fiber.checkpoints.stages import packaged_model
 from fiber.cli.models import load_quietly
 from tests.hub.stub import NEW, serve
 
+pytestmark = pytest.mark.oldest
+
 METRICS = {
     "tasks": {
         "vqa": {

@@ -9,6 +9,8 @@ from fiber.postprocess import ground_phrases
 
 from .by_hand import tensors
 
+pytestmark = pytest.mark.oldest
+
 
 class TestGround:
     def test_no_picture(self, fine):

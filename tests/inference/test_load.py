@@ -18,6 +18,8 @@ from fiber.training.run_dir import RunFolder
 from ..conftest import ANSWERS
 from ..published_keys import coarse_keys, fine_keys, small_state
 
+pytestmark = pytest.mark.oldest
+
 
 class Harm:
     """Its pickle asks to write a file."""

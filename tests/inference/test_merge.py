@@ -17,6 +17,8 @@ from fiber.inference.model import Origin
 from fiber.models.registry import build_model
 from fiber.training.config.run import load_recipe
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def base(micro_models):

@@ -16,6 +16,8 @@ from fiber.training.config.run import load_recipe
 from ..conftest import ANSWERS
 from .by_hand import pooled, tensors
 
+pytestmark = pytest.mark.oldest
+
 
 class TestCoarse:
     def test_no_picture(self, coarse):

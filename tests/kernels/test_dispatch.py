@@ -10,6 +10,8 @@ import torch
 from fiber import kernels
 from fiber.kernels.runtime import dispatch
 
+pytestmark = pytest.mark.oldest
+
 
 class OnGpu:
     """A fake GPU tensor for the default rule."""

@@ -8,6 +8,8 @@ from fiber import kernels
 from fiber.kernels.cross_attention import naive as cross
 from fiber.kernels.window_attention import export, naive
 
+pytestmark = pytest.mark.oldest
+
 #: (H, W, w, shift): whole windows, padded ones, maps below a window.
 MAPS = [(1, 1, 3, 1), (12, 12, 6, 3), (7, 11, 4, 2), (3, 2, 6, 3), (5, 9, 4, 0), (8, 8, 8, 4)]
 

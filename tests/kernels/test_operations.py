@@ -7,6 +7,8 @@ import torch
 
 from fiber import kernels
 
+pytestmark = pytest.mark.oldest
+
 QKV = torch.zeros(2, 4, 4, 3, 2, 8)
 TABLE = torch.zeros(9, 2)
 QKV_BIAS = torch.zeros(3, 2, 8)

@@ -17,6 +17,8 @@ from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import registered as registered_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 
+pytestmark = pytest.mark.oldest
+
 SIZES = torch.tensor([[5, 6], [2, 5]])
 LENGTHS = torch.tensor([5, 2])
 MASK = torch.tensor([[True, False, True, True, False], [False] * 5])

@@ -16,5 +16,10 @@ ROOT = Path(__file__).parents[2]
 )
 def test_make_target_runs_the_folder(target, folder, interpret):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if f"tests/kernels/{folder} " in line + " "]
-    assert [f"TRITON_INTERPRET={interpret} " in line for line in lines] == [True], done.stderr
+    commands = done.stdout.replace("\\\n", "").splitlines()
+    found = [
+        f"TRITON_INTERPRET={interpret} " in command
+        for command in commands
+        if f"tests/kernels/{folder} " in f"{command} "
+    ]
+    assert found == [True], done.stderr

@@ -15,6 +15,8 @@ from fiber.kernels.window_attention import naive as naive_windows
 from fiber.kernels.window_attention import torch_path as torch_windows
 from fiber.kernels.window_attention.window_spec import WindowSpec
 
+pytestmark = pytest.mark.oldest
+
 # Sums of at most 400 float64 terms of size 1, in a different order.
 TOLERANCE = 1e-12
 

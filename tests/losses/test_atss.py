@@ -6,6 +6,8 @@ import torch
 from fiber.losses.atss import atss_assign
 from fiber.ops.anchors import pyramid_anchors
 
+pytestmark = pytest.mark.oldest
+
 SIZES = [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]
 STRIDES = (8, 16, 32, 64, 128)
 

@@ -11,6 +11,8 @@ from fiber.losses.caption import (
     self_critical_loss,
 )
 
+pytestmark = pytest.mark.oldest
+
 # <s> a b </s> and <s> a </s> <pad>, of a vocabulary of 5.
 IDS = torch.tensor([[0, 3, 4, 2], [0, 3, 2, 1]])
 MASK = IDS != 1

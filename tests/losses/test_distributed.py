@@ -8,6 +8,8 @@ from fiber.losses.distributed import fetch_rows, gather_rows, row_counts
 from tests.losses.toy_objectives import all_splits, losses_and_gradients
 from tests.losses.two_ranks import run_on_ranks, run_on_two_ranks
 
+pytestmark = pytest.mark.oldest
+
 SPLITS = [(3, 0), (5, 2), (4, 4)]
 STEPS = 3
 

@@ -16,6 +16,8 @@ from fiber.ops.boxes import decode_deltas
 from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = FINE / "data_geometry.json"
 CONFIG = preset("small", stage="fine")
 SIZES = [(12, 12), (6, 6), (3, 3), (2, 2), (1, 1)]

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from fiber.losses.itc import itc_loss, text_fingerprints
 
+pytestmark = pytest.mark.oldest
+
 
 def unit_vectors(rows, width=5, seed=0):
     random = torch.Generator().manual_seed(seed)

@@ -10,6 +10,8 @@ from fiber.losses.itm import hard_negatives
 from tests.losses.toy_objectives import queue_after
 from tests.losses.two_ranks import run_on_two_ranks
 
+pytestmark = pytest.mark.oldest
+
 WIDTH, TOKENS = 5, 4
 
 

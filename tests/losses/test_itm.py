@@ -20,6 +20,8 @@ from fiber.losses.itm import (
 )
 from tests.golden import COARSE
 
+pytestmark = pytest.mark.oldest
+
 
 def similarities(logits, image_ids):
     ids = torch.tensor(image_ids)

@@ -16,6 +16,8 @@ from fiber.losses.mlm import mlm_loss
 from fiber.losses.nlvr2 import nlvr2_loss
 from fiber.losses.vqa import vqa_loss
 
+pytestmark = pytest.mark.oldest
+
 ROWS = torch.arange(4)
 MASK = torch.ones(4, 6, dtype=torch.bool)
 IDS = torch.arange(24).reshape(4, 6) % 7

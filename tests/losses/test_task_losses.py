@@ -15,6 +15,8 @@ from fiber.losses.ranking import ranking_loss
 from fiber.losses.vqa import vqa_loss
 from tests.golden import COARSE
 
+pytestmark = pytest.mark.oldest
+
 
 def log_softmax(logits):
     total = math.log(sum(math.exp(x) for x in logits))

@@ -12,6 +12,8 @@ from fiber.metrics.detection import (
     average_precision,
 )
 
+pytestmark = pytest.mark.oldest
+
 BOX = [0.0, 0.0, 10.0, 10.0]
 #: In pycocotools' order.
 COCO_NAMES = (

@@ -8,6 +8,8 @@ import pytest
 from fiber.metrics.mask_ap import ScoredMasks, TrueMasks, encode_masks, mask_average_precision
 from tests.metrics.generated_masks import generated
 
+pytestmark = pytest.mark.oldest
+
 #: In pycocotools' order.
 COCO_NAMES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),

@@ -7,6 +7,8 @@ import pytest
 from fiber.metrics.panoptic import FoundSegments, PanopticCounts, TrueSegments
 from tests.metrics.generated_masks import CLASSES, THINGS, Segmented, generated
 
+pytestmark = pytest.mark.oldest
+
 IS_THING = [label < THINGS for label in range(CLASSES)]
 #: Rounding of sums of a few hundred numbers.
 ROUNDING = 1e-9

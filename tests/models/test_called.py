@@ -8,6 +8,8 @@ import torch
 
 from tests.models.small_networks import NETWORKS, heads, network
 
+pytestmark = pytest.mark.oldest
+
 SLOW = pytest.mark.slow
 #: Modules that no head calls, and why.
 NEVER_CALLED = {

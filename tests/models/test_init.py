@@ -10,6 +10,8 @@ from fiber.models.fiber.detector import FiberDetector
 from fiber.models.fiber.image_text import FiberImageText
 from fiber.models.init import fan_in_std, standardize_output
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize("start", ["published", "fan_in"])
 def test_linear_weights_follow_the_named_initialization(start):

@@ -23,6 +23,8 @@ from fiber.models.lora import (
 from fiber.models.registry import build_empty
 from tests.models.small_networks import NETWORKS, heads, network
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def coarse():

@@ -6,6 +6,8 @@ from fiber.ops.anchors import level_anchors, pyramid_anchors
 from fiber.ops.boxes import centers, to_inclusive
 from tests.golden import FINE
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = FINE / "data_geometry.json"
 STRIDES = (8, 16, 32, 64, 128)
 

@@ -12,6 +12,8 @@ from fiber.ops.arrays import functions_of
 from fiber.ops.boxes import clip_to_image, decode_deltas
 from fiber.ops.nms import nms
 
+pytestmark = pytest.mark.oldest
+
 DRAW = np.random.default_rng(0)
 VALUES = DRAW.normal(0, 30, (4, 7)).astype(np.float32)
 OTHERS = DRAW.normal(0, 30, (4, 7)).astype(np.float32)

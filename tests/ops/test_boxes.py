@@ -14,6 +14,8 @@ from fiber.ops.boxes import (
 from tests.box_deltas import encode_deltas
 from tests.golden import FINE
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = FINE / "data_geometry.json"
 ONE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 

@@ -5,6 +5,8 @@ from torchvision.ops import deform_conv2d
 from fiber.ops.deform import _sampled_conv, modulated_deform_conv
 from fiber.ops.tracing import is_exporting
 
+pytestmark = pytest.mark.oldest
+
 
 def inputs(batch, channels, size, out_size, reach, dtype=torch.float64, seed=0):
     """Features, offsets, modulation, weight and bias; offsets of up to some `reach` pixels."""

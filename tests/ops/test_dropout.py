@@ -19,6 +19,8 @@ from fiber.ops.dropout import (
     of_rows,
 )
 
+pytestmark = pytest.mark.oldest
+
 ROWS = torch.tensor([4, 0, 7, 100_000])
 
 

@@ -4,6 +4,8 @@ import torch
 from fiber.ops.masks import mask_boxes, resize_masks
 from fiber.ops.shrink_masks import shrink_masks
 
+pytestmark = pytest.mark.oldest
+
 
 def test_boxes_are_half_open_and_empty_masks_have_none():
     masks = torch.zeros(4, 6, 9, dtype=torch.bool)

@@ -24,6 +24,8 @@ from tests.parity.coarse_preset import BASE
 from tests.parity.comparison import Comparison
 from tests.parity.tolerances import coarse_tolerances
 
+pytestmark = pytest.mark.oldest
+
 
 def failures(comparison: Comparison) -> list[str]:
     return [failure for group in comparison.groups.values() for failure in group.failures]

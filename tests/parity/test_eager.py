@@ -11,6 +11,8 @@ from tests.parity import eager
 from tests.parity.__main__ import COMMITTED, main
 from tests.parity.coarse_case import CoarseCase
 
+pytestmark = pytest.mark.oldest
+
 
 def test_micro_equals_the_recorded_tensors(tmp_path, monkeypatch, capsys):
     for path in COARSE.glob("micro*"):

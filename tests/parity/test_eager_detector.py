@@ -11,6 +11,8 @@ from tests.parity import eager_detector as parity
 from tests.parity.__main__ import main
 from tests.parity.fine_case import FineCase
 
+pytestmark = pytest.mark.oldest
+
 CASE = FINE / "tiny_v2_sharp.json"
 
 

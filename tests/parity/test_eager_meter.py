@@ -12,6 +12,8 @@ from tests.parity import eager_meter as parity
 from tests.parity.__main__ import main
 from tests.parity.meter_case import MeterCase
 
+pytestmark = pytest.mark.oldest
+
 CASE = METER / "clip_micro.json"
 #: Recorded names that are inputs or of another image size, or from which a compared output comes.
 NOT_COMPARED = re.compile(

@@ -15,6 +15,8 @@ from tests.parity import eager_xdecoder as parity
 from tests.parity.__main__ import main
 from tests.parity.xdecoder_case import XDecoderCase
 
+pytestmark = pytest.mark.oldest
+
 CASE = XDECODER / "micro.json"
 #: Recorded names that are inputs, notes, or of outputs that the benches do not time.
 NOT_COMPARED = re.compile(

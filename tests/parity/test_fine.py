@@ -15,6 +15,8 @@ from tests.golden import FINE
 from tests.parity.__main__ import main
 from tests.parity.fine import compare_case
 
+pytestmark = pytest.mark.oldest
+
 SHARP = "tiny_v2_sharp"
 PARTS = ("backbone_fpn", "train_head", "test")
 

@@ -25,6 +25,8 @@ from tests.parity.fine_text import compare_text
 from tests.parity.fine_units import compare_units
 from tests.parity.recorded_tokens import recorded_tokens
 
+pytestmark = pytest.mark.oldest
+
 UNITS = FINE / "units_deform_dyconv.safetensors"
 GEOMETRY = FINE / "data_geometry.json"
 TEXT = FINE / "data_text.json"

@@ -8,6 +8,8 @@ from tests.parity.fine_noise import main
 from tests.parity.test_fine import SHARP
 from tests.parity.tolerances import fine_tolerances
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.slow
 def test_the_noisiest_recorded_gradient_is_the_one_in_the_tolerances(capsys):

@@ -20,6 +20,8 @@ from tests.parity.fine_case import FineCase
 from tests.parity.fine_preset import BASE_PARAMETERS, FinePresetCase, recorded_shapes
 from tests.parity.fine_recording import record_case
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize(
     "path",

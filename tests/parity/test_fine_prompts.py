@@ -7,6 +7,8 @@ import pytest
 from tests.golden import FINE
 from tests.parity.fine_prompts import SECTION, compare_drawn_prompts
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = FINE / "data_text.json"
 
 

@@ -15,6 +15,8 @@ from tests.parity.meter_case import TASKS, MeterCase, is_moved_by_noise, is_nois
 from tests.parity.tolerances import METER as METER_TOLERANCES
 from tests.parity.tolerances import meter_tolerances
 
+pytestmark = pytest.mark.oldest
+
 #: Recorded tensors that depend on the last text layer.
 CHANGED = ("cross.text1", "cross.text_pooled", "text_feats", "cls")
 

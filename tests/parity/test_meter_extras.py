@@ -12,6 +12,8 @@ from tests.golden import METER
 from tests.parity.__main__ import main
 from tests.parity.meter_extras import compare_extras, sentence_tokenizer
 
+pytestmark = pytest.mark.oldest
+
 ROBERTA = Path(__file__).parents[2] / "../shared/assets/roberta-base"
 #: What is compared of each kind.
 COUNTS = {

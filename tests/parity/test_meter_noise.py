@@ -9,6 +9,8 @@ from tests.parity import meter_noise
 from tests.parity.meter import OPTIM, STEPS, losses_of, only_losses
 from tests.parity.meter_case import TASKS, published_pieces
 
+pytestmark = pytest.mark.oldest
+
 SMALL = meter_noise.BASE | {
     "tower": {"layers": 3, "width": 64, "patch": 16, "ctx_width": 16},
     "text": {

@@ -20,6 +20,8 @@ from tests.parity.coarse_preset_run import NOT_PRETRAINED
 from tests.parity.modes import Mode
 from tests.parity.recording import record_case
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize(
     "path",

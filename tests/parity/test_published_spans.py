@@ -2,6 +2,8 @@ import pytest
 
 from tests.parity.published_spans import published_positive_tokens
 
+pytestmark = pytest.mark.oldest
+
 #: "a   man ☕ b" as RoBERTa splits it: runs of spaces belong to no character, ☕ is two tokens.
 TEXT = "a   man \u2615 b"
 OFFSETS = [(0, 0), (0, 1), (2, 2), (3, 3), (4, 7), (8, 9), (8, 9), (10, 11), (0, 0)]

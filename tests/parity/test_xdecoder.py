@@ -15,6 +15,8 @@ from tests.parity.tolerances import xdecoder_tolerances
 from tests.parity.xdecoder_case import XDecoderCase
 from tests.parity.xdecoder_losses import compare_groups, compare_losses
 
+pytestmark = pytest.mark.oldest
+
 #: What is compared of a whole model.
 GROUPS = {
     *("weight rule", "absolute maxima", "text", "text (integers)", "backbone and pixels"),

@@ -7,6 +7,8 @@ from PIL import Image
 
 from fiber.postprocess import Detections, FoundBoxes
 
+pytestmark = pytest.mark.oldest
+
 PICTURE = np.full((60, 80, 3), 200, np.uint8)
 
 

@@ -10,6 +10,8 @@ from fiber.postprocess.masks import (
     semantic_scores,
 )
 
+pytestmark = pytest.mark.oldest
+
 #: Classes of the examples: a thing, and two kinds of stuff.
 IS_THING = (True, False, False)
 BACKGROUND = 3

@@ -11,6 +11,8 @@ from PIL import Image
 from fiber.postprocess.segmentation import LabeledSegment, Segmentation, paint
 from fiber.visualize import COLORS
 
+pytestmark = pytest.mark.oldest
+
 
 def example(picture=None, overlapping=False):
     ids = np.zeros((20, 30), np.int32)

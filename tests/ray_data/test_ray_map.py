@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
+import torch
 
 import fiber.inference
 from fiber.bulk.ray_engine import RayEngine
@@ -23,13 +24,27 @@ from tests.processes import run_python
 
 ray = pytest.importorskip("ray")
 
+# Warnings are those of Ray.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
 ROOT = Path(__file__).parents[2]
 HALF = RayEngine(cpus=0.5)
 OPTIONS = {"model": "scenes", "split": "val", "batch_size": 4}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """One thread for each process: rows are compared to the bit, and cores are few."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(one_thread):
     """Two logical nodes of four CPUs each."""
     from ray.cluster_utils import Cluster
 

@@ -87,7 +87,7 @@ def same(ours, theirs):
     assert ours.ids.dtype == theirs.ids.dtype and ours.ids.shape == theirs.ids.shape
 
 
-@pytest.mark.export
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -107,7 +107,7 @@ def test_segment(graphs, network, options):
         assert ours.draw().size == theirs.draw().size
 
 
-@pytest.mark.export
+@pytest.mark.slow
 def test_class_vectors_are_exchanged(graphs, network, tmp_path):
     graphs.class_vectors(CLASSES).save(tmp_path / "own.safetensors")
     found = ClassVectors.load(tmp_path / "own.safetensors")
@@ -120,7 +120,7 @@ def test_class_vectors_are_exchanged(graphs, network, tmp_path):
         graphs.segment(IMAGES[0], other)
 
 
-@pytest.mark.export
+@pytest.mark.slow
 def test_search_and_texts(graphs, network):
     texts = ["the dog\u2019s &amp; \ufb01ne ball", *PHRASES]
     for method, given in (("embed_images", IMAGES), ("embed_texts", texts)):
@@ -130,7 +130,7 @@ def test_search_and_texts(graphs, network):
     assert [hit.index for hit in hits[0]] == [hit.index for hit in hits[1]]
 
 
-@pytest.mark.export
+@pytest.mark.slow
 def test_what_graphs_lack(graphs):
     with pytest.raises(MissingHeadError, match=r"caption of a region needs the head 'caption'"):
         graphs.caption(IMAGES[0], region=np.ones(IMAGES[0].shape[:2], bool))
@@ -140,7 +140,7 @@ def test_what_graphs_lack(graphs):
         graphs.segment(IMAGES[0], phrases=["a " * 60])
 
 
-@pytest.mark.export
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_the_command(folder, tmp_path, monkeypatch, capsys, runtime):
     monkeypatch.chdir(tmp_path)
@@ -156,7 +156,7 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys, runtime):
         assert abs(ours["area"] - theirs["area"]) <= MOVED * IMAGES[1].size
 
 
-@pytest.mark.export
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_masks_of_boxes(exported, engine):
     folder = exported("fine two blocks", "onnx")

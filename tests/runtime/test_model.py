@@ -14,7 +14,7 @@ from fiber.models.heads import MissingHeadError
 from fiber.runtime import loading
 from tests.runtime.drawings import drawings
 
-pytestmark = pytest.mark.export
+pytestmark = pytest.mark.slow
 
 #: Largest difference of a score, as in `tests.export.test_agreement`, and of an edge in pixels.
 TOLERANCE, PIXELS = 1e-4, 1e-2

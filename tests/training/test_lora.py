@@ -30,6 +30,8 @@ from tests.training.distributed.strategy_runs import sharded_on_cpu
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
+pytestmark = pytest.mark.oldest
+
 SLOW = pytest.mark.slow
 #: A few steps, with learning rates that move weights.
 COMMON = {

@@ -11,6 +11,8 @@ import fiber
 from fiber.cli import main
 from fiber.data import convert, open_source
 
+pytestmark = pytest.mark.oldest
+
 CLASSES = ["circle", "square"]
 NUM_IMAGES, WIDTH, HEIGHT = 30, 96, 80
 #: A run that is as short as can be, and still has a step after an update.

@@ -21,6 +21,8 @@ from tests.processes import start_python
 from tests.training import micro_runs
 from tests.training.micro_runs import coarse_config, fine_config, run, with_dropout
 
+pytestmark = pytest.mark.oldest
+
 #: Half of what is covered alike, run by `make test-all`.
 SLOW = pytest.mark.slow
 EITHER_SIDE = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The page in a browser: `make test-web`."""
+"""The page in a browser, if one is installed."""
 
 import json
 import os

@@ -9,6 +9,8 @@ import pytest
 from fiber.data.formats.arrow import Tables, statement_records
 from fiber.data.formats.row_records import caption_records, question_records
 
+pytestmark = pytest.mark.oldest
+
 
 class _Value:
     def __init__(self, value):

@@ -21,6 +21,8 @@ from fiber.data.formats.arrow import Tables
 from fiber.data.formats.row_records import caption_records
 from fiber.data.skip_report import skip_counts, skip_lines
 
+pytestmark = pytest.mark.oldest
+
 arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 

@@ -30,6 +30,8 @@ from tests.data.shards import picture, write_tar
 from tests.data.signed_packs import sign
 from tests.synthetic.cutouts import write_pictures
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="session")
 def packed_scenes(scenes_folder, tmp_path_factory):

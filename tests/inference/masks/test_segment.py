@@ -22,6 +22,8 @@ from fiber.postprocess.segmentation import Segmentation
 from tests.golden import XDECODER
 from tests.models.xdecoder.small_model import CLASSES, PHRASES, STUFF, small_model
 
+pytestmark = pytest.mark.oldest
+
 #: Thresholds at which segments of random weights are kept.
 LOW = {"score_threshold": 0.0, "overlap_threshold": 0.0}
 QUESTIONS = {

@@ -13,6 +13,8 @@ from fiber.losses.masks.box_masks import (
 from fiber.models.features import MaskOutput
 from fiber.ops.masks import PLACE_TERMS
 
+pytestmark = pytest.mark.oldest
+
 ANCHORS = torch.tensor([[0.0, 0, 16, 16], [8, 8, 24, 24], [0, 0, 32, 32]])
 
 

@@ -13,6 +13,8 @@ from fiber.losses.masks.matching import (
 )
 from fiber.losses.masks.pixel_losses import mask_dice
 
+pytestmark = pytest.mark.oldest
+
 
 def test_nothing_is_matched_with_nothing():
     for shape in ((0, 0), (5, 0), (0, 5)):

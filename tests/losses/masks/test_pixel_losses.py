@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 from fiber.losses.masks.pixel_losses import mask_bce, mask_dice, query_class_loss
 
+pytestmark = pytest.mark.oldest
+
 
 def test_no_masks_have_no_losses():
     nothing = torch.zeros(0, 5)

@@ -3,6 +3,8 @@ import torch
 
 from fiber.losses.masks.point_sampling import sample_points, seeded_points, uncertain_points
 
+pytestmark = pytest.mark.oldest
+
 
 def test_no_maps_have_no_points():
     assert sample_points(torch.zeros(0, 4, 4), torch.zeros(0, 3, 2)).shape == (0, 3)

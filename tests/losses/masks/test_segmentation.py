@@ -25,6 +25,8 @@ from fiber.losses.masks.segmentation import (
 from fiber.models.features import MaskPrediction
 from tests.losses.two_ranks import run_on_two_ranks
 
+pytestmark = pytest.mark.oldest
+
 CLASSES, QUERIES, ROWS, WIDTH = 3, 9, 8, 6
 OPTIONS = LossOptions(num_points=40)
 SCALE = torch.tensor(10.0)

@@ -14,6 +14,8 @@ from fiber.models.encoders.bert_config import BertConfig
 from fiber.models.meter.config import CrossConfig, MeterConfig
 from fiber.models.meter.image_text import MeterImageText
 
+pytestmark = pytest.mark.oldest
+
 CONFIG = BertConfig(
     vocab_size=90,
     width=48,

@@ -11,6 +11,8 @@ from fiber.models.encoders.position_interpolation import (
     resize_position_tables,
 )
 
+pytestmark = pytest.mark.oldest
+
 TINY = ClipConfig(patch_size=8, width=24, num_blocks=2, num_heads=3)
 
 

@@ -6,6 +6,8 @@ import torch
 from fiber.models.encoders.clip_text import ClipTextEncoder, last_tokens
 from fiber.models.encoders.clip_text_config import ClipTextConfig
 
+pytestmark = pytest.mark.oldest
+
 TINY = ClipTextConfig(vocab_size=50, width=24, num_blocks=2, num_heads=3, max_positions=9)
 
 

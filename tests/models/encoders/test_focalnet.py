@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from fiber.models.encoders.focalnet import FocalModulation, FocalNetEncoder
 from fiber.models.encoders.focalnet_config import FocalNetConfig
 
+pytestmark = pytest.mark.oldest
+
 TINY = FocalNetConfig(embed_dim=8, depths=(1, 1, 2, 1), drop_path=0.5)
 INSIDE = FocalNetConfig(
     embed_dim=8, depths=(1, 1, 2, 1), block="norm_inside", focal_levels=2, drop_path=0.5

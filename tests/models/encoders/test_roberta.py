@@ -11,6 +11,8 @@ from fiber.config import RobertaConfig
 from fiber.models.encoders.roberta import RobertaEncoder, TextLayer, causal_attention_mask
 from tests.models.encoders.test_swin import randomise
 
+pytestmark = pytest.mark.oldest
+
 CONFIG = RobertaConfig(
     vocab_size=60,
     width=24,

@@ -9,6 +9,10 @@ import torch
 
 from fiber.config import SwinConfig
 from fiber.models.encoders.swin import PatchMerging, SwinBlock, SwinEncoder, WindowAttention
+from tests.peer_versions import needs
+
+pytestmark = pytest.mark.oldest
+NAMES = needs("transformers", "5.9", "its encoders had other names, and CLIP gave no hidden states")
 
 CONFIG = SwinConfig(
     embed_dim=16, depths=(1, 2, 2, 1), num_heads=(1, 2, 2, 4), window_size=3, drop_path=0.0
@@ -43,6 +47,7 @@ def hugging_face_name(name: str) -> str:
     return name
 
 
+@NAMES
 @pytest.mark.parametrize("size", [(96, 96), (93, 96), (150, 101), (192, 110)], ids=str)
 def test_matches_transformers(size):
     transformers = pytest.importorskip("transformers")

@@ -17,6 +17,8 @@ from fiber.losses.grounding import centerness_targets, grounding_losses
 from fiber.models.fiber.detector import DetectorOutput, FiberDetector
 from fiber.postprocess import detect_boxes, ground_phrases
 
+pytestmark = pytest.mark.oldest
+
 #: Image side lengths in pixels, in addition to whole patches.
 SIDES = (17, 32, 50, 64, 96, 100, 160)
 TOKENS = [[[1], [2, 3]], [[2]], [[1, 2]], [[3], [1]]]

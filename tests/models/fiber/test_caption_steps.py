@@ -1,8 +1,11 @@
 """Steps of decoding whose state is tensors, as exported graphs have it."""
 
+import pytest
 import torch
 
 from tests.models.fiber.test_captioner import IMAGES, caption_model, pictures
+
+pytestmark = pytest.mark.oldest
 
 
 def test_a_step_of_tensors_equals_decoding_with_a_state():

@@ -24,6 +24,8 @@ from fiber.models.fiber.image_text import FiberImageText
 from tests.models.fiber.published_search import published_search
 from tests.models.fiber.test_image_text import IMAGES, build, config
 
+pytestmark = pytest.mark.oldest
+
 A, B, C = 3, 4, 5
 VOCABULARY = 7
 

@@ -8,6 +8,8 @@ from fiber.config import preset
 from fiber.models.features import BackboneOutput
 from fiber.models.fiber.detector import FiberDetector, GroundingHead
 
+pytestmark = pytest.mark.oldest
+
 CONFIG = preset("micro", stage="fine")
 
 

@@ -9,6 +9,8 @@ from fiber.models.fiber.dyhead import DynamicBlock, DynamicHead, DynamicRelu, Mo
 from fiber.models.fiber.keys import block_keys
 from tests.golden import FINE
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = FINE / "units_deform_dyconv.safetensors"
 
 

@@ -8,6 +8,8 @@ import torch
 from fiber.models.fiber.fusion import ImageToTextAttention, TextToImageAttention
 from tests.models.encoders.test_swin import randomise
 
+pytestmark = pytest.mark.oldest
+
 
 def image_to_text(**changes) -> ImageToTextAttention:
     arguments = {"normalize_query": True, "gate_start": 0.5}

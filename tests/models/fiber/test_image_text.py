@@ -12,6 +12,8 @@ from fiber.models.fiber.image_text import FiberImageText
 from tests.models.encoders.test_roberta import texts
 from tests.models.encoders.test_swin import randomise
 
+pytestmark = pytest.mark.oldest
+
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.manual_seed(3))
 IDS, MASK = texts(7, 4)
 

@@ -22,6 +22,8 @@ from tests.published_keys import (
     small_state,
 )
 
+pytestmark = pytest.mark.oldest
+
 
 def published_config(state, stored=None):
     return recognize(state).infer_config(state, stored or {})

@@ -13,6 +13,8 @@ from fiber.config_io import from_dict, replace_fields, to_dict
 from fiber.models.fiber.detector import FiberDetector
 from fiber.ops.masks import PLACE_TERMS, enlarged_boxes, masks_at_points, masks_on_map
 
+pytestmark = pytest.mark.oldest
+
 PLAIN = preset("micro", stage="fine")
 MASKED = replace_fields(PLAIN, {"detector.mask_width": 8})
 

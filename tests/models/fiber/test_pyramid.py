@@ -3,6 +3,8 @@ import torch
 
 from fiber.models.fiber.pyramid import FeaturePyramid, drop_block
 
+pytestmark = pytest.mark.oldest
+
 
 def pyramid(drop=False):
     torch.manual_seed(0)

@@ -19,6 +19,10 @@ from fiber.models.meter.image_text import MeterImageText
 from fiber.models.registry import architecture_of, encoder_format, recognize
 from tests.golden import METER
 from tests.parity.meter_case import MeterCase
+from tests.peer_versions import needs
+
+pytestmark = pytest.mark.oldest
+NAMES = needs("transformers", "5.9", "its encoders had other names, and CLIP gave no hidden states")
 
 #: What OpenAI's file has besides the blocks that METER keeps.
 CLIP_REST = {
@@ -101,6 +105,7 @@ def test_a_file_has_the_models_blocks_or_one_more(num_blocks):
         load_encoder(target, state)
 
 
+@NAMES
 @pytest.mark.parametrize("has_text", [False, True])
 @pytest.mark.parametrize("size", [64, 96])
 def test_transformers_clip_gives_the_same_features(tmp_path, has_text, size):

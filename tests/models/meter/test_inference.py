@@ -22,6 +22,8 @@ from tests.golden import METER
 from tests.parity.meter_case import MeterCase
 from tests.parity.tolerances import METER as TOLERANCES
 
+pytestmark = pytest.mark.oldest
+
 TEXTS = ("a red dog", "left of a cat", "what color is the dog")
 
 

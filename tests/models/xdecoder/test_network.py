@@ -14,6 +14,8 @@ from fiber.models.xdecoder.captioner import CaptionDecoding, greedy_captions
 from fiber.models.xdecoder.config import DecoderConfig, XDecoderConfig
 from fiber.models.xdecoder.segmenter import XDecoder, join_tokens
 
+pytestmark = pytest.mark.oldest
+
 TINY = XDecoderConfig(
     image_size=64,
     focalnet=FocalNetConfig(embed_dim=8, depths=(1, 1, 1, 1)),

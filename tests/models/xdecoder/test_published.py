@@ -31,6 +31,8 @@ from fiber.models.xdecoder.segmenter import XDecoder
 from tests.golden import KEYS, XDECODER
 from tests.parity.xdecoder_case import XDecoderCase
 
+pytestmark = pytest.mark.oldest
+
 #: What shapes of small files are divided by.
 SHRINK = 16
 

@@ -11,6 +11,8 @@ from PIL import Image
 from fiber import DecodeError, _core
 from tests.peer_versions import needs
 
+pytestmark = pytest.mark.oldest
+
 SIZES = [(1, 1), (1, 9), (17, 1), (23, 37)]
 #: Kinds of pixels that Pillow writes in each format, with alpha or without.
 MODES = {

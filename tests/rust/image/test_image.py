@@ -11,6 +11,8 @@ from PIL import Image
 from fiber import DecodeError, _core
 from fiber.data import load_image
 
+pytestmark = pytest.mark.oldest
+
 
 def encode(array: np.ndarray, kind: str, mode: str | None = None, **options) -> bytes:
     stream = io.BytesIO()

@@ -8,6 +8,8 @@ from torchvision.transforms import functional
 from fiber import _core
 from tests.rust.resize.test_resize import INSTRUCTIONS
 
+pytestmark = pytest.mark.oldest
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: The fine stage's: values of 0 to 255, from which only a mean is taken.
 BYTES = ((0.40789655, 0.44719303, 0.48035), (1 / 255, 1 / 255, 1 / 255))

@@ -17,6 +17,8 @@ from PIL import Image
 from fiber import _core
 from tests.rust.resize.record_resize import cases, picture
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = json.loads(Path(__file__).with_name("resize.json").read_text())["sums"]
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -13,6 +13,8 @@ from fiber import _core
 from fiber._core import Tokenizer
 from tests.peer_versions import needs
 
+pytestmark = pytest.mark.oldest
+
 ROBERTA = Path(__file__).parents[3] / "../shared/assets/roberta-base"
 CAPTIONS = [
     f"a {size} {color} {shape} {side} of the {other} one"

@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional
 from fiber._core import ColorJitter, ImageTransform, apply_transform, jitter_image
 from fiber.data import DataLoader, Record, Tokenizer
 
+pytestmark = pytest.mark.oldest
+
 CHANGES = {
     "brightness": functional.adjust_brightness,
     "contrast": functional.adjust_contrast,

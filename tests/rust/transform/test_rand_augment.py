@@ -14,6 +14,8 @@ from fiber.data import DataLoader, Record, Tokenizer
 from fiber.tasks.transform import MOVING_OPERATIONS, RAND_AUGMENT_OPERATIONS
 from tests.rust.transform.record_rand_augment import cases, pictures
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = json.loads(Path(__file__).with_name("rand_augment.json").read_text())
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 OPERATIONS = RAND_AUGMENT_OPERATIONS["fiber"]

@@ -12,6 +12,8 @@ from fiber.training.distributed.processes import Processes
 from fiber.training.distributed.replicate import Replicate
 from tests.losses.two_ranks import run_on_two_ranks
 
+pytestmark = pytest.mark.oldest
+
 CPU = torch.device("cpu")
 #: Steps of a task: the parameters that each backward pass of each rank reaches.
 STEPS = {

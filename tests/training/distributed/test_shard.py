@@ -30,6 +30,8 @@ from tests.training.distributed.strategy_runs import (
 )
 from tests.training.test_trainer import StopError, stop_before
 
+pytestmark = pytest.mark.oldest
+
 CPU = torch.device("cpu")
 #: A run with everything that is gathered: checkpoints, EMA, validation, the GOLD reference.
 EVERYTHING = {

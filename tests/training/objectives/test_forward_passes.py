@@ -20,6 +20,8 @@ from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.objectives.test_split_backward import Kept
 from tests.training.objectives.test_step import model_and_batches
 
+pytestmark = pytest.mark.oldest
+
 BATCH = 7
 #: Relative differences of float64 runs, and of those of the detector, whose anchors, boxes and
 #: targets are float32.

@@ -31,6 +31,8 @@ from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.test_meter import TINY, config
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
+pytestmark = pytest.mark.oldest
+
 MODEL = replace_fields(TINY, {"image_text.heads": ("itm", "rank")})
 TASK = RankingTask(share=1, false_texts=3)
 

@@ -38,6 +38,8 @@ from tests.training.micro_runs import (
 from tests.training.objectives.test_step import model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
+pytestmark = pytest.mark.oldest
+
 #: Captions alone, self-critical.
 CIDER = {
     "tasks__image_text__share": 0,

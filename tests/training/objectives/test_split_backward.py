@@ -14,6 +14,8 @@ from fiber.training.objectives.step import TrainStep
 from tests.training.micro_runs import coarse_config
 from tests.training.objectives.test_step import model_and_batches
 
+pytestmark = pytest.mark.oldest
+
 #: Other weights than 1, so that a loss that runs backward unweighted shows.
 WEIGHTS = {"itc": 0.5, "itm": 2.0, "mlm": 3.0}
 

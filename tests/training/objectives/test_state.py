@@ -16,6 +16,8 @@ from tests.training.micro_runs import coarse_config, run
 from tests.training.objectives.test_step import image_text_losses, model_and_batches
 from tests.training.test_trainer import StopError, numbers, stop_before, weights_equal
 
+pytestmark = pytest.mark.oldest
+
 STATEFUL = {
     "tasks__image_text__itc_form": "queue",
     "tasks__image_text__queue_length": 10,

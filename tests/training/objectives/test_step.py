@@ -20,6 +20,8 @@ from fiber.training.task_loaders import TaskLoaders
 from tests.losses.two_ranks import run_on_two_ranks
 from tests.training.micro_runs import all_records, coarse_config, fine_config
 
+pytestmark = pytest.mark.oldest
+
 
 def model_and_batches(config, pictures, records=None):
     """A new model and the first batch of every task of a configuration."""

@@ -5,6 +5,8 @@ from torch import nn
 from fiber.training.optim import muon
 from fiber.training.optim.muon import MuonAdamW, orthogonalized, share
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize("shape", [(2, 40, 96), (3, 96, 40), (1, 32, 32)])
 def test_orthogonalized_matrices(shape):

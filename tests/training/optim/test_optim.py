@@ -26,6 +26,8 @@ from fiber.training.optim.parameter_groups import (
     part_of,
 )
 
+pytestmark = pytest.mark.oldest
+
 SIDES = ("image_to_text", "text_to_image")
 
 
