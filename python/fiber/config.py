@@ -132,7 +132,8 @@ class RobertaConfig:
 
     def __post_init__(self) -> None:
         ranges = {
-            "vocab_size": _COUNT,
+            # <pad> is token 1.
+            "vocab_size": (2, 2**24),
             "width": _DIMENSION,
             "num_layers": _DEPTH,
             "num_heads": _DIMENSION,
@@ -201,6 +202,10 @@ class ImageTextConfig:
                 f"image_text.heads: expected any of {', '.join(IMAGE_TEXT_HEADS)}, got"
                 f" {shown(head)}",
             )
+
+
+#: Number of attention heads of the pixel decoder of masks.
+MASK_HEADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +289,30 @@ class FiberConfig:
         require(
             fused == 0 or low <= fused <= high,
             f"fusion.num_fused_layers: expected 0 or {low} (all of stage 4) to {high}, got {fused}",
+        )
+        if self.stage == "fine":
+            self._check_detector()
+
+    def _check_detector(self) -> None:
+        detector, patch_size = self.detector, self.swin.patch_size
+        # P3 comes from the second stage of the image encoder, whose stride is twice the patch size.
+        strides = tuple(patch_size * 2 ** (level + 1) for level in range(5))
+        require(
+            detector.strides == strides,
+            f"detector.strides: expected {strides}, for swin.patch_size {patch_size}, got"
+            f" {shown(detector.strides)}",
+        )
+        # Without blocks and masks, there are no GroupNorms.
+        has_groups = detector.num_blocks > 0 or detector.mask_width > 0
+        require(
+            not has_groups or detector.channels % detector.norm_groups == 0,
+            f"detector.norm_groups: expected a divisor of detector.channels ({detector.channels}),"
+            f" got {detector.norm_groups}",
+        )
+        require(
+            detector.mask_width == 0 or detector.channels % MASK_HEADS == 0,
+            f"detector.channels: expected a multiple of the {MASK_HEADS} heads of the pixel"
+            f" decoder, got {detector.channels}",
         )
 
     @property

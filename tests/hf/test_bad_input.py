@@ -90,7 +90,9 @@ class TestFolders:
 
     def test_of_this_version_with_an_unknown_field(self, copied):
         folder = copied("coarse", lambda values: values["model"].update(image_sise=96))
-        with pytest.raises(ValueError, match=r"coarse.*image_sise.*image_size") as error:
+        with pytest.raises(
+            ValueError, match=r"coarse.config\.json: model: .*image_sise.*image_size"
+        ) as error:
             AutoModel.from_pretrained(folder)
         assert "newer" not in str(error.value)
 
@@ -101,7 +103,9 @@ class TestFolders:
 
     def test_with_a_model_that_is_no_object(self, copied):
         folder = copied("coarse", lambda values: values.update(model=[1]))
-        with pytest.raises(ValueError, match=r"model: expected an object, got \[1\]"):
+        with pytest.raises(
+            ValueError, match=r"coarse.config\.json: model: expected an object, got \[1\]"
+        ):
             AutoModel.from_pretrained(folder)
 
     def test_with_other_keys(self, copied):

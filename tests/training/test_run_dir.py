@@ -1,9 +1,11 @@
 import errno
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from fiber.atomic_io import write_json
 from fiber.checkpoints.model_dir import save_model
 from fiber.checkpoints.provenance import TrainedOn
 from fiber.checkpoints.vocabulary.files import Vocabulary
@@ -11,7 +13,7 @@ from fiber.config import preset
 from fiber.config_io import replace_fields, to_dict
 from fiber.data import Tokenizer
 from fiber.models.registry import build_model
-from fiber.training.run_dir import RunFolder
+from fiber.training.run_dir import RunFolder, read_run_config
 from tests.test_atomic_io import little_room
 from tests.training.micro_runs import coarse_config, fine_config
 from tests.training.test_checkpoint import write
@@ -46,6 +48,29 @@ def test_opened_folder_knows_its_run(tmp_path, words):
         folder.check(config, resume=False)
     with pytest.raises(ValueError, match=r"train\.seed: 5.*6"):
         folder.check(replace_fields(config, {"train.seed": 6}), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"detector": {"strides": [8] * 10**5}}, "detector.strides: expected (8, 16, 32, 64, 128)"),
+        ({"detector": {"channels": 30}}, "detector.norm_groups: expected a divisor of"),
+        ({"detector": {"mask_width": 8, "channels": 4}}, "detector.channels: expected a multiple"),
+        ({"roberta": {"vocab_size": 1}}, "roberta.vocab_size: expected 2 to"),
+    ],
+)
+def test_values_of_a_config_are_refused_by_file_and_field(tmp_path, words, model, expected):
+    folder = RunFolder(path=tmp_path / "r")
+    folder.open(fine_config(), words)
+    values = json.loads(folder.config_file.read_text())
+    for section, changed in model.items():
+        values["model"][section] |= changed
+    write_json(folder.config_file, values | {"fiber_version": "99.0"})
+    for read in (folder.stored_config, lambda: read_run_config(folder.config_file)):
+        with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+            read()
+        assert str(folder.config_file) in str(caught.value)
+        assert "written by fiber '99.0'" in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_model_that_was_saved_alone_is_no_run(tmp_path):

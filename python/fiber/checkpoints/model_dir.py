@@ -29,7 +29,7 @@ from fiber.atomic_io import (
 )
 from fiber.checkpoints.kept import Kept, common_dtype, exact_in, read_kept
 from fiber.checkpoints.mapped_file import SafetensorsFile, read_safetensors
-from fiber.checkpoints.provenance import TrainedOn, newer_version
+from fiber.checkpoints.provenance import TrainedOn, values_of
 from fiber.checkpoints.transformers_files import (
     TRANSFORMERS_FILES,
     config_fields,
@@ -196,7 +196,8 @@ def load_model(
     if image_size is not None:
         config = config.with_image_size(image_size)
     vocabulary = read_vocabulary(folder, config)
-    model = build_empty(config)
+    with values_of(folder / "config.json", values, "model: "):
+        model = build_empty(config)
     load_tensors(
         model,
         folder / "model.safetensors",
@@ -260,10 +261,8 @@ def read_model_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     values = read_json(path, MAX_JSON_BYTES)
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError(f"{path}: expected a JSON object whose field 'model' is an object")
-    try:
+    with values_of(path, values, "model: "):
         return read_config(values["model"]), values
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: model: {error}{newer_version(values)}") from error
 
 
 def _check_sizes(path: Path, config: ModelConfig, stored: SafetensorsFile) -> None:

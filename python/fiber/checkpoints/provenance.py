@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,19 @@ class TrainedOn(NamedTuple):
         path, data = config.get(DATA_PATH), config.get("data")
         split = data.get("split") if isinstance(data, Mapping) else None
         return cls(path, split) if isinstance(path, str) and isinstance(split, str) else None
+
+
+@contextmanager
+def values_of(path: Path | str, config: Mapping[str, Any], where: str = "") -> Iterator[None]:
+    """Name a config.json, its field `where` and a newer fiber in errors about its values.
+
+    Raises:
+        ValueError: in place of a ValueError or OverflowError of the block.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {where}{error}{newer_version(config)}") from error
 
 
 def newer_version(config: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from fiber.atomic_io import write_json
 from fiber.checkpoints.kept import training_of
-from fiber.checkpoints.provenance import TRAINING, newer_version
+from fiber.checkpoints.provenance import TRAINING, values_of
 from fiber.checkpoints.transformers_files import (
     MODEL_FIELDS,
     MODEL_TYPE,
@@ -76,12 +76,11 @@ class FiberVLConfig(PreTrainedConfig):
             ValueError: if a field is unknown or invalid; the message names it, and the version of
                 fiber that wrote it if that is newer.
         """
-        try:
+        read_from = getattr(self, "_name_or_path", "")
+        where = f"{read_from}/config.json" if read_from else type(self).__name__
+        version = {"fiber_version": getattr(self, "fiber_version", None)}
+        with values_of(where, version, "model: "):
             return read_config(self.model)
-        except ValueError as error:
-            hint = newer_version({"fiber_version": getattr(self, "fiber_version", None)})
-            where = getattr(self, "_name_or_path", "") or type(self).__name__
-            raise ValueError(f"{where}: model: {error}{hint}") from error
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -122,10 +121,11 @@ class FiberVLConfig(PreTrainedConfig):
         if values.get("model_type") != MODEL_TYPE:
             has = shown(values["model_type"]) if "model_type" in values else "none"
             raise ValueError(
-                f"{folder}: config.json: model_type: expected {MODEL_TYPE!r}, got {has}. Folders of"
+                f"{folder}/config.json: model_type: expected {MODEL_TYPE!r}, got {has}. Folders of"
                 " earlier versions of fiber lack it: `fiber convert MODEL OUT --to fiber` writes"
                 " one that has it"
             )
+        _check_model(values, f"{folder}/config.json")
         return values, kwargs
 
     @classmethod
@@ -137,10 +137,8 @@ class FiberVLConfig(PreTrainedConfig):
         Raises:
             ValueError: if `model` is no object, or there is `num_labels` without as many answers.
         """
-        if not isinstance(config_dict.get("model", {}), dict):
-            raise ValueError(
-                f"config.json: model: expected an object, got {shown(config_dict['model'])}"
-            )
+        read_from = kwargs.get("name_or_path")
+        _check_model(config_dict, f"{read_from}/config.json" if read_from else "config.json")
         labels, answers = kwargs.pop("num_labels", None), kwargs.get("answers")
         if labels is not None and (answers is None or len(answers) != labels):
             raise ValueError(
@@ -173,3 +171,8 @@ class FiberVLConfig(PreTrainedConfig):
                 else:
                     path.unlink(missing_ok=True)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _check_model(values: Mapping[str, Any], where: str) -> None:
+    if not isinstance(values.get("model", {}), dict):
+        raise ValueError(f"{where}: model: expected an object, got {shown(values['model'])}")

@@ -23,7 +23,7 @@ from fiber.atomic_io import (
     write_file,
     write_json,
 )
-from fiber.checkpoints.provenance import DATA_PATH
+from fiber.checkpoints.provenance import DATA_PATH, values_of
 from fiber.checkpoints.transformers_files import (
     CONFIG_FIELDS,
     config_fields,
@@ -82,10 +82,8 @@ def _read_config(values: dict[str, Any], path: Path) -> RunConfig:
     """Read the fields of a RunConfig from config.json, without those of where it comes from."""
     others = ("fiber_version", "commit", "init", BASE_SHA256, DATA_PATH, *CONFIG_FIELDS)
     own = {name: value for name, value in values.items() if name not in others}
-    try:
+    with values_of(path, values):
         return from_dict(RunConfig, own)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 class RunFolder:

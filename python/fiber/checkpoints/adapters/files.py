@@ -19,7 +19,7 @@ from fiber.atomic_io import made_folder, read_json, write_file, write_json
 from fiber.checkpoints.adapters.patterns import PATTERN_FIELDS, pattern_problem
 from fiber.checkpoints.mapped_file import read_safetensors
 from fiber.checkpoints.model_dir import write_tensors
-from fiber.checkpoints.provenance import DATA_PATH, TrainedOn
+from fiber.checkpoints.provenance import DATA_PATH, TrainedOn, values_of
 from fiber.checkpoints.vocabulary.files import MAX_JSON_BYTES, Vocabulary, write_vocabulary
 from fiber.checkpoints.weights import dtype_problem
 from fiber.config_io import nearest, to_dict
@@ -157,10 +157,8 @@ def read_about(folder: Path) -> About | None:
     for name in ("base", "base_sha256"):
         if not isinstance(values.get(name), str) or "\0" in values[name] or not values[name]:
             raise ValueError(f"{path}: {name}: expected a string, got {shown(values.get(name))}")
-    try:
+    with values_of(path, values):
         model = read_config(values.get("model"), "model")
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
     return About(
         base=values["base"],
         base_sha256=values["base_sha256"],

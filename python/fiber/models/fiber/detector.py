@@ -108,7 +108,7 @@ class FiberDetector(Network):
         config: fine-stage config, as from `FiberConfig.fine` or `preset(name, stage="fine")`.
 
     Raises:
-        ValueError: if the config is not for the fine stage, or strides do not match the patch size.
+        ValueError: if the config is not for the fine stage.
     """
 
     parts = FINE_PARTS
@@ -121,13 +121,6 @@ class FiberDetector(Network):
                 f" {config.stage!r}"
             )
         detector = config.detector
-        # P3 comes from the second stage of the image encoder, whose stride is twice the patch size.
-        expected = tuple(config.swin.patch_size * 2 ** (level + 1) for level in range(5))
-        if tuple(detector.strides) != expected:
-            raise ValueError(
-                f"detector.strides: expected {expected} for patch size"
-                f" {config.swin.patch_size}, got {detector.strides}"
-            )
         self.config = config
         self.backbone = FiberBackbone(config)
         channels = config.swin.channels[1:]

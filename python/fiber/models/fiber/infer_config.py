@@ -135,6 +135,8 @@ def fine_config(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> Fiber
         detector=DetectorConfig(
             channels=channels,
             num_blocks=count_numbers(state, r"rpn\.head\.dyhead_tower\.(\d+)\."),
+            # Shapes do not show it; with a stored config, that of the config is returned.
+            norm_groups=DetectorConfig.norm_groups if own is None else 1,
             anchor_scale=_anchor_scale(state, strides),
             strides=strides,
             num_unused_classes=unused,

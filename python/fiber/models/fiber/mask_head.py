@@ -13,34 +13,23 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fiber.config import FiberConfig
+from fiber.config import MASK_HEADS, FiberConfig
 from fiber.models.features import MaskOutput
 from fiber.models.fiber.keys import NUM_MASK_LAYERS
 from fiber.models.masks.pixel_decoder import PixelDecoder
 from fiber.models.masks.pixel_decoder_config import PixelDecoderConfig
 from fiber.ops.masks import PLACE_TERMS
 
-#: Attention heads of the pixel decoder's layers, and the hidden dimension of their feed-forward
-#: layers as a multiple of the channels.
-NUM_HEADS, FFN_RATIO = 8, 4
+#: Hidden dimension of the pixel decoder's feed-forward layers, as a multiple of the channels.
+FFN_RATIO = 4
 
 
 class MaskHead(nn.Module):
-    """Pixel decoder on the four stages of the image encoder, and embeddings of locations.
-
-    Raises:
-        ValueError: if the channels of the detector cannot be split into attention heads or groups.
-    """
+    """Pixel decoder on the four stages of the image encoder, and embeddings of locations."""
 
     def __init__(self, config: FiberConfig) -> None:
         super().__init__()
         detector, channels = config.detector, config.detector.channels
-        for name, parts in (("heads", NUM_HEADS), ("norm_groups", detector.norm_groups)):
-            if channels % parts:
-                raise ValueError(
-                    f"detector.channels: expected a multiple of the {parts} {name} of the pixel"
-                    f" decoder, got {channels}"
-                )
         self.stride = config.swin.patch_size
         self.stage_norms = nn.ModuleList(nn.LayerNorm(count) for count in config.swin.channels)
         self.pixel_decoder = PixelDecoder(
@@ -48,7 +37,7 @@ class MaskHead(nn.Module):
             channels,
             detector.mask_width,
             PixelDecoderConfig(
-                num_layers=NUM_MASK_LAYERS, num_heads=NUM_HEADS, ffn_width=FFN_RATIO * channels
+                num_layers=NUM_MASK_LAYERS, num_heads=MASK_HEADS, ffn_width=FFN_RATIO * channels
             ),
             detector.norm_groups,
         )

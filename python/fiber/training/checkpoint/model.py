@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fiber.checkpoints.model_dir import StoredModel, load_tensors
+from fiber.checkpoints.provenance import values_of
 from fiber.checkpoints.torch_file import Weights
 from fiber.messages import shown_names
 from fiber.models.lora import merged_state
@@ -60,7 +61,8 @@ def read_checkpoint_model(
     model_config = config.model
     if image_size is not None:
         model_config = model_config.with_image_size(image_size)
-    model = build_empty(model_config)
+    with values_of(run.config_file, {}, "model: "):
+        model = build_empty(model_config)
     for name, tensor in model.state_dict().items():
         # Where it is sharded, a 0-D parameter has one dimension.
         if tensor.ndim == 0 and name in tensors:
