@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import resource
 import socket
@@ -17,6 +18,7 @@ from fiber.atomic_io import (
     read_json,
     write_file,
     write_json,
+    write_text,
 )
 from fiber.bad_input import is_bad_input
 from fiber.checkpoints.export import write_encoders, write_published
@@ -296,3 +298,45 @@ def test_how_to_mend_json(tmp_path, text, advice):
         read_json(tmp_path / "a.json")
     assert advice in str(raised.value)
     assert len(str(raised.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("[" + "1," * 65 + "1]", 66),
+        ("[" + "{}," * 33 + "{}]", 68),
+        ('{"a": [' + r'"\\",' * 65 + "1]}", 67),
+        ("[" * 100 + '"[', 100),
+    ],
+)
+def test_json_of_too_many_values_is_refused_before_it_is_parsed(tmp_path, monkeypatch, text, count):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(ValueError, match=rf"a\.json has {count} commas.*; expected at most 64"):
+        read_json(path, 1024)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        [1] * 64,
+        ["[{,,,"] * 50,
+        ['"[,', "\\", "\\\\", "é,"] * 10,
+        {"a,": {"[": '\\"]' + "," * 99}},
+    ],
+    ids=range(5),
+)
+def test_commas_and_brackets_in_strings_are_not_counted(tmp_path, value):
+    write_text(tmp_path / "a.json", json.dumps(value))
+    assert read_json(tmp_path / "a.json", 1024) == value
+
+
+@pytest.mark.parametrize("start", ["", '"', "\\"])
+def test_counting_values_takes_linear_time(tmp_path, start):
+    """The end of a string that has none could be sought from each of its quotes."""
+    path = tmp_path / "a.json"
+    path.write_text("[" * 70_000 + start + '"' + '\\"' * 450_000 + "\\")
+    with pytest.raises(ValueError, match=r"a\.json has 70,000 commas"):
+        read_json(path, 1 << 20)

@@ -27,6 +27,13 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors raised by `json.loads` for invalid JSON, very deep nesting, or very long integers.
 JSON_ERRORS = (ValueError, RecursionError)
 
+#: A string of JSON. One without a closing quote reaches to the end of the text: to look for it from
+#: each quote after that would take quadratic time.
+_JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
+
+#: Minimum number of bytes for each value of a file of maximum size.
+_BYTES_PER_VALUE = 16
+
 #: Number of characters before and after a mistake in JSON that are looked at.
 _MAX_AROUND = 100
 #: What other languages write where a value of JSON is expected, and how JSON does.
@@ -224,17 +231,38 @@ def check_regular_file(path: Path, max_bytes: int | None = None) -> None:
 
 
 def read_json(path: Path, max_bytes: int | None = None) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, of at most `max_bytes` and one value for each 16 of these.
+
+    Parsed, a value of two characters such as {} takes 72 bytes.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not a regular file of at most `max_bytes`, or not valid JSON.
+        ValueError: if it is not a regular file of at most `max_bytes`, has too many values, or is
+            not valid JSON.
     """
     check_regular_file(path, max_bytes)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if max_bytes is not None:
+        _check_count(text, path, max_bytes // _BYTES_PER_VALUE)
+    try:
+        return json.loads(text)
     except JSON_ERRORS as error:
         raise ValueError(f"{path} is not valid JSON: {describe_json_error(error)}") from error
+
+
+def _check_count(text: str, path: Path, most: int) -> None:
+    """Raise ValueError if a JSON text has more than about `most` values."""
+    if sum(map(text.count, "[{,")) <= most:
+        return
+    # Those in strings are no values. Without the strings, the text is shorter.
+    outside = _JSON_STRING.sub("", text)
+    if (count := sum(map(outside.count, "[{,"))) > most:
+        raise ValueError(
+            f"{path} has {count:,} commas and opening brackets; expected at most {most:,}"
+        )
 
 
 def describe_json_error(error: Exception) -> str:

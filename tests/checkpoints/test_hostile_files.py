@@ -19,6 +19,7 @@ from fiber.checkpoints.model_dir import load_model
 from fiber.checkpoints.torch_file import read_checkpoint
 from fiber.checkpoints.vocabulary.sources import open_answers, open_tokenizer
 from tests import hostile_cases
+from tests.hostile_files import Case, read_limited, writer
 from tests.peer_versions import needs
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +145,16 @@ def test_large_json_files_are_refused(folder):
         file.truncate(20 << 20)
     with pytest.raises(ValueError, match=r"config\.json has 20971520 bytes; expected at most 1677"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "answers.json", "classes.json"])
+def test_json_of_many_values_takes_little_memory(folder, name):
+    """A file of 16 MB, whose values would take more than half a gigabyte."""
+    data = b"[" + b",".join([b'{"a":{}}'] * 1_800_000) + b"]"
+    case = Case("folder", name, writer(data), lambda path: load_model(path.parent))
+    (result,) = read_limited([case], folder / name)
+    assert result.outcome == "ValueError", result
+    assert result.extra_bytes < 200_000_000
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, COMPLEX])
