@@ -17,7 +17,7 @@ SECONDS ?= 60
 UV := $(BIN)/uv
 LOCKED := $(UV) pip install --quiet --constraints constraints.txt --python
 
-.PHONY: demo test test-all test-oldest test-runtime test-ray test-interpreter newest lock kernels-aot fuzz docs \
+.PHONY: demo test affected test-all test-oldest test-runtime test-ray test-interpreter newest lock kernels-aot fuzz docs \
   package lint licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
@@ -28,6 +28,11 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	cargo test --release
 	.ci/pytest $(BIN)/python -m "not slow and not package" $(ARGS)
+
+# The tests of `make test` that changes since SINCE (a commit; by default where the branch left the remote's
+# main) can reach, the nearest first, for MINUTES (3 by default; 0: all of them).
+affected: $(VENV)/.installed-dev
+	$(BIN)/python .ci/affected $(if $(SINCE),--since='$(SINCE)') $(if $(MINUTES),--minutes=$(MINUTES)) $(ARGS)
 
 # Every test: also learning, kills, strategies, mistakes, pages of the docs, builds of the wheel, the Triton
 # kernels, and the two other environments.
