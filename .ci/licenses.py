@@ -43,6 +43,7 @@ NAMES = {
 #: Licenses of packages whose metadata states none, as read in the LICENSE file of their wheels, and
 #: the SHA-256 of that file, which is compared where the package is installed.
 FILES = {
+    "daft": ("Apache-2.0", "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"),
     "faster-coco-eval": (
         "Apache-2.0",
         "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",

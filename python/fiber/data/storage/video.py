@@ -100,7 +100,7 @@ def _open(path: Path, max_pixels: int) -> Any:
 
 def _decoder_class() -> Any:
     try:
-        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "videos need the package torchcodec: pip install 'fiber-vl[video]'", name="torchcodec"
