@@ -18,7 +18,7 @@ UV := $(BIN)/uv
 LOCKED := $(UV) pip install --quiet --constraints constraints.txt --python
 
 .PHONY: demo test affected test-all test-oldest test-runtime test-ray test-interpreter newest lock kernels-aot fuzz docs \
-  package lint licenses advisories fmt build bench clean
+  package lint lint-python lint-rust licenses advisories fmt build bench clean
 
 # The whole of FIBER on this machine; `make demo ARGS=--fast` for the short one.
 demo: $(VENV)/.installed-demo
@@ -38,8 +38,8 @@ affected: $(VENV)/.installed-dev
 # kernels, and the two other environments.
 test-all: $(VENV)/.installed-dev
 	cargo test --release
-	.ci/pytest $(BIN)/python $(ARGS)
-	$(MAKE) test-interpreter kernels-aot test-oldest test-runtime docs ARGS=
+	.ci/pytest $(BIN)/python -m "not package" $(ARGS)
+	$(MAKE) package test-interpreter kernels-aot test-oldest test-runtime docs ARGS=
 
 # The tests marked `oldest` with the lower bounds of pyproject.toml, whose warnings are theirs; and Triton
 # kernels in the interpreter of the oldest Triton for which they run by default, which is newer than
@@ -107,15 +107,20 @@ docs: $(VENV)/.installed-dev
 package: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m package $(ARGS)
 
-lint: $(VENV)/.installed-dev
+# In parallel: make -j2 -O lint.
+lint: lint-python lint-rust
+
+lint-python: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m mypy.stubtest fiber._core
+	$(BIN)/python .ci/licenses.py
+
+lint-rust: $(VENV)/.installed-dev
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --all-targets --features python -- -D warnings
-	$(BIN)/python .ci/licenses.py
 
 # Not optimized, since to build it takes much longer than to run it.
 DENY = cargo deny --version >/dev/null 2>&1 \

@@ -44,7 +44,7 @@ _LISTED_STEPS = 4
 #: The part of a module that runs when it is imported.
 _TOP = "(top)"
 #: What every test depends on: the extension, versions, and how tests are run.
-_ALWAYS = ("rust/", "Cargo.", "pyproject.toml", "Makefile", ".ci/pytest")
+_ALWAYS = ("rust/", "Cargo.", "pyproject.toml", ".ci/pytest")
 
 
 @dataclass(frozen=True)
