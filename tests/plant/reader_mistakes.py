@@ -271,15 +271,15 @@ READERS = (
     Mistake(
         "adapter: errors of its model without the file",
         _ADAPTER,
-        "    except (ValueError, OverflowError) as error:\n",
-        "    except OverflowError as error:\n",
+        "    with values_of(path, values):\n",
+        "    if True:\n",
         _ADAPTERS,
     ),
     Mistake(
         "run: errors of its config without the file",
         _RUN,
-        'raise ValueError(f"{path}: {error}") from error',
-        "raise",
+        "    with values_of(path, values):\n",
+        "    if True:\n",
         _CONFIGS,
     ),
     Mistake(
